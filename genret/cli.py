@@ -1,0 +1,212 @@
+"""The command line: `genret run`, one command a stage, `query`, `report` and `config`."""
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from genret import __version__
+from genret.config import RunConfig, dump_config, load_config, preset_names
+from genret.errors import InputError
+from genret.evaluation.table import comparison_table
+from genret.pipeline import STAGES, planned, run
+from genret.retrieval.opening import load_retriever, retriever_names
+from genret.runs import RunStore
+from genret.tables import passages_from_table
+from genret.terminal import TerminalReporter
+from genret.types import Passage, ScoredPassage
+
+app = typer.Typer(
+    name="genret",
+    help="Turn documents into a search engine that generates document identifiers.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+Source = Annotated[str, typer.Argument(help="A preset's name, or a YAML file.", metavar="PRESET|FILE")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="Change a field: section.field=value. May be given often.", metavar="a.b=c"),
+]
+RunFolder = Annotated[
+    str | None, typer.Option("--run", help="Folder or URL of the run. Default: runs/NAME.", metavar="DIR|URL")
+]
+FinishedRun = Annotated[str, typer.Argument(help="Folder or URL of a run.", metavar="RUN")]
+
+
+@app.command("run")
+def run_command(source: Source, overrides: Overrides = None, folder: RunFolder = None) -> None:
+    """Run everything that is not done: corpus to report."""
+    config, store = _open(source, overrides, folder)
+    _run(config, store, None)
+    _show_results(store)
+
+
+@app.command()
+def prepare(source: Source, overrides: Overrides = None, folder: RunFolder = None) -> None:
+    """Read the corpus, cut it into passages and give them identifiers."""
+    _run_until(source, overrides, folder, "identifiers")
+
+
+@app.command()
+def synthesize(source: Source, overrides: Overrides = None, folder: RunFolder = None) -> None:
+    """Write synthetic queries and training examples (and what comes before)."""
+    _run_until(source, overrides, folder, "examples")
+
+
+@app.command()
+def train(source: Source, overrides: Overrides = None, folder: RunFolder = None) -> None:
+    """Train the generative retriever (and what comes before)."""
+    config, store = _open(source, overrides, folder)
+    trained = [stage.name for stage in planned(config) if stage.name in ("sft", "rpo")]
+    _run(config, store, trained[-1])
+
+
+@app.command()
+def evaluate(source: Source, overrides: Overrides = None, folder: RunFolder = None) -> None:
+    """Compare the retrievers on the corpus's own queries (and what comes before)."""
+    config, store = _open(source, overrides, folder)
+    _run(config, store, "evaluation")
+    _show_results(store)
+
+
+@app.command()
+def query(
+    folder: FinishedRun,
+    text: Annotated[str, typer.Argument(help="The query.")],
+    k: Annotated[int, typer.Option("-k", min=1, max=1000, help="How many passages.")] = 10,
+    retriever: Annotated[
+        str | None, typer.Option(help="Which retriever; default: the best trained one.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON lines instead of a table.")] = False,
+) -> None:
+    """Ask a finished run."""
+    store = RunStore.open_existing(folder)
+    records = store.current()
+    names = retriever_names(records)
+    if not names:
+        raise InputError(f"{folder}: no retriever in this run yet; expected a run that was trained")
+    config = _saved_config(store)
+    chosen = load_retriever(store, records, retriever or names[0], config.retrieval)
+    passages = {
+        passage.passage_id: passage
+        for passage in passages_from_table(store.read_table(records["corpus"], "passages"))
+    }
+    begin = time.perf_counter()
+    ranking = chosen.retrieve([text], k)[0]
+    seconds = time.perf_counter() - begin
+    if as_json:
+        for rank, place in enumerate(ranking, start=1):
+            typer.echo(json.dumps(_as_record(rank, place, passages[place.passage_id]), ensure_ascii=False))
+        return
+    console = Console()
+    console.print(_ranking_table(ranking, passages))
+    console.print(f"{len(ranking)} passages by {chosen.name} in {seconds * 1000:.0f} ms", highlight=False)
+
+
+@app.command()
+def report(folder: FinishedRun) -> None:
+    """Print a run's comparison and where its report lies."""
+    _show_results(RunStore.open_existing(folder))
+
+
+@app.command("config")
+def config_command(source: Source, overrides: Overrides = None) -> None:
+    """Print a configuration with the meaning of every field."""
+    typer.echo(dump_config(load_config(source, overrides or ())))
+
+
+@app.command()
+def presets() -> None:
+    """List the presets that ship with genret."""
+    for name in preset_names():
+        typer.echo(name)
+
+
+@app.command("version")
+def version_command() -> None:
+    """Print genret's version."""
+    typer.echo(__version__)
+
+
+def main() -> None:
+    """Entry point: a user's mistake ends in one message and exit code 2, never in a traceback."""
+    try:
+        app()
+    except InputError as error:
+        typer.echo(f"error: {error}", err=True)
+        sys.exit(2)
+
+
+def _open(source: str, overrides: list[str] | None, folder: str | None) -> tuple[RunConfig, RunStore]:
+    config = load_config(source, overrides or ())
+    return config, RunStore(folder if folder is not None else Path("runs") / config.name)
+
+
+def _run_until(source: str, overrides: list[str] | None, folder: str | None, stage: str) -> None:
+    config, store = _open(source, overrides, folder)
+    _run(config, store, stage)
+
+
+def _run(config: RunConfig, store: RunStore, until: str | None) -> None:
+    reporter = TerminalReporter(Console(stderr=True))
+    try:
+        run(config, store, reporter, until)
+    finally:
+        reporter.close()
+
+
+def _saved_config(store: RunStore) -> RunConfig:
+    return load_config_text(store)
+
+
+def load_config_text(store: RunStore) -> RunConfig:
+    """The configuration that a run was last started with."""
+    from_run = store.read_file("config.yaml")
+    return RunConfig.model_validate(_parse(from_run))
+
+
+def _show_results(store: RunStore) -> None:
+    records = store.current()
+    if "evaluation" not in records:
+        last = list(records)[-1] if records else "nothing"
+        raise InputError(f"{store.url}: not evaluated yet; expected the stage evaluation, found {last} as the last")
+    console = Console()
+    console.print(comparison_table(store.read_table(records["evaluation"], "measures")))
+    if "report" in records:
+        console.print(f"report: {_join(store.url, 'report.html')}", highlight=False, soft_wrap=True)
+
+
+def _join(url: object, name: str) -> str:
+    return f"{str(url).rstrip('/')}/{name}"
+
+
+def _ranking_table(ranking: list[ScoredPassage], passages: dict[str, Passage]) -> Table:
+    table = Table(show_edge=False, pad_edge=False)
+    table.add_column("rank", justify="right")
+    table.add_column("score", justify="right")
+    table.add_column("passage", overflow="fold")
+    table.add_column("text", overflow="ellipsis", no_wrap=True)
+    for rank, place in enumerate(ranking, start=1):
+        passage = passages[place.passage_id]
+        excerpt = " ".join(passage.text.split())[:200]
+        table.add_row(str(rank), f"{place.score:.3f}", place.passage_id, excerpt)
+    return table
+
+
+def _as_record(rank: int, place: ScoredPassage, passage: Passage) -> dict[str, object]:
+    return {
+        "rank": rank,
+        "passage_id": place.passage_id,
+        "doc_id": passage.doc_id,
+        "score": place.score,
+        "title": passage.title,
+        "text": passage.text,
+        "metadata": dict(passage.metadata),
+    }

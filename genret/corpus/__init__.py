@@ -1,0 +1,1 @@
+"""Reading corpora and cutting them into passages."""

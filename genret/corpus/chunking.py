@@ -1,0 +1,86 @@
+"""Counting the tokens of a text, and cutting it into chunks of at most so many."""
+
+import re
+import unicodedata
+
+from genret.corpus.sentences import sentence_spans
+
+LONGEST_WORD = 64
+"""A longer word (characters; mostly encoded data) counts as several tokens: every chunk is bounded."""
+
+# Scripts that are written without spaces: each of their letters counts. Thai, Lao, Myanmar, Khmer; kana and
+# bopomofo; Chinese characters, all planes.
+_UNSPACED = (
+    "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u312f\u31a0-\u31bf\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff"
+    "\uf900-\ufaff\uff66-\uff9d\U0001b000-\U0001b16f\U00020000-\U0003ffff"
+)
+# Marks (vowel signs, accents) are part of the word they stand in, but \w does not hold them. All are in the
+# first two planes.
+_MARKS = "".join(
+    chr(code)
+    for code in range(0x300, 0x20000)
+    if unicodedata.category(chr(code)).startswith("M") and not re.match(f"[{_UNSPACED}]", chr(code))
+)
+_TOKEN = re.compile(
+    # Most words; what follows would find the same, more slowly.
+    f"[0-9A-Z_a-z]{{1,{LONGEST_WORD}}}+(?![^\\x00-\\x7f])"
+    f"|[{_UNSPACED}]"
+    f"|(?:[^\\W{_UNSPACED}]|[{_MARKS}]){{1,{LONGEST_WORD}}}"
+    f"|\\S"
+)
+
+
+def tokenize_words(text: str) -> list[tuple[int, int]]:
+    """Find the words and punctuation marks of a text, in linear time.
+
+    A run of letters, digits and underscores is a word; in scripts that are written without spaces each letter
+    is one; any other character that is not white space counts by itself. This is a count to measure length
+    with, not a linguistic segmentation, nor any model's tokenizer.
+
+    Args:
+        text: Any string.
+
+    Returns:
+        Where each token begins and ends, in characters. The tokens cover all that is not white space.
+    """
+    return [match.span() for match in _TOKEN.finditer(text)]
+
+
+def chunk_text(text: str, max_tokens: int) -> list[str]:
+    """Cut a text into consecutive chunks without overlap.
+
+    A chunk ends at the end of a sentence where that is possible; a sentence that is too long is cut between
+    tokens.
+
+    Args:
+        text: Any string.
+        max_tokens: Most tokens a chunk, as `tokenize_words` counts them; at least 1.
+
+    Returns:
+        The chunks in order, without white space around them; none for a text of nothing but white space.
+        Together they hold every character of the text that is not white space.
+    """
+    chunks: list[str] = []
+    chunk_start = chunk_end = used = 0
+    for start, end, tokens in _pieces(text, max_tokens):
+        if used and used + tokens > max_tokens:
+            chunks.append(text[chunk_start:chunk_end])
+            used = 0
+        if not used:
+            chunk_start = start
+        chunk_end = end
+        used += tokens
+    if used:
+        chunks.append(text[chunk_start:chunk_end])
+    return chunks
+
+
+def _pieces(text: str, max_tokens: int) -> list[tuple[int, int, int]]:
+    """Start, end and tokens of each sentence, or of the parts of a sentence that is too long."""
+    pieces = []
+    for start, end in sentence_spans(text):
+        tokens = tokenize_words(text[start:end])
+        for first in range(0, len(tokens), max_tokens):
+            part = tokens[first : first + max_tokens]
+            pieces.append((start + part[0][0], start + part[-1][1], len(part)))
+    return pieces

@@ -1,0 +1,62 @@
+"""The first stage: from a corpus to passages, and to queries and judgements to evaluate with."""
+
+from collections.abc import Iterable, Iterator
+
+import pyarrow as pa
+
+from genret.config import CorpusConfig
+from genret.corpus.chunking import chunk_text
+from genret.corpus.readers import read_corpus
+from genret.tables import passages_to_table, table_from_rows
+from genret.types import Document, Passage
+
+
+def prepare_corpus(config: CorpusConfig) -> dict[str, pa.Table]:
+    """Read the corpus and cut it into passages.
+
+    Args:
+        config: The corpus section.
+
+    Returns:
+        The tables `passages`, `test_queries`, `qrels` (on documents, not on passages) and `rejects`.
+
+    Raises:
+        InputError: The corpus is not as expected; see `read_corpus`.
+    """
+    corpus = read_corpus(config)
+    return {
+        "passages": passages_to_table(make_passages(corpus.documents, config)),
+        "test_queries": table_from_rows(
+            "test_queries", ({"query_id": query.query_id, "text": query.text} for query in corpus.queries)
+        ),
+        "qrels": table_from_rows(
+            "qrels",
+            (
+                {"query_id": qrel.query_id, "doc_id": qrel.doc_id, "relevance": qrel.relevance}
+                for qrel in corpus.qrels
+            ),
+        ),
+        "rejects": table_from_rows("rejects", corpus.rejects),
+    }
+
+
+def make_passages(documents: Iterable[Document], config: CorpusConfig) -> Iterator[Passage]:
+    """The units of retrieval of some documents, in their order.
+
+    Args:
+        documents: Documents with ids that differ.
+        config: The corpus section; `unit` and `chunk_tokens` count here.
+
+    Yields:
+        With `unit: document` one passage a document, which has the document's id. With `unit: chunk` its
+        chunks, each with the document's title and metadata and the id `DOCUMENT#NUMBER`, the number from 0.
+        No two passages share an id: what stands before the last `#` is the document's.
+    """
+    for document in documents:
+        if config.unit == "document":
+            yield Passage(document.doc_id, document.doc_id, document.text, document.title, document.metadata)
+            continue
+        # A document that is only a title is one passage without text.
+        for number, text in enumerate(chunk_text(document.text, config.chunk_tokens) or [""]):
+            passage_id = f"{document.doc_id}#{number}"
+            yield Passage(passage_id, document.doc_id, text, document.title, document.metadata)

@@ -1,0 +1,1 @@
+"""Trie-constrained search; torch and numpy only."""

@@ -1,0 +1,1 @@
+"""Measures, confidence intervals and the report."""

@@ -1,0 +1,133 @@
+"""The comparison of retrievers, for the terminal and for the log."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import pyarrow as pa
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+from genret.tables import check_table
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A `measures` table turned on its side.
+
+    Attributes:
+        retrievers: The rows, in the table's order.
+        measures: The columns, in the table's order.
+        cells: The row of the `measures` table, by retriever and measure.
+        n_queries: On how many queries the figures are.
+    """
+
+    retrievers: tuple[str, ...]
+    measures: tuple[str, ...]
+    cells: dict[tuple[str, str], dict]
+    n_queries: int
+
+    @classmethod
+    def of(cls, measures: pa.Table) -> "Comparison":
+        """Arrange a `measures` table, which may be empty."""
+        rows = check_table("measures", measures).to_pylist()
+        return cls(
+            retrievers=tuple(dict.fromkeys(row["retriever"] for row in rows)),
+            measures=tuple(dict.fromkeys(row["measure"] for row in rows)),
+            cells={(row["retriever"], row["measure"]): row for row in rows},
+            n_queries=max((row["n_queries"] for row in rows), default=0),
+        )
+
+    def is_best(self, retriever: str, measure: str) -> bool:
+        """Whether no other retriever has a higher value of the measure, as far as one decimal shows."""
+        if (retriever, measure) not in self.cells or len(self.retrievers) == 1:
+            return False
+        values = [row["value"] for (_, other), row in self.cells.items() if other == measure]
+        return percent(self.cells[retriever, measure]["value"]) == percent(max(values))
+
+
+def percent(value: float) -> str:
+    """A share as per cent with one decimal, without the sign."""
+    return f"{100 * value:.1f}"
+
+
+def comparison_table(measures: pa.Table, intervals: bool = False) -> Table:
+    """Retrievers by measures, as a table for the terminal.
+
+    Args:
+        measures: Table `measures`.
+        intervals: Whether to add ± half the width of the confidence interval.
+
+    Returns:
+        Values in per cent with one decimal, the best of each measure in bold.
+    """
+    comparison = Comparison.of(measures)
+    table = Table(
+        title="Retrievers compared",
+        caption=f"{_caption(comparison, intervals)}; the best in bold",
+        box=box.SIMPLE_HEAD,
+    )
+    table.add_column("retriever")
+    for measure in comparison.measures:
+        table.add_column(Text(measure), justify="right", no_wrap=True)
+    for retriever in comparison.retrievers:
+        cells = [
+            Text(
+                _cell(comparison, retriever, measure, intervals),
+                style="bold" if comparison.is_best(retriever, measure) else "",
+            )
+            for measure in comparison.measures
+        ]
+        # As Text, so that no square bracket in a name is read as markup.
+        table.add_row(Text(retriever), *cells)
+    return table
+
+
+def comparison_markdown(measures: pa.Table, intervals: bool = False) -> str:
+    """Retrievers by measures, as a Markdown table that can also be read as it is.
+
+    Args:
+        measures: Table `measures`.
+        intervals: Whether to add ± half the width of the confidence interval.
+
+    Returns:
+        Lines of equal width, the best of each measure between two asterisks, and a line that names the unit.
+    """
+    comparison = Comparison.of(measures)
+    rows = [["retriever", *comparison.measures]]
+    for retriever in comparison.retrievers:
+        cells = [_cell(comparison, retriever, measure, intervals) for measure in comparison.measures]
+        rows.append(
+            [
+                retriever.replace("|", "\\|"),
+                *(
+                    f"**{cell}**" if comparison.is_best(retriever, measure) else cell
+                    for cell, measure in zip(cells, comparison.measures, strict=True)
+                ),
+            ]
+        )
+    widths = [max(3, *(len(row[column]) for row in rows)) for column in range(len(rows[0]))]
+    rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
+    lines = [_line(row, widths) for row in (rows[0], rule, *rows[1:])]
+    return "\n".join([*lines, "", f"{_caption(comparison, intervals)}."]) + "\n"
+
+
+def _line(cells: list[str], widths: list[int]) -> str:
+    justify: list[Callable[[str, int], str]] = [str.ljust, *[str.rjust] * (len(cells) - 1)]
+    padded = (just(cell, width) for just, cell, width in zip(justify, cells, widths, strict=True))
+    return f"| {' | '.join(padded)} |"
+
+
+def _cell(comparison: Comparison, retriever: str, measure: str, intervals: bool) -> str:
+    row = comparison.cells.get((retriever, measure))
+    if row is None:
+        return "–"
+    if not intervals:
+        return percent(row["value"])
+    return f"{percent(row['value'])} ± {percent((row['ci_high'] - row['ci_low']) / 2)}"
+
+
+def _caption(comparison: Comparison, intervals: bool) -> str:
+    noun = "query" if comparison.n_queries == 1 else "queries"
+    half = ", ± half the confidence interval" if intervals else ""
+    return f"Per cent{half}, {comparison.n_queries:,} {noun}"

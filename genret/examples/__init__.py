@@ -1,0 +1,1 @@
+"""Training rows from texts, queries and identifiers."""

@@ -1,0 +1,1 @@
+"""Identifiers (docids) of passages, unique in the corpus."""

@@ -1,0 +1,78 @@
+"""Semantic identifiers: a list of keywords that describes the passage (arXiv 2502.17957, section 2.1)."""
+
+from collections.abc import Iterable, Iterator
+
+import pyarrow as pa
+
+from genret.config import IdentifiersConfig
+from genret.identifiers.uniqueness import make_unique, normalisation_key
+from genret.llm.base import Engine, Request, Response, pair_responses
+from genret.tables import check_table, reject, table_from_rows
+
+WORD_SEPARATOR = " "
+"""Between keywords where every keyword of the corpus is one word: no tokenizer spends a token on it, and the trie
+has no node where nothing but a comma can follow."""
+PHRASE_SEPARATOR = ", "
+"""Between keywords where some are phrases, so that it stays visible where one ends."""
+
+_READ_ROWS = 1024
+
+
+def build_semantic_identifiers(
+    config: IdentifiersConfig, passages: pa.Table, engine: Engine
+) -> dict[str, pa.Table]:
+    """Ask an engine for keywords and make unique identifiers of them.
+
+    Args:
+        config: The `identifiers` section.
+        passages: The `passages` table.
+        engine: What writes the keywords.
+
+    Returns:
+        The tables `identifiers`, one row a passage in the same order, and `rejects`: the passages for which the
+        engine had no keywords. These have a number as their identifier and can be retrieved like all others.
+    """
+    keywords: list[list[str]] = []
+    rejects = []
+    for request, response in pair_responses(engine, _requests(passages, config.max_keywords)):
+        words = list(_clean(item.text for item in response.items))
+        if not words or response.error:
+            rejects.append(_rejected(request, response))
+        keywords.append(words)
+    phrases = any(len(keyword.split()) > 1 for words in keywords for keyword in words)
+    unique = make_unique(
+        keywords, config.keywords, config.max_keywords, PHRASE_SEPARATOR if phrases else WORD_SEPARATOR
+    )
+    identifiers = pa.table(
+        {
+            "passage_id": passages.column("passage_id"),
+            "identifier": pa.array(unique.identifiers, pa.string()),
+            "source": pa.array(unique.sources, pa.string()),
+        }
+    )
+    return {
+        "identifiers": check_table("identifiers", identifiers),
+        "rejects": table_from_rows("rejects", rejects),
+    }
+
+
+def _requests(passages: pa.Table, n: int) -> Iterator[Request]:
+    columns = passages.select(["passage_id", "title", "text"])
+    for batch in columns.to_batches(max_chunksize=_READ_ROWS):
+        for row in batch.to_pylist():
+            yield Request(row["passage_id"], "keywords", n, row["title"], row["text"])
+
+
+def _clean(keywords: Iterable[str]) -> Iterator[str]:
+    """Keywords with single spaces; those that say nothing or repeat one before are left out."""
+    seen = {""}
+    for keyword in keywords:
+        key = normalisation_key(keyword)
+        if key not in seen:
+            seen.add(key)
+            yield " ".join(keyword.split())
+
+
+def _rejected(request: Request, response: Response) -> dict[str, str]:
+    reason = response.error or "no keywords"
+    return reject("identifiers", request.request_id, reason, response.raw or request.text)

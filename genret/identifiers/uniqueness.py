@@ -1,0 +1,113 @@
+"""Identifiers that differ by construction, whatever tokenizer will read them."""
+
+import re
+import unicodedata
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+LLM, EXTENDED, ORDINAL = "llm", "extended", "ordinal"
+"""Where an identifier comes from: as the engine gave it, with more of the engine's keywords, with a number."""
+
+# "a 2" is the second identifier that would have been "a".
+_FIRST_ORDINAL = 2
+_PIECE = re.compile(r"\w+|[^\w\s]")
+# What some tokenizers drop: accents and enclosing marks, control and format characters.
+_DROPPED = frozenset({"Mn", "Me", "Cc", "Cf"})
+
+
+def normalisation_key(text: str) -> str:
+    """What of a text is sure to reach a model; texts with different keys have different tokens.
+
+    Tokenizers may lower-case, apply NFC or NFKC, strip accents and control characters, and split at white space
+    and punctuation without a trace of it. The key does all of that: two texts that differ only so have the same
+    key. It is coarser than NFKC, case folding and white space together.
+
+    Args:
+        text: Any text.
+
+    Returns:
+        Runs of word characters and single other characters, separated by single spaces; empty where nothing is
+        left.
+    """
+    folded = text.casefold()
+    if not folded.isascii():
+        folded = unicodedata.normalize("NFKD", unicodedata.normalize("NFKD", folded).casefold())
+    if not (folded.isascii() and folded.isprintable()):
+        folded = "".join(
+            character
+            for character in folded
+            if character.isspace() or unicodedata.category(character) not in _DROPPED
+        )
+    return " ".join(_PIECE.findall(folded))
+
+
+@dataclass(frozen=True)
+class UniqueIdentifiers:
+    """Identifiers, no two with the same `normalisation_key`.
+
+    Attributes:
+        identifiers: One a passage, in the order of the passages.
+        sources: `llm`, `extended` or `ordinal`, aligned.
+    """
+
+    identifiers: list[str]
+    sources: list[str]
+
+
+def make_unique(
+    keywords: Sequence[Sequence[str]], first: int, most: int, separator: str
+) -> UniqueIdentifiers:
+    """Join keywords to identifiers that are unique under `normalisation_key`.
+
+    A passage gets its first `first` keywords. Where an earlier passage has that identifier, its next keywords are
+    added one by one, up to `most` in all; where these run out, the smallest number that is free. A passage
+    without keywords gets a number alone. Time is linear in the number of keywords, also if all passages have the
+    same ones.
+
+    Args:
+        keywords: The keywords of each passage, the most important first.
+        first: How many keywords to start with, at least 1.
+        most: How many keywords to end with, at least `first`.
+        separator: Between keywords, and before a number.
+
+    Returns:
+        The identifiers. They depend on the order of the passages, and on nothing else.
+    """
+    taken: set[str] = set()
+    next_ordinal: dict[str, int] = {}
+    identifiers, sources = [], []
+    for words in keywords:
+        identifier, source = _free_identifier(words, first, most, separator, taken, next_ordinal)
+        taken.add(normalisation_key(identifier))
+        identifiers.append(identifier)
+        sources.append(source)
+    return UniqueIdentifiers(identifiers, sources)
+
+
+def _free_identifier(
+    words: Sequence[str],
+    first: int,
+    most: int,
+    separator: str,
+    taken: set[str],
+    next_ordinal: dict[str, int],
+) -> tuple[str, str]:
+    shortest = min(first, len(words))
+    for count in range(shortest, min(most, len(words)) + 1):
+        identifier = separator.join(words[:count])
+        key = normalisation_key(identifier)
+        if key and key not in taken:
+            return identifier, LLM if count == shortest else EXTENDED
+    return _numbered(separator.join(words[:most]), separator, taken, next_ordinal), ORDINAL
+
+
+def _numbered(stem: str, separator: str, taken: set[str], next_ordinal: dict[str, int]) -> str:
+    # Each number of a stem is looked at once, so that a million equal stems take a million steps.
+    stem_key = normalisation_key(stem)
+    ordinal = next_ordinal.get(stem_key, _FIRST_ORDINAL if stem_key else 1)
+    while True:
+        identifier = f"{stem}{separator}{ordinal}" if stem_key else str(ordinal)
+        ordinal += 1
+        if normalisation_key(identifier) not in taken:
+            next_ordinal[stem_key] = ordinal
+            return identifier

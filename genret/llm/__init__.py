@@ -1,0 +1,1 @@
+"""Engines that write keywords and queries for passages."""

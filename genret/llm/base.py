@@ -1,0 +1,103 @@
+"""What an engine is asked and what it answers: the same requests for every engine."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from itertools import tee
+from typing import Literal, Protocol
+
+RequestKind = Literal["keywords", "chunk", "sentence", "constraint", "preference"]
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One piece of work on one text.
+
+    Attributes:
+        request_id: Unique among the requests of a stage; an engine's randomness may depend on it and on a seed,
+            and on nothing else.
+        kind: `keywords`: keywords that describe the text, the most important first. `chunk`, `sentence`:
+            queries that a passage, or one sentence of it, answers. `constraint`: queries that also name some of
+            `constraints`. `preference`: difficult queries with their answers.
+        n: How many items are wanted; an engine may give fewer.
+        title: Title of the text; empty where it has none.
+        text: The text.
+        constraints: `constraint` only: metadata fields with their values.
+    """
+
+    request_id: str
+    kind: RequestKind
+    n: int
+    title: str
+    text: str
+    constraints: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One keyword or one query; `answer` for `preference` requests only."""
+
+    text: str
+    answer: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Response:
+    """What came of a request.
+
+    Attributes:
+        request_id: That of the request.
+        items: At most as many as the request wanted.
+        error: Why there are none, or not all; empty where all went well.
+        raw: What the engine wrote, for the rejects table; empty for an engine without a model.
+    """
+
+    request_id: str
+    items: tuple[Item, ...] = ()
+    error: str = ""
+    raw: str = ""
+
+
+class Engine(Protocol):
+    """Anything that writes keywords and queries."""
+
+    name: str
+
+    def generate(self, requests: Iterable[Request]) -> Iterator[Response]:
+        """Answer requests.
+
+        Args:
+            requests: Any number of requests; may be drawn lazily, and ahead of the answers.
+
+        Returns:
+            One response for each request, in the order of the requests. A request that fails has a response
+            with an error: it never ends the stream.
+        """
+        ...
+
+
+def pair_responses(engine: Engine, requests: Iterable[Request]) -> Iterator[tuple[Request, Response]]:
+    """Each request with its response, checked one for one.
+
+    Args:
+        engine: What answers.
+        requests: Any number of requests.
+
+    Yields:
+        Pairs in the order of the requests.
+
+    Raises:
+        RuntimeError: The engine broke its protocol: a response is missing, out of order, or one too many.
+    """
+    asked, kept = tee(requests)
+    responses = engine.generate(asked)
+    for request in kept:
+        response = next(responses, None)
+        if response is None or response.request_id != request.request_id:
+            found = None if response is None else response.request_id
+            raise RuntimeError(
+                f"{engine.name}: expected the response to {request.request_id!r}, found {found!r}"
+            )
+        yield request, response
+    surplus = next(responses, None)
+    if surplus is not None:
+        raise RuntimeError(f"{engine.name}: expected no more responses, found {surplus.request_id!r}")

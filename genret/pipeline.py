@@ -1,0 +1,506 @@
+"""The stages in their order, and the driver that runs those that are not done."""
+
+import json
+import platform
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from itertools import islice
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Protocol
+
+import numpy as np
+import pyarrow as pa
+
+from genret import __version__, tables
+from genret.cluster import connected, map_batches
+from genret.config import ExtractiveConfig, PretrainedModel, RunConfig, resolved_yaml
+from genret.corpus.prepare import prepare_corpus
+from genret.corpus.readers import source_fingerprint
+from genret.errors import InputError
+from genret.evaluation.measures import evaluate
+from genret.evaluation.report import ReportInputs, write_report
+from genret.evaluation.trec import write_qrels, write_run
+from genret.examples.sft import build_sft_examples
+from genret.identifiers.build import build_identifiers
+from genret.llm.base import Engine, Request, Response
+from genret.llm.extractive import CorpusStatistics, ExtractiveEngine
+from genret.retrieval.bm25 import Bm25Retriever
+from genret.retrieval.opening import open_retriever
+from genret.runs import RunStore, StageRecord, StageWriter, fingerprint
+from genret.synthesis.build import synthesize
+from genret.training.base import build_base
+from genret.training.launch import TrainingTask, train
+from genret.training.mining import mine
+
+_REQUESTS_A_BATCH = 512
+_PACKAGES = ("ray", "torch", "transformers", "trl", "pyarrow", "bm25s", "ir-measures")
+
+
+class Reporter(Protocol):
+    """What a person sees while a run goes on."""
+
+    def stage_started(self, stage: str) -> None:
+        """A stage begins to run."""
+
+    def progress(self, stage: str, done: int, total: int, unit: str, note: str) -> None:
+        """A stage is so far."""
+
+    def stage_finished(self, record: StageRecord, reused: bool) -> None:
+        """A stage is done; `reused` if it was done before."""
+
+
+@dataclass
+class Context:
+    """What a stage works with: the configuration, the store, and the records of the stages before it."""
+
+    config: RunConfig
+    store: RunStore
+    reporter: Reporter
+    records: dict[str, StageRecord] = field(default_factory=dict)
+
+    def table(self, stage: str, name: str) -> pa.Table:
+        """A table that an earlier stage wrote."""
+        return self.store.read_table(self.records[stage], name)
+
+    def progress(self, stage: str, unit: str) -> Callable[[int, int], None]:
+        """A function that reports how far a stage is."""
+        return lambda done, total: self.reporter.progress(stage, done, total, unit, "")
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One step of the pipeline.
+
+    Attributes:
+        name: Its name, also that of its records.
+        inputs: The stages whose output it reads.
+        settings: What of the configuration decides its output, JSON-able. What is not in here (the `compute`
+            section) never makes a stage run again.
+        run: Writes the output; returns details for the record.
+        needed: Whether this configuration has the stage at all.
+    """
+
+    name: str
+    inputs: tuple[str, ...]
+    settings: Callable[[RunConfig], Any]
+    run: Callable[[Context, StageWriter], dict[str, Any]]
+    needed: Callable[[RunConfig], bool] = lambda config: True
+
+
+def run(
+    config: RunConfig, store: RunStore, reporter: Reporter, until: str | None = None
+) -> dict[str, StageRecord]:
+    """Run all stages that are not done under this configuration.
+
+    Args:
+        config: The configuration.
+        store: The run.
+        reporter: What is told how far it is.
+        until: Stop after this stage.
+
+    Returns:
+        The record of every stage, by name.
+
+    Raises:
+        InputError: Bad input; what was done before stays done.
+    """
+    store.write_file("config.yaml", resolved_yaml(config))
+    context = Context(config, store, reporter)
+    with ExitStack() as stack:
+        for stage in planned(config, until):
+            mark = stage_fingerprint(stage, config, context.records)
+            record = store.find(stage.name, mark)
+            reused = record is not None
+            if record is None:
+                if stage.name not in ("corpus", "report"):  # these two never need Ray
+                    _connect_once(stack, config)
+                record = _run_stage(stage, context, mark)
+            context.records[stage.name] = record
+            store.set_current({name: done.fingerprint for name, done in context.records.items()})
+            reporter.stage_finished(record, reused)
+    if "report" in context.records:
+        store.write_file("report.html", store.read_text(context.records["report"], "report.html"))
+    return context.records
+
+
+def _connect_once(stack: ExitStack, config: RunConfig) -> None:
+    # Entering again while connected changes nothing.
+    stack.enter_context(connected(config.compute))
+
+
+def planned(config: RunConfig, until: str | None = None) -> list[Stage]:
+    """The stages of a configuration in order, up to and including `until`."""
+    stages = [stage for stage in STAGES if stage.needed(config)]
+    if until is None:
+        return stages
+    names = [stage.name for stage in stages]
+    if until not in names:
+        raise InputError(f"stage: expected one of {names} under this configuration, found {until!r}")
+    return stages[: names.index(until) + 1]
+
+
+def stage_fingerprint(stage: Stage, config: RunConfig, records: Mapping[str, StageRecord]) -> str:
+    """What decides a stage's output: its settings, and the fingerprints of what it reads."""
+    inputs = {name: records[name].fingerprint for name in stage.inputs if name in records}
+    return fingerprint(stage.name, stage.settings(config), inputs)
+
+
+def _run_stage(stage: Stage, context: Context, mark: str) -> StageRecord:
+    context.reporter.stage_started(stage.name)
+    begin = time.perf_counter()
+    writer = context.store.begin(stage.name, mark)
+    details = stage.run(context, writer)
+    record = writer.commit(
+        details
+        | {
+            "seconds": round(time.perf_counter() - begin, 2),
+            "seed": context.config.seed,
+            "versions": versions(),
+        }
+    )
+    context.store.clear_scratch(stage.name, mark)
+    return record
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python, of genret and of the packages that decide results."""
+    found = {"python": platform.python_version(), "genret": __version__}
+    for package in _PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+# --- the stages -------------------------------------------------------------------------------------------
+
+
+def _write_tables(writer: StageWriter, outputs: Mapping[str, pa.Table]) -> None:
+    for name, table in outputs.items():
+        writer.write_table(name, table)
+
+
+def _corpus(context: Context, writer: StageWriter) -> dict[str, Any]:
+    _write_tables(writer, prepare_corpus(context.config.corpus))
+    return {}
+
+
+def _identifiers(context: Context, writer: StageWriter) -> dict[str, Any]:
+    passages = context.table("corpus", "passages")
+    engine = _engine(context, "identifiers", passages)
+    outputs = build_identifiers(context.config.identifiers, passages, engine)
+    _write_tables(writer, outputs)
+    sources = outputs["identifiers"].column("source").value_counts().to_pylist()
+    return {"sources": {entry["values"]: entry["counts"] for entry in sources}}
+
+
+def _synthesis(context: Context, writer: StageWriter) -> dict[str, Any]:
+    passages = context.table("corpus", "passages")
+    outputs = synthesize(context.config.synthesis, passages, _engine(context, "synthesis", passages))
+    _write_tables(writer, outputs)
+    kinds = outputs["queries"].column("kind").value_counts().to_pylist()
+    return {"kinds": {entry["values"]: entry["counts"] for entry in kinds}}
+
+
+def _examples(context: Context, writer: StageWriter) -> dict[str, Any]:
+    outputs = build_sft_examples(
+        context.config.examples,
+        context.table("corpus", "passages"),
+        context.table("identifiers", "identifiers"),
+        context.table("synthesis", "queries"),
+        context.config.seed,
+    )
+    _write_tables(writer, outputs)
+    return {}
+
+
+def _base(context: Context, writer: StageWriter) -> dict[str, Any]:
+    bundle = build_base(
+        context.config.sft,
+        context.table("corpus", "passages"),
+        context.table("identifiers", "identifiers"),
+        context.config.identifiers.type,
+        context.config.seed,
+    )
+    with TemporaryDirectory(prefix="genret-base-") as folder:
+        bundle.save(Path(folder))
+        writer.write_folder("base", Path(folder))
+    parameters = sum(weight.numel() for weight in bundle.model.parameters()) if bundle.model is not None else 0
+    return {"parameters": parameters, "identifier_tokens": len(bundle.identifiers.tokens)}
+
+
+def _sft(context: Context, writer: StageWriter) -> dict[str, Any]:
+    return _train(context, writer, "sft", "base", ("examples", "sft_examples"))
+
+
+def _rpo(context: Context, writer: StageWriter) -> dict[str, Any]:
+    return _train(context, writer, "rpo", "sft", ("mining", "preference_pairs"))
+
+
+def _train(
+    context: Context, writer: StageWriter, stage: Any, start: str, examples: tuple[str, str]
+) -> dict[str, Any]:
+    config = context.config
+    section = config.sft if stage == "sft" else config.rpo
+    model = config.sft.model
+    task = TrainingTask(
+        stage=stage,
+        section=section.model_dump(),
+        pretrained=model.model_dump() if stage == "sft" and isinstance(model, PretrainedModel) else None,
+        run_url=str(context.store.url),
+        model=(context.records[start], start),
+        examples=(context.records[examples[0]], examples[1]),
+        seed=config.seed,
+        workers=config.compute.training_workers,
+        threads=max(1, int(config.compute.cpus_a_training_worker)),
+    )
+
+    def on_progress(step: int, steps: int, values: Mapping[str, float]) -> None:
+        context.reporter.progress(stage, step, steps, "steps", f"loss {values.get('loss', float('nan')):.3f}")
+
+    log = train(
+        task,
+        config.compute,
+        context.store.scratch(stage, writer.fingerprint),
+        lambda folder: writer.write_folder(stage, folder),
+        on_progress,
+    )
+    writer.write_table("training_log", log)
+    return {"steps": log.column("step").to_pylist()[-1] if log.num_rows else 0}
+
+
+def _mining(context: Context, writer: StageWriter) -> dict[str, Any]:
+    def rank(queries: pa.Table, k: int) -> pa.Table:
+        return _rank(context, "mining", "sft", queries, k)[0]
+
+    outputs = mine(
+        context.config.mining,
+        context.table("synthesis", "preference_queries"),
+        context.table("identifiers", "identifiers"),
+        rank,
+        context.config.seed,
+    )
+    _write_tables(writer, outputs)
+    return {}
+
+
+def _bm25(context: Context, writer: StageWriter) -> dict[str, Any]:
+    retriever = Bm25Retriever.build(context.table("corpus", "passages"), context.config.retrieval)
+    with TemporaryDirectory(prefix="genret-bm25-") as folder:
+        retriever.save(Path(folder))
+        writer.write_folder("bm25", Path(folder))
+    return {}
+
+
+def _retrieval(context: Context, writer: StageWriter) -> dict[str, Any]:
+    config = context.config.retrieval
+    queries = context.table("corpus", "test_queries")
+    runs, latencies = [], []
+    for name in config.retrievers:
+        ranking, seconds = _rank(context, "retrieval", name, queries, config.depth)
+        runs.append(ranking)
+        latencies.append(
+            {
+                "retriever": name,
+                "n_queries": queries.num_rows,
+                "seconds": seconds,
+                "milliseconds_a_query": 1000 * seconds / max(1, queries.num_rows),
+            }
+        )
+    writer.write_table("run", pa.concat_tables(runs))
+    writer.write_table("latencies", tables.table_from_rows("latencies", latencies))
+    return {}
+
+
+def _rank(
+    context: Context, stage: str, retriever: str, queries: pa.Table, k: int
+) -> tuple[pa.Table, float]:
+    """A retriever's `run` table over queries on the pool of actors, and the seconds that retrieving took."""
+    config = context.config
+    size = config.retrieval.batch_size
+    total = -(-queries.num_rows // size)
+    batches = (queries.slice(start, size) for start in range(0, queries.num_rows, size))
+    arguments = {
+        "run_url": str(context.store.url),
+        "records": {
+            name: record for name, record in context.records.items() if name in ("sft", "rpo", "bm25", "corpus")
+        },
+        "name": retriever,
+        "config": config.retrieval,
+        "k": k,
+        "threads": max(1, int(config.compute.cpus_a_worker)),
+    }
+    parts, seconds = [], 0.0
+    results = map_batches(
+        batches,
+        total,
+        open_retriever,
+        arguments,
+        config.compute,
+        gpus=config.compute.gpus_a_worker if retriever != "bm25" else 0.0,
+        progress=lambda done, number: context.reporter.progress(
+            stage, done * size, number * size, "queries", retriever
+        ),
+    )
+    for ranking, elapsed in results:
+        parts.append(ranking)
+        seconds += elapsed
+    return pa.concat_tables(parts) if parts else tables.table_from_rows("run", []), seconds
+
+
+def _evaluation(context: Context, writer: StageWriter) -> dict[str, Any]:
+    ranking, qrels = context.table("retrieval", "run"), context.table("corpus", "qrels")
+    outputs = evaluate(
+        context.config.evaluation,
+        ranking,
+        qrels,
+        context.table("corpus", "test_queries"),
+        context.table("corpus", "passages"),
+    )
+    _write_tables(writer, outputs)
+    writer.write_text("qrels.trec", write_qrels(qrels))
+    writer.write_text("run.trec", write_run(ranking))
+    return {}
+
+
+def _report(context: Context, writer: StageWriter) -> dict[str, Any]:
+    records = list(context.records.values())
+    inputs = ReportInputs(
+        name=context.config.name,
+        created=time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
+        versions=versions(),
+        stages=[stage_summary(record) for record in records],
+        config_yaml=resolved_yaml(context.config),
+        measures=context.table("evaluation", "measures"),
+        query_measures=context.table("evaluation", "query_measures"),
+        run=context.table("retrieval", "run"),
+        latencies=context.table("retrieval", "latencies"),
+        test_queries=context.table("corpus", "test_queries"),
+        qrels=context.table("corpus", "qrels"),
+        passages=context.table("corpus", "passages"),
+        identifiers=context.table("identifiers", "identifiers"),
+        training_log=_gather(context, "training_log"),
+        rejects=_gather(context, "rejects"),
+    )
+    writer.write_text("report.html", write_report(inputs))
+    return {}
+
+
+def _gather(context: Context, name: str) -> pa.Table:
+    parts = [
+        context.store.read_table(record, name) for record in context.records.values() if name in record.tables
+    ]
+    return pa.concat_tables(parts) if parts else tables.table_from_rows(name, [])
+
+
+def stage_summary(record: StageRecord) -> dict[str, Any]:
+    """What a person wants to know of a finished stage: name, seconds, rows of each table, rejects."""
+    rows = {name: entry["rows"] for name, entry in record.tables.items() if name != "rejects"}
+    return {
+        "stage": record.stage,
+        "seconds": record.details["seconds"],
+        "rows": rows,
+        "rejects": record.tables["rejects"]["rows"] if "rejects" in record.tables else 0,
+    }
+
+
+# --- the engine, fanned out -------------------------------------------------------------------------------
+
+
+def _engine(context: Context, stage: str, passages: pa.Table) -> Engine:
+    config = context.config
+    statistics = CorpusStatistics.fit(tables.passages_from_table(passages))
+    arguments = {"config": config.llm, "statistics": statistics, "seed": config.seed}
+    return PooledEngine(arguments, config, context.progress(stage, "batches"))
+
+
+class PooledEngine:
+    """The extractive engine behind the `Engine` protocol, on the pool of actors."""
+
+    def __init__(
+        self, arguments: dict[str, Any], config: RunConfig, progress: Callable[[int, int], None]
+    ) -> None:
+        self.name = "extractive"
+        self._arguments = arguments
+        self._compute = config.compute
+        self._progress = progress
+
+    def generate(self, requests: Iterable[Request]) -> Iterator[Response]:
+        """Responses in the order of the requests, which are drawn batch by batch."""
+        everything = list(requests)
+        total = -(-len(everything) // _REQUESTS_A_BATCH)
+        remaining = iter(everything)
+        batches = (list(islice(remaining, _REQUESTS_A_BATCH)) for _ in range(total))
+        for responses in map_batches(
+            batches, total, open_extractive, self._arguments, self._compute, progress=self._progress
+        ):
+            yield from responses
+
+
+def open_extractive(
+    config: ExtractiveConfig, statistics: CorpusStatistics, seed: int
+) -> Callable[[list[Request]], list[Response]]:
+    """The extractive engine as a function on batches, in an actor."""
+    engine = ExtractiveEngine(config, statistics, seed)
+    return lambda batch: list(engine.generate(batch))
+
+
+# --- the order --------------------------------------------------------------------------------------------
+
+
+def _dump(*sections: str) -> Callable[[RunConfig], Any]:
+    return lambda config: {name: getattr(config, name).model_dump(mode="json") for name in sections}
+
+
+def _seeded(*sections: str) -> Callable[[RunConfig], Any]:
+    return lambda config: _dump(*sections)(config) | {"seed": config.seed}
+
+
+def _corpus_settings(config: RunConfig) -> Any:
+    settings = config.corpus.model_dump(mode="json")
+    # The content decides, not where it lies: a moved folder is the same corpus.
+    del settings["path"]
+    return settings | {"source": source_fingerprint(config.corpus)}
+
+
+def _base_settings(config: RunConfig) -> Any:
+    sft = config.sft.model_dump(mode="json")
+    return {name: sft[name] for name in ("model", "scoring", "max_tokens")} | {
+        "identifier_type": config.identifiers.type,
+        "seed": config.seed,
+    }
+
+
+def _bm25_settings(config: RunConfig) -> Any:
+    retrieval = config.retrieval.model_dump(mode="json")
+    return {name: retrieval[name] for name in ("stemming", "language", "k1", "b")}
+
+
+def _report_settings(config: RunConfig) -> Any:
+    return config.model_dump(mode="json", exclude={"compute"})
+
+
+def _has_preference(config: RunConfig) -> bool:
+    return config.synthesis.preference_queries > 0
+
+
+STAGES: tuple[Stage, ...] = (
+    Stage("corpus", (), _corpus_settings, _corpus),
+    Stage("identifiers", ("corpus",), _seeded("identifiers", "llm"), _identifiers),
+    Stage("synthesis", ("corpus",), _seeded("synthesis", "llm"), _synthesis),
+    Stage("examples", ("corpus", "identifiers", "synthesis"), _seeded("examples"), _examples),
+    Stage("base", ("corpus", "identifiers"), _base_settings, _base),
+    Stage("sft", ("base", "examples"), _seeded("sft"), _sft),
+    Stage("mining", ("sft", "synthesis"), _seeded("mining"), _mining, _has_preference),
+    Stage("rpo", ("sft", "mining"), _seeded("rpo"), _rpo, _has_preference),
+    Stage("bm25", ("corpus",), _bm25_settings, _bm25),
+    Stage("retrieval", ("corpus", "sft", "rpo", "bm25"), _dump("retrieval"), _retrieval),
+    Stage("evaluation", ("corpus", "retrieval"), _dump("evaluation"), _evaluation),
+    Stage("report", ("evaluation",), _report_settings, _report),
+)
+"""All stages, left to right."""

@@ -1,0 +1,218 @@
+"""BM25: ranking by the words that query and passage share."""
+
+import json
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+import bm25s
+import numpy as np
+import pyarrow as pa
+import Stemmer
+from bm25s import stopwords
+
+from genret.config import RetrievalConfig
+from genret.errors import InputError
+from genret.retrieval.base import BatchedRetriever
+from genret.tables import check_table
+from genret.types import ScoredPassage
+
+STOP_WORDS: dict[str, tuple[str, ...]] = {
+    "chinese": stopwords.STOPWORDS_CHINESE,
+    "danish": stopwords.STOPWORDS_DANISH,
+    "dutch": stopwords.STOPWORDS_DUTCH,
+    "english": stopwords.STOPWORDS_EN,
+    "french": stopwords.STOPWORDS_FRENCH,
+    "german": stopwords.STOPWORDS_GERMAN,
+    "italian": stopwords.STOPWORDS_ITALIAN,
+    "korean": stopwords.STOPWORDS_KOREAN,
+    "norwegian": stopwords.STOPWORDS_NORWEGIAN,
+    "portuguese": stopwords.STOPWORDS_PORTUGUESE,
+    "russian": stopwords.STOPWORDS_RUSSIAN,
+    "spanish": stopwords.STOPWORDS_SPANISH,
+    "swedish": stopwords.STOPWORDS_SWEDISH,
+    "turkish": stopwords.STOPWORDS_TURKISH,
+}
+"""Words too common to search for, by language, as bm25s ships them (for English: Lucene's)."""
+
+_WORD = re.compile(r"\w+")
+_SETTINGS_FILE = "retriever.json"
+_PASSAGE_IDS_FILE = "passage_ids.arrow"
+_INDEX_FILES = (
+    "data.csc.index.npy",
+    "indices.csc.index.npy",
+    "indptr.csc.index.npy",
+    "vocab.index.json",
+    "params.index.json",
+)
+
+
+class WordAnalyzer:
+    """Turns text into the words that BM25 counts: lower case, without stop words, stemmed on demand.
+
+    A word is a run of letters, digits and underscores, one letter too ("vitamin D"). Stop words go before
+    stemming. Languages written without spaces are not segmented, and no Unicode normalisation is done.
+
+    Attributes:
+        language: Language of the stop words and of the stemmer.
+        stemming: Whether words are stemmed (Snowball).
+    """
+
+    def __init__(self, language: str, stemming: bool) -> None:
+        known = sorted(set(STOP_WORDS) & set(Stemmer.algorithms())) if stemming else sorted(STOP_WORDS)
+        if language not in known:
+            kind = "with stemming" if stemming else "without stemming"
+            raise InputError(
+                f"BM25: language: expected ({kind}) one of {', '.join(known)}, found {language!r}"
+            )
+        self.language = language
+        self.stemming = stemming
+        self._stop_words = frozenset(STOP_WORDS[language])
+
+    def words(self, texts: Iterable[str]) -> list[list[str]]:
+        """The words of each text, in the text's order, repeated as often as they occur."""
+        kept = [
+            [word for word in _WORD.findall(text.lower()) if word not in self._stop_words] for text in texts
+        ]
+        if not self.stemming:
+            return kept
+        # A stemmer must not be shared between threads; a new one costs microseconds.
+        stemmer = Stemmer.Stemmer(self.language)
+        return [stemmer.stemWords(words) for words in kept]
+
+
+class Bm25Retriever(BatchedRetriever):
+    """BM25 over titles and texts, with an index that is computed once and memory-mapped after.
+
+    The variant is Lucene's: idf = ln(1 + (N - df + 0.5) / (df + 0.5)), which is never negative, times
+    tf / (tf + k1 * (1 - b + b * length / mean length)), summed over the words of the query. The factor k1 + 1
+    of other variants is left out: it changes no ranking. Source: Kamphuis et al., "Which BM25 Do You Mean?",
+    ECIR 2020, as bm25s computes it (`method="lucene"`).
+
+    Scores are computed in single precision. Passages with the same score rank in the order in which they
+    were indexed. A passage that shares no word with the query is not returned, so that a query of unknown
+    words gets an empty ranking.
+    """
+
+    def __init__(
+        self,
+        index: bm25s.BM25,
+        passage_ids: pa.ChunkedArray,
+        analyzer: WordAnalyzer,
+        name: str,
+        batch_size: int,
+    ) -> None:
+        """Wrap a finished index; `build` and `load` are the ways to get one.
+
+        Args:
+            index: The index over word numbers.
+            passage_ids: The id of each row of the index (string).
+            analyzer: What the passages were cut into words with.
+            name: What the tables call this retriever.
+            batch_size: Most queries analysed together.
+        """
+        super().__init__(name, batch_size)
+        self._index = index
+        self._passage_ids = passage_ids
+        self._analyzer = analyzer
+
+    @classmethod
+    def build(cls, passages: pa.Table, config: RetrievalConfig, name: str = "bm25") -> "Bm25Retriever":
+        """Index passages: title and text together.
+
+        Args:
+            passages: Table `passages`.
+            config: `language`, `stemming`, `k1`, `b` and `batch_size` count here.
+            name: What the tables call this retriever.
+
+        Raises:
+            InputError: The table does not fit its schema or holds no word to search for, or the language is
+                unknown.
+        """
+        analyzer = WordAnalyzer(config.language, config.stemming)
+        passages = check_table("passages", passages)
+        titles, texts = passages.column("title").to_pylist(), passages.column("text").to_pylist()
+        documents = analyzer.words(f"{title}\n{text}" for title, text in zip(titles, texts, strict=True))
+        # Sorted, so that the same passages always give the same files.
+        vocabulary = {word: number for number, word in enumerate(sorted(set().union(*documents)))}
+        if not vocabulary:
+            raise InputError(
+                f"BM25: expected passages with words that are not stop words ({config.language}), "
+                f"found none in {passages.num_rows} passages"
+            )
+        numbers = [[vocabulary[word] for word in words] for words in documents]
+        index = bm25s.BM25(k1=config.k1, b=config.b, method="lucene", backend="numpy")
+        index.index((numbers, vocabulary), create_empty_token=False, show_progress=False)
+        passage_ids = pa.chunked_array([passages.column("passage_id").combine_chunks()])
+        return cls(index, passage_ids, analyzer, name, config.batch_size)
+
+    def save(self, folder: Path) -> None:
+        """Write the index to a folder: NumPy arrays, JSON and one Arrow file, no pickle.
+
+        The folder is made where it is missing; files of an older index are overwritten. A writer that is
+        killed leaves an incomplete folder: who needs all or nothing writes beside and renames.
+        """
+        self._index.save(folder, allow_pickle=False, show_progress=False)
+        ids = pa.table({"passage_id": self._passage_ids})
+        with (
+            pa.OSFile(str(folder / _PASSAGE_IDS_FILE), "wb") as file,
+            pa.ipc.new_file(file, ids.schema) as writer,
+        ):
+            writer.write_table(ids)
+        settings = {
+            "name": self.name,
+            "language": self._analyzer.language,
+            "stemming": self._analyzer.stemming,
+            "batch_size": self.batch_size,
+        }
+        (folder / _SETTINGS_FILE).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, folder: Path) -> "Bm25Retriever":
+        """Open what `save` wrote. Arrays and passage ids are memory-mapped; the words are read.
+
+        Raises:
+            InputError: A file is missing, or the files do not belong together.
+        """
+        for file in (*_INDEX_FILES, _PASSAGE_IDS_FILE, _SETTINGS_FILE):
+            if not (folder / file).is_file():
+                raise InputError(f"BM25 index {folder}: expected the file {file}, found none")
+        settings = json.loads((folder / _SETTINGS_FILE).read_text(encoding="utf-8"))
+        index = bm25s.BM25.load(folder, mmap=True, allow_pickle=False, show_progress=False)
+        ids = pa.ipc.open_file(pa.memory_map(str(folder / _PASSAGE_IDS_FILE))).read_all().column("passage_id")
+        if len(ids) != index.scores["num_docs"]:
+            raise InputError(
+                f"BM25 index {folder}: expected {index.scores['num_docs']} passage ids, found {len(ids)}"
+            )
+        analyzer = WordAnalyzer(settings["language"], settings["stemming"])
+        return cls(index, ids, analyzer, settings["name"], settings["batch_size"])
+
+    def _retrieve_batch(self, queries: list[str], k: int) -> list[list[ScoredPassage]]:
+        rankings = []
+        for words in self._analyzer.words(queries):
+            scores = self._index.get_scores_from_ids(self._index.get_tokens_ids(words))
+            rankings.append(
+                [
+                    ScoredPassage(self._passage_ids[row].as_py(), float(scores[row]))
+                    for row in top_positive(scores, k).tolist()
+                ]
+            )
+        return rankings
+
+
+def top_positive(scores: np.ndarray, k: int) -> np.ndarray:
+    """The places of the k highest scores above zero, highest first; equal scores in their order.
+
+    Args:
+        scores: One score a passage, shape (n,), any float dtype.
+        k: How many, at least 1.
+
+    Returns:
+        Places in `scores`, shape (at most k,), int64.
+    """
+    places = np.flatnonzero(scores > 0)
+    if len(places) > k:
+        # All that tie with the k-th stay in until the stable sort: a partition keeps an arbitrary one.
+        kth = np.partition(scores[places], -k)[-k]
+        places = places[scores[places] >= kth]
+    return places[np.argsort(-scores[places], kind="stable")][:k]

@@ -1,0 +1,81 @@
+"""Opening the retrievers of a run by name."""
+
+import time
+from collections.abc import Callable, Mapping
+
+import pyarrow as pa
+import torch
+
+from genret.config import RetrievalConfig
+from genret.errors import InputError
+from genret.retrieval.base import retrieve_run
+from genret.retrieval.bm25 import Bm25Retriever
+from genret.retrieval.generative import GenerativeRetriever
+from genret.runs import RunStore, StageRecord
+from genret.types import Retriever
+
+GENERATIVE = ("rpo", "sft")
+"""The generative retrievers by the stage that trained them, best first."""
+
+
+def retriever_names(records: Mapping[str, StageRecord]) -> list[str]:
+    """The retrievers that a run's stages give, the one to use by default first."""
+    return [name for name in (*GENERATIVE, "bm25") if name in records]
+
+
+def load_retriever(
+    store: RunStore, records: Mapping[str, StageRecord], name: str, config: RetrievalConfig
+) -> Retriever:
+    """Open a retriever of a run.
+
+    Args:
+        store: The run.
+        records: Its current stages.
+        name: `rpo`, `sft` or `bm25`.
+        config: The `retrieval` section.
+
+    Returns:
+        The retriever, ready to be asked.
+
+    Raises:
+        InputError: The run has no such retriever.
+    """
+    names = retriever_names(records)
+    if name not in names:
+        raise InputError(f"retriever: expected one of {names}, found {name!r}")
+    folder = store.local_folder(records[name], name)
+    if name == "bm25":
+        return Bm25Retriever.load(folder)
+    return GenerativeRetriever.load(folder, config, name)
+
+
+def open_retriever(
+    run_url: str,
+    records: Mapping[str, StageRecord],
+    name: str,
+    config: RetrievalConfig,
+    k: int,
+    threads: int,
+) -> Callable[[pa.Table], tuple[pa.Table, float]]:
+    """A retriever as a function on batches of queries, in an actor.
+
+    Args:
+        run_url: The run store.
+        records: Its current stages.
+        name: Which retriever.
+        config: The `retrieval` section.
+        k: Passages a query.
+        threads: CPU threads of the model.
+
+    Returns:
+        From a table with `query_id` and `text` to its `run` table and the seconds it took.
+    """
+    torch.set_num_threads(threads)
+    retriever = load_retriever(RunStore(run_url), records, name, config)
+
+    def rank(queries: pa.Table) -> tuple[pa.Table, float]:
+        begin = time.perf_counter()
+        ranking = retrieve_run(retriever, queries, k)
+        return ranking, time.perf_counter() - begin
+
+    return rank

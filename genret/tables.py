@@ -1,0 +1,192 @@
+"""The Arrow schema of every table that passes between stages, and the check that a table fits its schema."""
+
+import json
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import pyarrow as pa
+
+from genret.errors import InputError
+from genret.types import Passage
+
+_STRING = pa.string()
+
+
+def _schema(**columns: pa.DataType) -> pa.Schema:
+    return pa.schema([pa.field(name, kind, nullable=False) for name, kind in columns.items()])
+
+
+SCHEMAS: dict[str, pa.Schema] = {
+    # metadata is a JSON object as a string: its fields differ from corpus to corpus.
+    "passages": _schema(
+        passage_id=_STRING, doc_id=_STRING, title=_STRING, text=_STRING, metadata=_STRING
+    ),
+    # What the corpus brings to evaluate with: its own queries and judgements, on documents.
+    "test_queries": _schema(query_id=_STRING, text=_STRING),
+    "qrels": _schema(query_id=_STRING, doc_id=_STRING, relevance=pa.int32()),
+    "identifiers": _schema(passage_id=_STRING, identifier=_STRING, source=_STRING),
+    "queries": _schema(
+        query_id=_STRING, passage_id=_STRING, text=_STRING, kind=_STRING, generator=_STRING
+    ),
+    "preference_queries": _schema(query_id=_STRING, passage_id=_STRING, text=_STRING, answer=_STRING),
+    "sft_examples": _schema(prompt=_STRING, completion=_STRING, kind=_STRING),
+    "preference_pairs": _schema(
+        query_id=_STRING,
+        prompt=_STRING,
+        chosen=_STRING,
+        rejected=_STRING,
+        # Ranks count from 1; positive_rank 0 says that the positive was not among the candidates.
+        positive_rank=pa.int32(),
+        negative_rank=pa.int32(),
+    ),
+    "training_log": _schema(
+        stage=_STRING,
+        step=pa.int64(),
+        epoch=pa.float64(),
+        loss=pa.float64(),
+        learning_rate=pa.float64(),
+        seconds=pa.float64(),
+    ),
+    "run": _schema(
+        query_id=_STRING, passage_id=_STRING, rank=pa.int32(), score=pa.float64(), retriever=_STRING
+    ),
+    "latencies": _schema(
+        retriever=_STRING,
+        n_queries=pa.int32(),
+        seconds=pa.float64(),
+        milliseconds_a_query=pa.float64(),
+    ),
+    "measures": _schema(
+        retriever=_STRING,
+        measure=_STRING,
+        value=pa.float64(),
+        n_queries=pa.int32(),
+        ci_low=pa.float64(),
+        ci_high=pa.float64(),
+    ),
+    "query_measures": _schema(
+        retriever=_STRING, measure=_STRING, query_id=_STRING, value=pa.float64()
+    ),
+    "rejects": _schema(stage=_STRING, input_id=_STRING, reason=_STRING, raw=_STRING),
+}
+"""Schema by table name. No column may hold a null."""
+
+
+def table_from_rows(name: str, rows: Iterable[Mapping[str, Any]]) -> pa.Table:
+    """Build a table from rows, checked against its schema.
+
+    Args:
+        name: A key of `SCHEMAS`.
+        rows: One mapping a row, with every column of the schema.
+
+    Returns:
+        The table, with the schema's columns in the schema's order.
+
+    Raises:
+        InputError: A row lacks a column or holds a value of another type; names table, row, column, expected
+            and found.
+    """
+    schema = SCHEMAS[name]
+    materialised = list(rows)
+    columns = [_column(name, field, materialised) for field in schema]
+    return check_table(name, pa.table(columns, schema=schema))
+
+
+def _column(name: str, field: pa.Field, rows: list[Mapping[str, Any]]) -> pa.Array:
+    try:
+        return pa.array([row[field.name] for row in rows], type=field.type)
+    except (KeyError, pa.ArrowInvalid, pa.ArrowTypeError, UnicodeEncodeError) as error:
+        for number, row in enumerate(rows):
+            if field.name not in row:
+                raise InputError(
+                    f"table {name}, row {number}: column {field.name!r} is missing; "
+                    f"expected {SCHEMAS[name].names}, found {sorted(row)}"
+                ) from error
+            try:
+                pa.array([row[field.name]], type=field.type)
+            except (pa.ArrowInvalid, pa.ArrowTypeError, UnicodeEncodeError):
+                raise InputError(
+                    f"table {name}, row {number}, column {field.name!r}: expected {field.type}, "
+                    f"found {row[field.name]!r:.80}"
+                ) from error
+        raise
+
+
+def check_table(name: str, table: pa.Table) -> pa.Table:
+    """Return the table with its schema's columns, or say which column does not fit.
+
+    Args:
+        name: A key of `SCHEMAS`.
+        table: Any table; extra columns are an error too.
+
+    Returns:
+        The table cast to the schema.
+
+    Raises:
+        InputError: A column is missing, unexpected, of another type, or holds a null.
+    """
+    schema = SCHEMAS[name]
+    if set(table.column_names) != set(schema.names):
+        raise InputError(
+            f"table {name}: expected the columns {schema.names}, found {table.column_names}"
+        )
+    columns = []
+    for field in schema:
+        column = table.column(field.name)
+        if column.null_count:
+            row = column.is_null().index(True).as_py()
+            raise InputError(
+                f"table {name}, row {row}, column {field.name!r}: expected {field.type}, found null"
+            )
+        try:
+            columns.append(column.cast(field.type))
+        except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+            raise InputError(
+                f"table {name}, column {field.name!r}: expected {field.type}, found {column.type} ({error})"
+            ) from error
+    return pa.table(columns, schema=schema)
+
+
+def passages_to_table(passages: Iterable[Passage]) -> pa.Table:
+    """The `passages` table of these passages."""
+    return table_from_rows(
+        "passages",
+        (
+            {
+                "passage_id": passage.passage_id,
+                "doc_id": passage.doc_id,
+                "title": passage.title,
+                "text": passage.text,
+                "metadata": json.dumps(dict(passage.metadata), ensure_ascii=False, sort_keys=True, default=str),
+            }
+            for passage in passages
+        ),
+    )
+
+
+def passages_from_table(table: pa.Table) -> list[Passage]:
+    """The passages of a `passages` table, in its order."""
+    return [
+        Passage(
+            passage_id=row["passage_id"],
+            doc_id=row["doc_id"],
+            title=row["title"],
+            text=row["text"],
+            metadata=json.loads(row["metadata"]),
+        )
+        for row in table.to_pylist()
+    ]
+
+
+def reject(stage: str, input_id: str, reason: str, raw: str = "") -> dict[str, str]:
+    """A row of the `rejects` table. `raw` is cut to 500 characters, and lone surrogates are replaced."""
+
+    def clean(text: str) -> str:
+        return text.encode("utf-8", "replace").decode("utf-8")
+
+    return {
+        "stage": stage,
+        "input_id": clean(input_id),
+        "reason": clean(reason),
+        "raw": clean(raw[:500]),
+    }

@@ -1,0 +1,1 @@
+"""Training the generative retriever: SFT, mining of false positives, RPO."""

@@ -1,0 +1,121 @@
+"""A generative retriever on disk: a Hugging Face folder with the trie and all that decoding needs."""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from genret.decoding.trie import Trie
+from genret.errors import InputError
+from genret.training.batches import IdentifierTokens
+
+_FORMAT = 1
+_SETTINGS = "genret.json"
+
+
+@dataclass(frozen=True)
+class BundleSettings:
+    """What a saved retriever must remember beside its weights.
+
+    Attributes:
+        identifier_type: `semantic` or `atomic`.
+        scoring: `trie` or `vocabulary`: how the model was trained and must be decoded.
+        suffix: Token ids between query and identifier.
+        first_row: `atomic`: the embedding row of ordinal 0.
+        max_tokens: Most tokens of a prompt.
+        stage: The training stage that made it: `base`, `sft` or `rpo`.
+    """
+
+    identifier_type: str
+    scoring: str
+    suffix: tuple[int, ...]
+    first_row: int
+    max_tokens: int
+    stage: str
+
+
+@dataclass
+class Bundle:
+    """A model with its tokenizer, its trie and the passages that the trie's identifiers stand for.
+
+    Attributes:
+        model: The causal language model; None in the folder that a pretrained model starts from, whose weights
+            come from the hub.
+        tokenizer: The model's tokenizer.
+        trie: Over `identifiers`, in their order.
+        identifiers: Token sequences.
+        passages: The `identifiers` table, in the same order.
+        settings: What decoding must know.
+    """
+
+    model: PreTrainedModel | None
+    tokenizer: PreTrainedTokenizerBase
+    trie: Trie
+    identifiers: IdentifierTokens
+    passages: pa.Table
+    settings: BundleSettings
+
+    def save(self, folder: Path) -> None:
+        """Write everything into a folder, which is made if it is missing."""
+        folder.mkdir(parents=True, exist_ok=True)
+        if self.model is not None:
+            self.model.save_pretrained(folder)
+        self.tokenizer.save_pretrained(folder)
+        self.trie.save(folder / "trie")
+        np.save(folder / "identifier_tokens.npy", self.identifiers.tokens, allow_pickle=False)
+        np.save(folder / "identifier_offsets.npy", self.identifiers.offsets, allow_pickle=False)
+        pq.write_table(self.passages, folder / "identifiers.parquet", compression="zstd")
+        settings = {"format": _FORMAT, **asdict(self.settings)}
+        (folder / _SETTINGS).write_text(json.dumps(settings, indent=2), encoding="utf-8")
+
+    @classmethod
+    def load(cls, folder: Path, *, dtype: torch.dtype = torch.float32, attention: str = "sdpa") -> "Bundle":
+        """Read a folder that `save` wrote.
+
+        Args:
+            folder: The folder.
+            dtype: Number format of the weights.
+            attention: Transformers' `attn_implementation`.
+
+        Returns:
+            The retriever, its model in evaluation mode on the CPU; without a model where none was saved.
+
+        Raises:
+            InputError: The folder is no saved retriever, or one of another format.
+        """
+        settings = _read_settings(folder)
+        model = None
+        if (folder / "config.json").is_file():
+            model = AutoModelForCausalLM.from_pretrained(
+                folder, dtype=dtype, attn_implementation=attention, trust_remote_code=False
+            ).eval()
+        return cls(
+            model=model,
+            tokenizer=AutoTokenizer.from_pretrained(folder, trust_remote_code=False),
+            trie=Trie.load(folder / "trie"),
+            identifiers=IdentifierTokens(
+                np.load(folder / "identifier_tokens.npy", allow_pickle=False),
+                np.load(folder / "identifier_offsets.npy", allow_pickle=False),
+            ),
+            passages=pq.read_table(folder / "identifiers.parquet"),
+            settings=settings,
+        )
+
+
+def _read_settings(folder: Path) -> BundleSettings:
+    path = folder / _SETTINGS
+    if not path.is_file():
+        raise InputError(f"{folder}: no saved retriever here; expected the file {_SETTINGS}")
+    try:
+        settings = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(f"{path}: expected JSON, found something else ({error})") from error
+    if settings.get("format") != _FORMAT:
+        raise InputError(f"{path}: expected format {_FORMAT}, found {settings.get('format')!r}")
+    del settings["format"]
+    return BundleSettings(**(settings | {"suffix": tuple(settings["suffix"])}))

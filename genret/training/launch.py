@@ -1,0 +1,164 @@
+"""Training stages on Ray Train: workers, checkpoints in the run's storage, restarts."""
+
+import tempfile
+import threading
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import ray.train
+import torch
+from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchTrainer
+
+from genret import tables
+from genret.cluster import read_board, start_board
+from genret.config import ComputeConfig, PretrainedModel, RpoConfig, SftConfig
+from genret.runs import RunStore, StageRecord
+from genret.training.base import load_for_training
+from genret.training.callbacks import Progress
+from genret.training.machine import choose_device
+from genret.training.rpo import train_rpo
+from genret.training.sft import train_sft
+
+_BUNDLE = "bundle"
+_LOG = "training_log.parquet"
+
+
+@dataclass(frozen=True)
+class TrainingTask:
+    """What every training worker is told.
+
+    Attributes:
+        stage: `sft` or `rpo`.
+        section: The stage's section of the configuration, as a dictionary.
+        pretrained: The `sft.model` section where a pretrained model is fine-tuned, else None.
+        run_url: The run store.
+        model: Record and artifact name of the bundle to start from.
+        examples: Record and table name of the training rows.
+        seed: Seed of the data order.
+        workers: Number of workers.
+        threads: CPU threads of each worker.
+    """
+
+    stage: Literal["sft", "rpo"]
+    section: Mapping[str, Any]
+    pretrained: Mapping[str, Any] | None
+    run_url: str
+    model: tuple[StageRecord, str]
+    examples: tuple[StageRecord, str]
+    seed: int
+    workers: int
+    threads: int
+
+
+def train(
+    task: TrainingTask,
+    compute: ComputeConfig,
+    scratch: str,
+    deliver: Callable[[Path], None],
+    on_progress: Callable[[int, int, Mapping[str, float]], None],
+) -> pa.Table:
+    """Run a training stage on Ray Train, going on from its last checkpoint where there is one.
+
+    Args:
+        task: What to train, on what.
+        compute: Workers and their resources.
+        scratch: Folder in the run's storage for checkpoints. The same folder given again resumes.
+        deliver: Called with the local folder of the finished bundle.
+        on_progress: Called now and then with step, steps and the logged values.
+
+    Returns:
+        The `training_log` table.
+    """
+    board = start_board()
+    trainer = TorchTrainer(
+        _worker,
+        train_loop_config={"task": task, "board": board},
+        scaling_config=ScalingConfig(
+            num_workers=task.workers,
+            use_gpu=compute.gpus_a_training_worker > 0,
+            resources_per_worker={
+                "CPU": compute.cpus_a_training_worker,
+                **({"GPU": compute.gpus_a_training_worker} if compute.gpus_a_training_worker else {}),
+            },
+        ),
+        run_config=RunConfig(
+            name="train",
+            storage_path=scratch,
+            failure_config=FailureConfig(max_failures=compute.max_failures),
+            checkpoint_config=CheckpointConfig(num_to_keep=1),
+        ),
+    )
+    stop = threading.Event()
+    watcher = threading.Thread(target=_watch, args=(board, stop, on_progress), daemon=True)
+    watcher.start()
+    try:
+        result = trainer.fit()
+    finally:
+        stop.set()
+        watcher.join()
+        ray.kill(board)
+    with result.checkpoint.as_directory() as folder:
+        deliver(Path(folder) / _BUNDLE)
+        return tables.check_table("training_log", pq.read_table(Path(folder) / _LOG))
+
+
+def _watch(
+    board: Any, stop: threading.Event, on_progress: Callable[[int, int, Mapping[str, float]], None]
+) -> None:
+    while not stop.wait(1.0):
+        state = read_board(board)
+        if state is not None and state[1]:
+            on_progress(*state)
+
+
+def _worker(config: dict[str, Any]) -> None:
+    """What runs in each training worker."""
+    task: TrainingTask = config["task"]
+    rank = ray.train.get_context().get_world_rank()
+    torch.set_num_threads(task.threads)
+    with ExitStack() as stack:
+        checkpoint = ray.train.get_checkpoint()
+        resume_from = Path(stack.enter_context(checkpoint.as_directory())) if checkpoint else None
+        if resume_from is not None and (resume_from / _BUNDLE).is_dir():
+            return  # finished before; the driver was stopped before it took the result
+        output = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="genret-train-")))
+        progress = Progress(
+            on_log=lambda step, steps, values: rank or config["board"].write.remote(step, steps, dict(values)),
+            on_checkpoint=lambda folder: _report(folder if rank == 0 else None),
+        )
+        bundle, log = _train(task, output / "checkpoints", resume_from, progress)
+        final = output / "final"
+        if rank == 0:
+            bundle.save(final / _BUNDLE)
+            pq.write_table(tables.table_from_rows("training_log", log), final / _LOG)
+        _report(final if rank == 0 else None)
+
+
+def _train(task: TrainingTask, output: Path, resume_from: Path | None, progress: Progress) -> tuple[Any, Any]:
+    store = RunStore(task.run_url)
+    pretrained = PretrainedModel(**task.pretrained) if task.pretrained is not None else None
+    record, name = task.model
+    section = SftConfig(**task.section) if task.stage == "sft" else RpoConfig(**task.section)
+    bundle = load_for_training(store.local_folder(record, name), pretrained, task.stage)
+    bundle.model.to(choose_device())
+    examples = store.read_table(*task.examples)
+    arguments: dict[str, Any] = {
+        "seed": task.seed,
+        "workers": task.workers,
+        "resume_from": resume_from,
+        "progress": progress,
+    }
+    if isinstance(section, SftConfig):
+        return bundle, train_sft(section, bundle, examples, output, **arguments)
+    return bundle, train_rpo(section, bundle, examples, output, **arguments)
+
+
+def _report(folder: Path | None) -> None:
+    """Hand a checkpoint to Ray Train; every worker must call this as often as the others."""
+    ray.train.report({}, checkpoint=Checkpoint.from_directory(folder) if folder is not None else None)

@@ -1,0 +1,40 @@
+"""Mining: the SFT model's own false positives become the negatives of preference learning."""
+
+from collections.abc import Callable
+
+import pyarrow as pa
+
+from genret.config import MiningConfig
+from genret.examples.preference import build_preference_pairs
+
+# Rankings of so many queries are held at once; only the pairs that they give are kept.
+_QUERIES_A_ROUND = 100_000
+
+
+def mine(
+    config: MiningConfig,
+    preference_queries: pa.Table,
+    identifiers: pa.Table,
+    rank: Callable[[pa.Table, int], pa.Table],
+    seed: int,
+) -> dict[str, pa.Table]:
+    """Preference pairs from what a retriever ranks above the positive (arXiv 2502.17957, section 4.3).
+
+    Args:
+        config: The `mining` section.
+        preference_queries: Queries that SFT has not seen, each with its passage.
+        identifiers: The identifiers of all passages.
+        rank: Ranks passages for a table with `query_id` and `text`, at most so many a query: a `run` table.
+        seed: Seed of the `random` strategy.
+
+    Returns:
+        The table `preference_pairs`.
+    """
+    parts = []
+    for start in range(0, max(1, preference_queries.num_rows), _QUERIES_A_ROUND):
+        queries = preference_queries.slice(start, _QUERIES_A_ROUND)
+        ranking = rank(queries.select(["query_id", "text"]), config.candidates)
+        parts.append(
+            build_preference_pairs(config, ranking, queries, identifiers, seed)["preference_pairs"]
+        )
+    return {"preference_pairs": pa.concat_tables(parts)}

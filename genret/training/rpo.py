@@ -1,0 +1,190 @@
+"""Regularised preference optimisation on mined pairs (arXiv 2502.17957, section 4)."""
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import torch
+import torch.nn.functional as F
+from datasets import Dataset
+from torch import Tensor, nn
+from trl import DPOConfig, DPOTrainer
+
+from genret.config import RpoConfig
+from genret.training.batches import Collator, trie_children
+from genret.training.bundle import Bundle
+from genret.training.callbacks import LogRow, Progress, ProgressCallback, training_log
+from genret.training.encoding import encode_prompts
+from genret.training.likelihood import Scoring, TrieChildren, identifier_log_probs
+from genret.training.sft import identifier_index, make_collator, trainer_arguments
+
+
+def rpo_loss(
+    chosen: Tensor,
+    rejected: Tensor,
+    reference_chosen: Tensor,
+    reference_rejected: Tensor,
+    chosen_length: Tensor,
+    *,
+    beta: float,
+    alpha: float,
+) -> Tensor:
+    """The loss of arXiv 2502.17957, section 4.1, one value an example.
+
+    -log sigmoid(beta (log P(p|q) - log P_ref(p|q)) - beta (log P(n|q) - log P_ref(n|q))) - alpha log P(p|q) / |p|
+
+    Args:
+        chosen: log P of the positive identifier under the model, float `(n,)`.
+        rejected: The same of the negative.
+        reference_chosen: log P of the positive under the reference model.
+        reference_rejected: The same of the negative.
+        chosen_length: Tokens of the positive identifier that are scored, `(n,)`, at least 1. Under `trie`
+            scoring forced tokens are not scored and do not count.
+        beta: Strength of the pull to the reference model.
+        alpha: Weight of the likelihood term; 0 gives DPO's loss.
+
+    Returns:
+        float `(n,)`.
+    """
+    margin = (chosen - reference_chosen) - (rejected - reference_rejected)
+    return -F.logsigmoid(beta * margin) - alpha * chosen / chosen_length
+
+
+def build_rpo_dataset(bundle: Bundle, pairs: pa.Table) -> Dataset:
+    """Pairs as token ids: columns `prompt`, and `chosen` and `rejected` as indices of identifiers."""
+    index = identifier_index(bundle.passages)
+    prompts = encode_prompts(
+        pairs.column("prompt").to_pylist(),
+        bundle.tokenizer,
+        bundle.settings.suffix,
+        bundle.settings.max_tokens,
+    )
+    sides = {
+        side: pa.array([index[identifier] for identifier in pairs.column(side).to_pylist()], type=pa.int32())
+        for side in ("chosen", "rejected")
+    }
+    return Dataset(pa.table({"prompt": pa.array(prompts, type=pa.list_(pa.int32())), **sides}))
+
+
+class RpoCollator:
+    """Batches of pairs: all positives, then all negatives, of the same prompts."""
+
+    def __init__(self, collator: Collator) -> None:
+        self._collator = collator
+
+    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Tensor | int]:
+        """Collate rows with `prompt`, `chosen`, `rejected` and, once known, their reference log-probabilities."""
+        prompts = [row["prompt"] for row in rows]
+        identifiers = [row["chosen"] for row in rows] + [row["rejected"] for row in rows]
+        batch = self._collator.collate(prompts + prompts, identifiers)
+        lengths = [self._scored_tokens(row["chosen"]) for row in rows]
+        batch["chosen_length"] = torch.tensor(lengths, dtype=torch.float32)
+        for name in ("ref_chosen_logps", "ref_rejected_logps"):
+            if name in rows[0]:
+                batch[name] = torch.tensor([row[name] for row in rows], dtype=torch.float32)
+        return batch
+
+    def _scored_tokens(self, identifier: int) -> int:
+        indptr = self._collator.branchings.indptr
+        if self._collator.scoring == "trie":
+            return max(1, int(indptr[identifier + 1] - indptr[identifier]))
+        return len(self._collator.identifiers[identifier])
+
+
+class RpoTrainer(DPOTrainer):
+    """TRL's DPO trainer with the paper's per-example loss over identifiers.
+
+    TRL computes the reference log-probabilities once, before the first step (`precompute_ref_log_probs`). Its
+    own `sft` term is a mean over the tokens of a micro-batch; the paper's is a mean over each example's tokens.
+    """
+
+    def __init__(
+        self, *args: Any, scoring: Scoring, children: TrieChildren | None, alpha: float, **kwargs: Any
+    ) -> None:
+        # The parent's constructor already computes the reference log-probabilities.
+        self._scoring: Scoring = scoring
+        self._children = children
+        self._alpha = alpha
+        super().__init__(*args, **kwargs)
+
+    def _prepare_dataset(self, dataset: Dataset, *args: Any, **kwargs: Any) -> Dataset:
+        return dataset  # already token ids and identifier indices
+
+    def _log_probs(self, model: nn.Module, inputs: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
+        children = self._children.to(self.accelerator.device) if self._children is not None else None
+        chosen, rejected = identifier_log_probs(model, inputs, self._scoring, children).chunk(2)
+        return chosen, rejected
+
+    def compute_ref_log_probs(self, model: nn.Module, inputs: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
+        """Log-probabilities of a batch's positives and negatives under the model before training."""
+        with torch.no_grad(), self.accelerator.autocast():
+            return self._log_probs(model, inputs)
+
+    def _compute_loss(self, model: nn.Module, inputs: Mapping[str, Any], return_outputs: bool) -> Tensor:
+        assert not return_outputs, "the likelihood has no outputs beside the loss"
+        chosen, rejected = self._log_probs(model, inputs)
+        reference_chosen, reference_rejected = inputs["ref_chosen_logps"], inputs["ref_rejected_logps"]
+        margin = self.beta * ((chosen - reference_chosen) - (rejected - reference_rejected)).detach()
+        self._metrics["train"]["rewards/margins"].append(margin.mean().item())
+        self._metrics["train"]["rewards/accuracies"].append((margin > 0).float().mean().item())
+        return rpo_loss(
+            chosen,
+            rejected,
+            reference_chosen,
+            reference_rejected,
+            inputs["chosen_length"],
+            beta=self.beta,
+            alpha=self._alpha,
+        ).mean()
+
+
+def train_rpo(
+    config: RpoConfig,
+    bundle: Bundle,
+    pairs: pa.Table,
+    output: Path,
+    *,
+    seed: int,
+    workers: int = 1,
+    resume_from: Path | None = None,
+    progress: Progress | None = None,
+) -> list[LogRow]:
+    """Optimise a bundle's model in place on preference pairs. Plain function: no Ray, one call a process.
+
+    Args:
+        config: The stage's section.
+        bundle: The SFT model, which is also the reference; trained in place.
+        pairs: The `preference_pairs` table; with no row the model stays as it is.
+        output: Local folder for checkpoints.
+        seed: Seed of the data order.
+        workers: Number of training processes that call this together.
+        resume_from: A checkpoint folder to go on from, with the same data order.
+        progress: Where to report.
+
+    Returns:
+        Rows of the `training_log` table.
+    """
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    if not pairs.num_rows:
+        return []
+    dataset = build_rpo_dataset(bundle, pairs)
+    scoring: Scoring = "trie" if bundle.settings.scoring == "trie" else "vocabulary"
+    trainer = RpoTrainer(
+        model=bundle.model,
+        args=DPOConfig(
+            **trainer_arguments(config, output, len(dataset), workers, seed),
+            beta=config.beta,
+            precompute_ref_log_probs=True,
+        ),
+        data_collator=RpoCollator(make_collator(bundle, "completion")),
+        train_dataset=dataset,
+        processing_class=bundle.tokenizer,
+        callbacks=[ProgressCallback(progress or Progress())],
+        scoring=scoring,
+        children=trie_children(bundle.trie) if scoring == "trie" else None,
+        alpha=config.alpha,
+    )
+    trainer.train(resume_from_checkpoint=str(resume_from) if resume_from else None)
+    return training_log("rpo", trainer.state)
