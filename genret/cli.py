@@ -11,10 +11,10 @@ from rich.console import Console
 from rich.table import Table
 
 from genret import __version__
-from genret.config import RunConfig, dump_config, load_config, preset_names
+from genret.config import RunConfig, dump_config, load_config, parse_config, preset_names
 from genret.errors import InputError
 from genret.evaluation.table import comparison_table
-from genret.pipeline import STAGES, planned, run
+from genret.pipeline import planned, run
 from genret.retrieval.opening import load_retriever, retriever_names
 from genret.runs import RunStore
 from genret.tables import passages_from_table
@@ -163,13 +163,8 @@ def _run(config: RunConfig, store: RunStore, until: str | None) -> None:
 
 
 def _saved_config(store: RunStore) -> RunConfig:
-    return load_config_text(store)
-
-
-def load_config_text(store: RunStore) -> RunConfig:
     """The configuration that a run was last started with."""
-    from_run = store.read_file("config.yaml")
-    return RunConfig.model_validate(_parse(from_run))
+    return parse_config(store.read_file("config.yaml"), f"{store.url}/config.yaml")
 
 
 def _show_results(store: RunStore) -> None:

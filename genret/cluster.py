@@ -123,8 +123,7 @@ def map_batches(
     actor_class = ray.remote(num_cpus=compute.cpus_a_worker, num_gpus=gpus, max_restarts=3, max_task_retries=3)(
         _Worker
     )
-    shared = ray.put(arguments)
-    actors = [actor_class.remote(factory, shared) for _ in range(count)]
+    actors = [actor_class.remote(factory, arguments) for _ in range(count)]
     waiting = iter(enumerate(batches))
     running: dict[Any, Any] = {}
     finished: dict[int, Result] = {}

@@ -1,33 +1,31 @@
 """The stages in their order, and the driver that runs those that are not done."""
 
-import json
 import platform
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
-from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Protocol
 
-import numpy as np
 import pyarrow as pa
 
 from genret import __version__, tables
 from genret.cluster import connected, map_batches
-from genret.config import ExtractiveConfig, PretrainedModel, RunConfig, resolved_yaml
+from genret.config import PretrainedModel, RunConfig, resolved_yaml
 from genret.corpus.prepare import prepare_corpus
 from genret.corpus.readers import source_fingerprint
 from genret.errors import InputError
-from genret.evaluation.measures import evaluate
+from genret.evaluation.measures import evaluate, rank_documents
 from genret.evaluation.report import ReportInputs, write_report
 from genret.evaluation.trec import write_qrels, write_run
 from genret.examples.sft import build_sft_examples
 from genret.identifiers.build import build_identifiers
-from genret.llm.base import Engine, Request, Response
-from genret.llm.extractive import CorpusStatistics, ExtractiveEngine
+from genret.llm.base import Engine
+from genret.llm.extractive import CorpusStatistics
+from genret.llm.pool import PooledEngine
 from genret.retrieval.bm25 import Bm25Retriever
 from genret.retrieval.opening import open_retriever
 from genret.runs import RunStore, StageRecord, StageWriter, fingerprint
@@ -36,7 +34,6 @@ from genret.training.base import build_base
 from genret.training.launch import TrainingTask, train
 from genret.training.mining import mine
 
-_REQUESTS_A_BATCH = 512
 _PACKAGES = ("ray", "torch", "transformers", "trl", "pyarrow", "bm25s", "ir-measures")
 
 
@@ -55,12 +52,21 @@ class Reporter(Protocol):
 
 @dataclass
 class Context:
-    """What a stage works with: the configuration, the store, and the records of the stages before it."""
+    """What a stage works with.
+
+    Attributes:
+        config: The configuration.
+        store: The run.
+        reporter: What is told how far the stage is.
+        records: The stages that are done, by name.
+        scratch: Folder of the store for the running stage's checkpoints.
+    """
 
     config: RunConfig
     store: RunStore
     reporter: Reporter
     records: dict[str, StageRecord] = field(default_factory=dict)
+    scratch: str = ""
 
     def table(self, stage: str, name: str) -> pa.Table:
         """A table that an earlier stage wrote."""
@@ -122,8 +128,10 @@ def run(
             context.records[stage.name] = record
             store.set_current({name: done.fingerprint for name, done in context.records.items()})
             reporter.stage_finished(record, reused)
-    if "report" in context.records:
-        store.write_file("report.html", store.read_text(context.records["report"], "report.html"))
+    for name in ("evaluation", "report"):
+        if name in context.records:
+            for text in context.records[name].texts:
+                store.write_file(text, store.read_text(context.records[name], text))
     return context.records
 
 
@@ -153,6 +161,7 @@ def _run_stage(stage: Stage, context: Context, mark: str) -> StageRecord:
     context.reporter.stage_started(stage.name)
     begin = time.perf_counter()
     writer = context.store.begin(stage.name, mark)
+    context.scratch = context.store.scratch(stage.name, mark)
     details = stage.run(context, writer)
     record = writer.commit(
         details
@@ -183,6 +192,17 @@ def versions() -> dict[str, str]:
 def _write_tables(writer: StageWriter, outputs: Mapping[str, pa.Table]) -> None:
     for name, table in outputs.items():
         writer.write_table(name, table)
+
+
+def _engine(context: Context, stage: str, passages: pa.Table) -> Engine:
+    config = context.config
+    return PooledEngine(
+        config.llm,
+        CorpusStatistics.fit(tables.passages_from_table(passages)),
+        config.seed,
+        config.compute,
+        context.progress(stage, "batches"),
+    )
 
 
 def _corpus(context: Context, writer: StageWriter) -> dict[str, Any]:
@@ -266,7 +286,7 @@ def _train(
     log = train(
         task,
         config.compute,
-        context.store.scratch(stage, writer.fingerprint),
+        context.scratch,
         lambda folder: writer.write_folder(stage, folder),
         on_progress,
     )
@@ -355,16 +375,21 @@ def _rank(
 
 def _evaluation(context: Context, writer: StageWriter) -> dict[str, Any]:
     ranking, qrels = context.table("retrieval", "run"), context.table("corpus", "qrels")
+    passages = context.table("corpus", "passages")
     outputs = evaluate(
         context.config.evaluation,
         ranking,
         qrels,
         context.table("corpus", "test_queries"),
-        context.table("corpus", "passages"),
+        passages,
+        retrievers=context.config.retrieval.retrievers,
+        seed=context.config.seed,
     )
     _write_tables(writer, outputs)
     writer.write_text("qrels.trec", write_qrels(qrels))
-    writer.write_text("run.trec", write_run(ranking))
+    documents = rank_documents(ranking, passages)
+    for retriever in context.config.retrieval.retrievers:
+        writer.write_text(f"{retriever}.trec", write_run(documents, retriever))
     return {}
 
 
@@ -407,47 +432,6 @@ def stage_summary(record: StageRecord) -> dict[str, Any]:
         "rows": rows,
         "rejects": record.tables["rejects"]["rows"] if "rejects" in record.tables else 0,
     }
-
-
-# --- the engine, fanned out -------------------------------------------------------------------------------
-
-
-def _engine(context: Context, stage: str, passages: pa.Table) -> Engine:
-    config = context.config
-    statistics = CorpusStatistics.fit(tables.passages_from_table(passages))
-    arguments = {"config": config.llm, "statistics": statistics, "seed": config.seed}
-    return PooledEngine(arguments, config, context.progress(stage, "batches"))
-
-
-class PooledEngine:
-    """The extractive engine behind the `Engine` protocol, on the pool of actors."""
-
-    def __init__(
-        self, arguments: dict[str, Any], config: RunConfig, progress: Callable[[int, int], None]
-    ) -> None:
-        self.name = "extractive"
-        self._arguments = arguments
-        self._compute = config.compute
-        self._progress = progress
-
-    def generate(self, requests: Iterable[Request]) -> Iterator[Response]:
-        """Responses in the order of the requests, which are drawn batch by batch."""
-        everything = list(requests)
-        total = -(-len(everything) // _REQUESTS_A_BATCH)
-        remaining = iter(everything)
-        batches = (list(islice(remaining, _REQUESTS_A_BATCH)) for _ in range(total))
-        for responses in map_batches(
-            batches, total, open_extractive, self._arguments, self._compute, progress=self._progress
-        ):
-            yield from responses
-
-
-def open_extractive(
-    config: ExtractiveConfig, statistics: CorpusStatistics, seed: int
-) -> Callable[[list[Request]], list[Response]]:
-    """The extractive engine as a function on batches, in an actor."""
-    engine = ExtractiveEngine(config, statistics, seed)
-    return lambda batch: list(engine.generate(batch))
 
 
 # --- the order --------------------------------------------------------------------------------------------
@@ -500,7 +484,7 @@ STAGES: tuple[Stage, ...] = (
     Stage("rpo", ("sft", "mining"), _seeded("rpo"), _rpo, _has_preference),
     Stage("bm25", ("corpus",), _bm25_settings, _bm25),
     Stage("retrieval", ("corpus", "sft", "rpo", "bm25"), _dump("retrieval"), _retrieval),
-    Stage("evaluation", ("corpus", "retrieval"), _dump("evaluation"), _evaluation),
+    Stage("evaluation", ("corpus", "retrieval"), _seeded("evaluation"), _evaluation),
     Stage("report", ("evaluation",), _report_settings, _report),
 )
 """All stages, left to right."""

@@ -25,6 +25,11 @@ _QRELS_HEADER = ["query-id", "corpus-id", "score"]
 _LONE_SURROGATE = re.compile(r"[\ud800-\udfff]")
 _INTEGER = re.compile(r"-?[0-9]{1,9}")
 _BLOCK_BYTES = 1 << 20
+_KINDS = {
+    fs.FileType.NotFound: "nothing",
+    fs.FileType.Directory: "a folder",
+    fs.FileType.Unknown: "something else",
+}
 
 
 @dataclass(frozen=True)
@@ -260,7 +265,7 @@ def _documents(
             rejects.append(
                 reject(_STAGE, doc_id, f"{row.place}: expected a text or a title, found none", row.raw)
             )
-        if len(documents) == config.max_documents:
+        if 0 < config.max_documents == len(documents):
             break
     if not documents:
         raise InputError(f"{config.path}: expected documents, found none ({len(rejects)} without text)")
@@ -395,8 +400,8 @@ def open_input(path: str) -> BinaryIO:
         InputError: There is no such file, or it cannot be opened.
     """
     filesystem, inner = _filesystem(path)
-    if _file_type(path) != fs.FileType.File:
-        raise InputError(f"{path}: expected a file, found none")
+    if (kind := _file_type(path)) != fs.FileType.File:
+        raise InputError(f"{path}: expected a file, found {_KINDS[kind]}")
     try:
         return io.BufferedReader(filesystem.open_input_stream(inner), _BLOCK_BYTES)
     except OSError as error:

@@ -2,7 +2,8 @@
 
 Every appended token sees the prompt, its own ancestors and itself, by a mask, and has its own position. So
 nothing in the cache is copied or reordered when hypotheses branch (the technique of SpecInfer, arXiv
-2305.09781, section 4.2)."""
+2305.09781).
+"""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -112,7 +113,7 @@ class TreeDecoder:
         if self.config._attn_implementation not in ATTENTION:
             raise InputError(
                 f"{type(model).__name__}: expected attn_implementation {' or '.join(ATTENTION)}, found "
-                f"{self.config._attn_implementation!r}: tree attention needs masks of its own; load the model with sdpa"
+                f"{self.config._attn_implementation!r}: tree attention needs masks of its own"
             )
         self.vocabulary_size = int(model.get_input_embeddings().num_embeddings)
         with self.evaluating():
@@ -169,7 +170,8 @@ class TreeDecoder:
         self, ids: Ints, positions: Ints, mask: dict[str, npt.NDArray[np.bool_]] | None, cache: Cache
     ) -> torch.Tensor:
         """One pass; `mask` holds a boolean `[batch, new, total]` for each kind of layer, or is None for
-        causal."""
+        causal.
+        """
         module = self.model if self.head is None else self.decoder
         output = module(
             input_ids=self.tensor(ids),
@@ -202,7 +204,8 @@ class TreeDecoder:
         """The output layer, if nothing happens to states before it and nothing to logits after it.
 
         A hook looks at what goes into the layer and replaces what comes out by numbers that are known, and
-        large, so that scaling or softcapping after it shows at any size of the model's own logits."""
+        large, so that scaling or softcapping after it shows at any size of the model's own logits.
+        """
         head = self.model.get_output_embeddings()
         if not isinstance(head, nn.Linear) or not head.weight.is_floating_point():
             return None
@@ -227,7 +230,8 @@ class TreeDecoder:
 
     def _check_tree(self) -> None:
         """Two prompts of different length, each with two continuations: as one tree, and as plain
-        sequences."""
+        sequences.
+        """
         token = np.arange(5) % self.vocabulary_size
         prompts = [token[:2], token[:1]]
         session, _ = self.begin(prompts, token[:0], 0)
@@ -241,8 +245,8 @@ class TreeDecoder:
             expected = self.forward(plain, np.arange(plain.shape[1])[None], None, cache)[0, -2:]
             if not self._close(states[2 * number : 2 * number + 2], expected):
                 raise InputError(
-                    f"{type(self.model).__name__}: the model does not heed attention masks and position ids for each token, "
-                    "so hypotheses of one query cannot share its cache; expected a decoder with full or sliding attention"
+                    f"{type(self.model).__name__}: expected a decoder that heeds a mask and a position "
+                    "id for each token, found one that does not; its hypotheses cannot share a cache"
                 )
 
     def _close(self, found: torch.Tensor, expected: torch.Tensor) -> bool:

@@ -184,7 +184,8 @@ def _parse(data: Any, place: str, depth: int) -> Predicate:
     if "field" in keys and len(keys) == 2:
         return _parse_field(data, place)
     raise InputError(
-        f"{place}: expected one of and, or, not, or a field with one of equals, in, range; found {sorted(map(str, keys))}"
+        f"{place}: expected one of and, or, not, or a field with one of equals, in, range; "
+        f"found {sorted(map(str, keys))}"
     )
 
 

@@ -64,7 +64,8 @@ class LeafFilter:
 
 class Scorer:
     """Scores under one model, trie and scoring. Reads the model's weights when it is made: make it anew after
-    training."""
+    training.
+    """
 
     def __init__(self, decoder: TreeDecoder, trie: Trie, scoring: Scoring) -> None:
         """Prepare the rows of the output layer for the children of the root.
@@ -81,7 +82,8 @@ class Scorer:
             raise InputError(f"scoring: expected 'trie' or 'vocabulary', found {scoring!r}")
         if trie.max_token >= decoder.vocabulary_size:
             raise InputError(
-                f"identifiers: expected tokens below the model's {decoder.vocabulary_size}, found {trie.max_token}"
+                f"identifiers: expected tokens below {decoder.vocabulary_size}, the model's vocabulary; "
+                f"found {trie.max_token}"
             )
         self.decoder, self.trie = decoder, trie
         self.over_vocabulary = scoring == "vocabulary"
@@ -89,9 +91,10 @@ class Scorer:
         self.dense = self.over_vocabulary or decoder.head is None
         # Sums of exponentials want single precision at least.
         self.dtype = torch.promote_types(decoder.dtype, torch.float32)
-        self._child_count = np.diff(trie.child_indptr)
+        # The last entry serves the node -1: none.
+        self._child_count = np.append(np.diff(trie.child_indptr), 0).astype(np.int64)
         self._root_rows = None
-        if not self.dense and len(self._child_count) and self._child_count[0] > WIDE:
+        if not self.dense and self._child_count[0] > WIDE:
             self._root_rows = self._rows(0)
 
     def score(
@@ -147,48 +150,34 @@ class Scorer:
     ) -> Scores:
         if self.dense:
             states = self._logits(states)
-        normaliser = torch.logsumexp(states, dim=-1) if self.over_vocabulary else None
         target_logprob = np.zeros(len(target))
         asked = np.flatnonzero(target >= 0)
-        if len(asked):
-            index = self.decoder.tensor(asked)
-            following = states[index, self.decoder.tensor(target[asked])]
-            assert normaliser is not None
-            target_logprob[asked] = _normalised(_numpy(following), _numpy(normaliser[index]))
-
-        count = (
-            np.where(node >= 0, self._child_count[np.maximum(node, 0)], 0)
-            if len(self._child_count)
-            else node * 0
-        )
-        owners, children, logprobs = [], [], []
+        target_logprob[asked] = self._narrow(states, asked, target[asked])
         dropped = np.full(len(node), -np.inf)
+        count = self._child_count[node]
         narrow = np.flatnonzero((count > 0) & (count <= WIDE))
-        if len(narrow):
-            owner = np.repeat(narrow, count[narrow])
-            child = ranges(self.trie.child_indptr[node[narrow]], count[narrow])
-            raw = self._narrow(states, owner, self.trie.child_token[child])
-            owners.append(owner)
-            children.append(child)
-            logprobs.append(self._narrow_logprobs(raw, normaliser, narrow, count[narrow]))
+        child = ranges(self.trie.child_indptr[node[narrow]], count[narrow])
+        owner = np.repeat(narrow, count[narrow])
+        logprob = self._narrow(states, owner, self.trie.child_token[child].astype(np.int64))
+        if not self.over_vocabulary:
+            logprob = _log_softmax(logprob, count[narrow])
+        parts = [(owner, child, logprob)]
         wide = np.flatnonzero(count > WIDE)
         for number in np.unique(node[wide]):
             member = wide[node[wide] == number]
-            top, position, dropped[member] = self._wide(
-                states, normaliser, member, int(number), leaf_filter, limit
-            )
-            owners.append(np.repeat(member, top.shape[1]))
-            children.append((self.trie.child_indptr[number] + position).ravel())
-            logprobs.append(top.ravel())
-        return _collect(target_logprob, owners, children, logprobs, dropped, leaf_filter)
+            top, place, dropped[member] = self._wide(states, member, int(number), leaf_filter, limit)
+            child = self.trie.child_indptr[number] + place
+            parts.append((np.repeat(member, top.shape[1]), child.ravel(), top.ravel()))
+        return _collect(target_logprob, parts, dropped, leaf_filter)
 
     def _logits(self, states: torch.Tensor) -> torch.Tensor:
+        """Of all tokens; already normalised where that is over the vocabulary."""
         head = self.decoder.head
-        return (states if head is None else head(states)).to(self.dtype)
+        logits = (states if head is None else head(states)).to(self.dtype)
+        return torch.log_softmax(logits, dim=-1) if self.over_vocabulary else logits
 
     def _rows(self, node: int) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """The rows (and biases) of the output layer for a node's children: a view where they are
-        contiguous."""
+        """The output layer's rows and biases for a node's children: a view where they are contiguous."""
         head = self.decoder.head
         assert head is not None
         token = self.trie.children(node)[0]
@@ -198,90 +187,66 @@ class Scorer:
         index = self.decoder.tensor(token)
         return head.weight.detach()[index], None if head.bias is None else head.bias.detach()[index]
 
-    def _narrow(self, states: torch.Tensor, owner: Ints, token: IntArray) -> Floats:
-        """Logits of `token[i]` after state `owner[i]`."""
-        owner_index, token_index = self.decoder.tensor(owner), self.decoder.tensor(token.astype(np.int64))
+    def _narrow(self, states: torch.Tensor, owner: Ints, token: Ints) -> Floats:
+        """Logits (over the vocabulary: log-probabilities) of `token[i]` after state `owner[i]`."""
+        owner_index, token_index = self.decoder.tensor(owner), self.decoder.tensor(token)
         if self.dense:
             return _numpy(states[owner_index, token_index])
         head = self.decoder.head
         assert head is not None
+        raw = torch.empty(len(owner), dtype=self.dtype, device=states.device)
         step = max(1, CHUNK_ELEMENTS // states.shape[1])
-        parts = []
         for at in range(0, len(owner), step):
             rows = head.weight[token_index[at : at + step]].to(self.dtype)
-            parts.append(torch.linalg.vecdot(rows, states[owner_index[at : at + step]].to(self.dtype)))
-        raw = torch.cat(parts)
+            reading = states[owner_index[at : at + step]].to(self.dtype)
+            raw[at : at + step] = torch.linalg.vecdot(rows, reading)
         return _numpy(raw if head.bias is None else raw + head.bias[token_index])
-
-    def _narrow_logprobs(
-        self, raw: Floats, normaliser: torch.Tensor | None, narrow: Ints, count: Ints
-    ) -> Floats:
-        if normaliser is not None:
-            return _normalised(raw, np.repeat(_numpy(normaliser[self.decoder.tensor(narrow)]), count))
-        first = np.cumsum(count) - count
-        highest = np.maximum.reduceat(raw, first)
-        shift = np.where(np.isneginf(highest), 0.0, highest)
-        with np.errstate(divide="ignore", invalid="ignore"):
-            total = np.log(np.add.reduceat(np.exp(raw - np.repeat(shift, count)), first)) + shift
-        return _normalised(raw, np.repeat(total, count))
 
     def _wide(
         self,
         states: torch.Tensor,
-        normaliser: torch.Tensor | None,
         member: Ints,
         node: int,
         leaf_filter: LeafFilter | None,
         limit: int | None,
     ) -> tuple[Floats, Ints, Floats]:
-        """Log-probabilities `[members, kept]` of one node's children, their positions, and the bound on the
-        others."""
+        """One node's children: log-probabilities and places `[members, kept]`, and a bound on the others."""
         index = self.decoder.tensor(member)
         if self.dense:
-            raw = states[index][:, self.decoder.tensor(self.trie.children(node)[0].astype(np.int64))]
+            raw = states[index[:, None], self.decoder.tensor(self.trie.children(node)[0].astype(np.int64))]
         else:
             rows, bias = self._root_rows if node == 0 and self._root_rows is not None else self._rows(node)
             raw = torch.nn.functional.linear(states[index], rows, bias).to(self.dtype)
-        total = torch.logsumexp(raw, dim=-1) if normaliser is None else normaliser[index]
-        if not torch.isfinite(total).all() and (torch.isnan(total) | torch.isposinf(total)).any():
-            raise FloatingPointError(BROKEN_LOGITS)
-        logprob = torch.where(torch.isneginf(raw), raw, raw - total[:, None])
+        # A softmax over nothing but -inf is not a number, but here only that no child is possible.
+        logprob = raw if self.over_vocabulary else torch.where(raw.isneginf(), raw, raw.log_softmax(-1))
         n_children = raw.shape[1]
         if leaf_filter is not None:
             start = int(self.trie.child_indptr[node])
             useless = ~leaf_filter.children(np.arange(start, start + n_children))
             logprob = logprob.masked_fill(self.decoder.tensor(useless), -torch.inf)
-        nothing = np.full(len(member), -np.inf)
         if limit is None or limit >= n_children:
-            return _numpy(logprob), np.broadcast_to(np.arange(n_children), (len(member), n_children)), nothing
-        top, position = torch.topk(logprob, limit, dim=-1)
+            everything = np.broadcast_to(np.arange(n_children), logprob.shape)
+            return _numpy(logprob), everything, np.full(len(member), -np.inf)
+        top, place = torch.topk(logprob, limit, dim=-1)
         kept = _numpy(top)
-        return kept, position.cpu().numpy(), kept[:, -1]
+        return kept, place.cpu().numpy(), kept[:, -1]
 
 
-BROKEN_LOGITS = "the model's logits hold NaN or +inf; expected numbers or -inf (was it trained in a type of too small a range?)"
-
-
-def _normalised(raw: Floats, total: Floats) -> Floats:
-    """`raw - total`, -inf where raw is -inf (also if all are); NaN and +inf are errors."""
-    if np.isnan(raw).any() or np.isnan(total).any() or np.isposinf(total).any():
-        raise FloatingPointError(BROKEN_LOGITS)
-    impossible = np.isneginf(raw)
-    return np.where(impossible, -np.inf, raw - np.where(impossible, 0.0, total))
+def _log_softmax(raw: Floats, count: Ints) -> Floats:
+    """Log-softmax in each run of `count[i]` logits; -inf stays -inf, also where a run holds nothing else."""
+    first = np.cumsum(count) - count
+    with np.errstate(divide="ignore", invalid="ignore"):
+        shifted = raw - np.repeat(np.maximum.reduceat(raw, first), count) if len(raw) else raw
+        total = np.log(np.add.reduceat(np.exp(shifted), first)) if len(raw) else raw
+        return np.where(np.isneginf(raw), -np.inf, shifted - np.repeat(total, count))
 
 
 def _collect(
-    target: Floats,
-    owners: list[Ints],
-    children: list[Ints],
-    logprobs: list[Floats],
-    dropped: Floats,
-    leaf_filter: LeafFilter | None,
+    target: Floats, parts: list[tuple[Ints, Ints, Floats]], dropped: Floats, leaf_filter: LeafFilter | None
 ) -> Scores:
-    if not owners:
-        nothing = np.empty(0, dtype=np.int64)
-        return Scores(target, nothing, nothing, np.empty(0), dropped)
-    owner, child, logprob = np.concatenate(owners), np.concatenate(children), np.concatenate(logprobs)
+    owner, child, logprob = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+    if np.isnan(target).any() or np.isnan(logprob).any():
+        raise FloatingPointError("the model's logits hold NaN or +inf; expected numbers or -inf")
     keep = logprob > -np.inf
     if leaf_filter is not None:
         keep &= leaf_filter.children(child)

@@ -14,7 +14,8 @@ soon as its k results are better than every open hypothesis. Equal scores come i
 identifiers.
 
 Exact mode expands the best open hypotheses, several at once. Scores only fall along a path, so that when the
-k-th result is at least as good as the best open hypothesis the results are the true top k."""
+k-th result is at least as good as the best open hypothesis the results are the true top k.
+"""
 
 import time
 from collections.abc import Sequence
@@ -221,7 +222,8 @@ class _Expansions:
     @classmethod
     def of(cls, scores: Scores, states: Ints, n_states: Ints, columns: int) -> "_Expansions":
         """From the scores of each expansion's states, which stand one after the other, the last at its
-        node."""
+        node.
+        """
         chain = np.zeros((len(states), columns))
         expansion = np.repeat(np.arange(len(states)), n_states)
         chain[expansion, 1 + ranges(np.zeros_like(n_states), n_states)] = scores.target
@@ -255,6 +257,8 @@ class _Batch:
         self.trie, self.scorer, self.leaf_filter = search.trie, search.scorer, leaf_filter
         self.limit, self.deadline = limit, deadline
         self.size = len(prompts)
+        import os
+        self.lookahead = int(os.environ["LOOK"]) if "LOOK" in os.environ and limit else None
         self.expanded = np.zeros(self.size, dtype=np.int64)
         # Columns of each expansion's tokens in the cache, by place in the identifier.
         depth = self.trie.max_length
@@ -281,6 +285,12 @@ class _Batch:
 
     def next_event(self, hypotheses: Hypotheses) -> Ints:
         """How many tokens stand before each hypothesis's next choice, or else before its last token."""
+        choice = self.next_choice(hypotheses)
+        if not self.scorer.over_vocabulary or self.lookahead is None:
+            return choice
+        return np.where(hypotheses["start"] < 0, choice, np.minimum(choice, hypotheses["start"] + self.lookahead))
+
+    def next_choice(self, hypotheses: Hypotheses) -> Ints:
         target = hypotheses["target"]
         last = self.length(hypotheses["leaf"]) - 1
         if not len(self.trie.node_depth):
@@ -326,7 +336,8 @@ class _Batch:
                 np.arange(len(last)),
             )
         node = np.full(len(states), -1)
-        node[last] = np.where(hypotheses["target"] >= 0, hypotheses["target"], -1)
+        reached = self.next_event(hypotheses) == self.next_choice(hypotheses)
+        node[last] = np.where((hypotheses["target"] >= 0) & reached, hypotheses["target"], -1)
         target = np.full(len(states), -1)
         if self.scorer.over_vocabulary:
             following = self.trie.token_offsets[hypotheses["leaf"]] + hypotheses["start"] + 1
@@ -441,13 +452,23 @@ def _step(
     Returns:
         The hypotheses that go on. `results` and `lost` are brought up to date.
     """
-    choosing = (ready["target"] >= 0) & (batch.next_event(ready) == now)
+    due = batch.next_event(ready) == now
+    choice = batch.next_choice(ready)
+    choosing = (ready["target"] >= 0) & due & (choice == now)
+    moving = due & (choice > now)
+    ready["score"][moving] = _score_after(batch, ready[moving], now[moving] + 1, found)
+    ready["start"][moving] = now[moving]
+    ready["parent"][moving] = ready["expansion"][moving]
+    ready["expansion"][moving] = -1
     staying = ready[~choosing]
     parents = ready[choosing]
     chosen = _children(batch, parents, now[choosing], found)
     candidates = np.concatenate((staying, chosen))
     # Candidates are compared at one length, that of `now` and one more token.
-    score = np.concatenate((_score_after(batch, staying, now[~choosing] + 1, found), chosen["score"]))
+    stay_score = _score_after(batch, staying, now[~choosing] + 1, found)
+    moved = moving[~choosing]
+    stay_score[moved] = staying["score"][moved]
+    score = np.concatenate((stay_score, chosen["score"]))
     length = np.concatenate((now[~choosing] + 1, chosen["start"] + 1))
     complete = (candidates["target"] < 0) & (batch.length(candidates["leaf"]) == length)
 

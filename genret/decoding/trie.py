@@ -222,7 +222,8 @@ class Trie:
 
 def ranges(starts: IntArray, lengths: IntArray) -> npt.NDArray[np.int64]:
     """The integers `starts[i], starts[i] + 1, ...`, `lengths[i]` of them for each `i`, one run after the
-    other."""
+    other.
+    """
     lengths = np.asarray(lengths, dtype=np.int64)
     before = np.cumsum(lengths) - lengths
     return np.repeat(np.asarray(starts, dtype=np.int64) - before, lengths) + np.arange(int(lengths.sum()))
@@ -233,8 +234,8 @@ def _checked_input(
 ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]:
     if offsets.ndim != 1 or tokens.ndim != 1 or len(offsets) < 2:
         raise InputError(
-            f"identifiers: expected flat tokens and at least one identifier, found tokens of shape {tokens.shape} "
-            f"and offsets of shape {offsets.shape}"
+            f"identifiers: expected flat tokens and at least one identifier, "
+            f"found tokens of shape {tokens.shape} and offsets of shape {offsets.shape}"
         )
     starts = offsets.astype(np.int64)
     lengths = np.diff(starts)
@@ -260,7 +261,8 @@ def _sort_and_branch(
     """Sort by one more token at each depth; groups that are still alike go on to the next.
 
     Returns the sorted order; the nodes (lo, hi, depth) by rising depth; and the children (parent, token, lo,
-    node), where `parent` and `node` count nodes in that order and `node` is -1 for a single leaf."""
+    node), where `parent` and `node` count nodes in that order and `node` is -1 for a single leaf.
+    """
     lengths = np.diff(offsets)
     order = np.arange(len(lengths))
     stride = int(tokens.max()) + 1
@@ -321,7 +323,8 @@ def _sort_and_branch(
 
 def _check_prefixes(member: IntArray, group: IntArray, lengths: IntArray, depth: int) -> None:
     """Every group holds at least two identifiers with the same first `depth` tokens: none of them may end
-    here."""
+    here.
+    """
     ended = np.flatnonzero(lengths[member] == depth)
     if not len(ended):
         return
@@ -333,8 +336,8 @@ def _check_prefixes(member: IntArray, group: IntArray, lengths: IntArray, depth:
         )
     longer = here[lengths[here] > depth].min()
     raise InputError(
-        f"identifier {same[0]} is a prefix of identifier {longer}; end every identifier with an end-of-sequence token, "
-        "so that none is a prefix of another"
+        f"identifier {same[0]} is a prefix of identifier {longer}; "
+        "end every identifier with an end-of-sequence token, so that none is a prefix of another"
     )
 
 

@@ -5,13 +5,15 @@ from collections.abc import Iterable, Iterator
 import pyarrow as pa
 
 from genret.config import IdentifiersConfig
+from genret.identifiers.distinctive import lead_with_distinctive
 from genret.identifiers.uniqueness import make_unique, normalisation_key
 from genret.llm.base import Engine, Request, Response, pair_responses
+from genret.llm.words import has_lone_surrogate
 from genret.tables import check_table, reject, table_from_rows
 
 WORD_SEPARATOR = " "
-"""Between keywords where every keyword of the corpus is one word: no tokenizer spends a token on it, and the trie
-has no node where nothing but a comma can follow."""
+"""Between keywords where every keyword of the corpus is one word: hardly any tokenizer spends a token on it,
+so that identifiers stay short and every choice in the trie is one between words."""
 PHRASE_SEPARATOR = ", "
 """Between keywords where some are phrases, so that it stays visible where one ends."""
 
@@ -29,8 +31,9 @@ def build_semantic_identifiers(
         engine: What writes the keywords.
 
     Returns:
-        The tables `identifiers`, one row a passage in the same order, and `rejects`: the passages for which the
-        engine had no keywords. These have a number as their identifier and can be retrieved like all others.
+        The tables `identifiers`, one row a passage in the same order, and `rejects`: the passages for which
+        the engine had no keywords. These have a number as their identifier and can be retrieved like all
+        others.
     """
     keywords: list[list[str]] = []
     rejects = []
@@ -39,6 +42,8 @@ def build_semantic_identifiers(
         if not words or response.error:
             rejects.append(_rejected(request, response))
         keywords.append(words)
+    if config.order == "distinctive":
+        keywords = lead_with_distinctive(keywords, config.max_keywords)
     phrases = any(len(keyword.split()) > 1 for words in keywords for keyword in words)
     unique = make_unique(
         keywords, config.keywords, config.max_keywords, PHRASE_SEPARATOR if phrases else WORD_SEPARATOR
@@ -64,11 +69,11 @@ def _requests(passages: pa.Table, n: int) -> Iterator[Request]:
 
 
 def _clean(keywords: Iterable[str]) -> Iterator[str]:
-    """Keywords with single spaces; those that say nothing or repeat one before are left out."""
+    """Keywords with single spaces; those that say nothing, repeat one before or are broken are left out."""
     seen = {""}
     for keyword in keywords:
         key = normalisation_key(keyword)
-        if key not in seen:
+        if key not in seen and not has_lone_surrogate(keyword):
             seen.add(key)
             yield " ".join(keyword.split())
 

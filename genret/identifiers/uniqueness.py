@@ -1,44 +1,40 @@
 """Identifiers that differ by construction, whatever tokenizer will read them."""
 
-import re
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 LLM, EXTENDED, ORDINAL = "llm", "extended", "ordinal"
-"""Where an identifier comes from: as the engine gave it, with more of the engine's keywords, with a number."""
+"""Where an identifier comes from: as the engine gave it, with more of the engine's keywords, with a
+number."""
 
 # "a 2" is the second identifier that would have been "a".
 _FIRST_ORDINAL = 2
-_PIECE = re.compile(r"\w+|[^\w\s]")
-# What some tokenizers drop: accents and enclosing marks, control and format characters.
-_DROPPED = frozenset({"Mn", "Me", "Cc", "Cf"})
+# What some tokenizers drop: accents and enclosing marks; control, format and unassigned characters.
+_DROPPED = frozenset({"Mn", "Me", "Cc", "Cf", "Cn", "Co", "Cs"})
 
 
 def normalisation_key(text: str) -> str:
     """What of a text is sure to reach a model; texts with different keys have different tokens.
 
-    Tokenizers may lower-case, apply NFC or NFKC, strip accents and control characters, and split at white space
-    and punctuation without a trace of it. The key does all of that: two texts that differ only so have the same
-    key. It is coarser than NFKC, case folding and white space together.
+    Tokenizers may lower-case, apply NFC or NFKC, strip accents and control characters, and split at white
+    space and between scripts or kinds of characters without a trace of it. So the key is without case,
+    compatibility forms, accents, invisible characters and white space. It is coarser than NFKC, case folding
+    and white space collapsed: some texts with the same key do differ for every tokenizer ("ab c", "a bc").
 
     Args:
         text: Any text.
 
     Returns:
-        Runs of word characters and single other characters, separated by single spaces; empty where nothing is
-        left.
+        The key; empty where nothing is left.
     """
     folded = text.casefold()
     if not folded.isascii():
         folded = unicodedata.normalize("NFKD", unicodedata.normalize("NFKD", folded).casefold())
-    if not (folded.isascii() and folded.isprintable()):
-        folded = "".join(
-            character
-            for character in folded
-            if character.isspace() or unicodedata.category(character) not in _DROPPED
-        )
-    return " ".join(_PIECE.findall(folded))
+    joined = "".join(folded.split())
+    if joined.isascii() and joined.isprintable():
+        return joined
+    return "".join(character for character in joined if unicodedata.category(character) not in _DROPPED)
 
 
 @dataclass(frozen=True)
@@ -59,10 +55,10 @@ def make_unique(
 ) -> UniqueIdentifiers:
     """Join keywords to identifiers that are unique under `normalisation_key`.
 
-    A passage gets its first `first` keywords. Where an earlier passage has that identifier, its next keywords are
-    added one by one, up to `most` in all; where these run out, the smallest number that is free. A passage
-    without keywords gets a number alone. Time is linear in the number of keywords, also if all passages have the
-    same ones.
+    A passage gets its first `first` keywords. Where an earlier passage has that identifier, its next
+    keywords are added one by one, up to `most` in all; where these run out, the smallest number that is
+    free. A passage without keywords gets a number alone. Time is linear in the number of keywords, also if
+    all passages have the same ones.
 
     Args:
         keywords: The keywords of each passage, the most important first.

@@ -13,11 +13,11 @@ class Request:
     """One piece of work on one text.
 
     Attributes:
-        request_id: Unique among the requests of a stage; an engine's randomness may depend on it and on a seed,
-            and on nothing else.
+        request_id: Unique among the requests of a stage; an engine's randomness may depend on it and on a
+            seed, and on nothing else.
         kind: `keywords`: keywords that describe the text, the most important first. `chunk`, `sentence`:
-            queries that a passage, or one sentence of it, answers. `constraint`: queries that also name some of
-            `constraints`. `preference`: difficult queries with their answers.
+            queries that a passage, or one sentence of it, answers. `constraint`: queries that also name
+            some of `constraints`. `preference`: difficult queries with their answers.
         n: How many items are wanted; an engine may give fewer.
         title: Title of the text; empty where it has none.
         text: The text.

@@ -1,8 +1,9 @@
 """The engine without a model: keywords by tf-idf, queries sampled from the passage's own words.
 
 A query is what a smoothed unigram model of the passage would say (Zhai and Lafferty, 2004): words of the
-passage, drawn by their idf, some of them replaced by words of the whole corpus, as in Jelinek-Mercer smoothing.
-It writes no question that needs understanding, and its answers to `preference` queries are mere keywords.
+passage, drawn by their idf, some of them replaced by words of the whole corpus, as in Jelinek-Mercer
+smoothing. It writes no question that needs understanding, and its answers to `preference` queries are mere
+keywords.
 """
 
 import math
@@ -40,8 +41,8 @@ _STOP_WORDS: dict[str, tuple[str, ...]] = {
     "turkish": stopwords.STOPWORDS_TURKISH,
 }
 
-# How English questions begin. Real queries have these words, which say nothing about the passage: a model that
-# has never seen them takes them for content.
+# How English questions begin. Real queries have these words, which say nothing about the passage: a model
+# that has never seen them takes them for content.
 _QUESTION_PREFIXES = (
     "what is", "what are the", "what", "how do", "how does", "how can i", "is there", "can i", "should i",
     "why is", "when should", "which", "where", "do", "does", "are",

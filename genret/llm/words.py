@@ -28,11 +28,17 @@ def _mark_ranges() -> str:
 
 
 _MARKS = _mark_ranges()
+_LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 _ASCII_WORD = re.compile(r"[a-z0-9]+")
 _WORD = re.compile(rf"[^\W_](?:[^\W_]+|[{_MARKS}]+)*")
-_SPACELESS_RUN = re.compile(rf"([{_SPACELESS}][{_SPACELESS}{_MARKS}]*)")
+_SPACELESS_RUN = re.compile(rf"((?=\w)[{_SPACELESS}][{_SPACELESS}{_MARKS}]*)")
 _UNIT = re.compile(rf"[{_SPACELESS}][{_MARKS}]*")
 _GAP = re.compile(rf"(?<=[{_SPACELESS}{_MARKS}]) (?=[{_SPACELESS}])")
+
+
+def has_lone_surrogate(text: str) -> bool:
+    """Whether a text holds half of a surrogate pair, as broken JSON may: such a text cannot be written."""
+    return not text.isascii() and _LONE_SURROGATE.search(text) is not None
 
 
 def split_words(text: str) -> list[str]:

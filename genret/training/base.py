@@ -7,7 +7,13 @@ from typing import Literal
 
 import pyarrow as pa
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from genret.config import PretrainedModel, SftConfig
 from genret.decoding.trie import Trie

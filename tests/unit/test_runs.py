@@ -411,8 +411,10 @@ def test_sweep_deletes_old_orphans_only(url, tmp_path):
 
 # --- killed at any instant ---------------------------------------------------------------------------------
 
-# Forks children that write two stages of tiny tables and loose files into runs of their own, and are killed:
-# the first ones at the Nth line of runs.py that they execute, for every N, the others after a random time.
+# Forks children that write stages of tiny tables and loose files into runs of their own, and are killed: the
+# first ones at the Nth line of runs.py that they execute, for every N, while they write one stage; the others
+# after a random time, while they write two. Flushing to the disk only matters when the machine dies, and is
+# left out for speed.
 KILLER = """
 import os, random, signal, sys, time
 from pathlib import Path
@@ -425,11 +427,12 @@ queries = table_from_rows("test_queries", [{"query_id": f"q{n}", "text": f"text 
 rows = [{"query_id": f"q{n}", "doc_id": f"d{n}", "relevance": n % 3} for n in range(5)]
 qrels = table_from_rows("qrels", rows)
 source = genret.runs.__file__
+os.fsync = lambda descriptor: None
 
-def work(folder):
+def work(folder, stages):
     store = RunStore(folder)
     done = {}
-    for stage in ("corpus", "synthesis"):
+    for stage in stages:
         writer = store.begin(stage, "0123456789abcdef")
         writer.write_table("test_queries", queries)
         writer.write_table("qrels", qrels)
@@ -458,7 +461,7 @@ def child(folder, line=None):
     if pid == 0:
         if line is not None:
             kill_at_line(line)
-        work(folder)
+        work(folder, ("corpus", "synthesis") if line is None else ("corpus",))
         os._exit(0)
     return pid
 
@@ -507,7 +510,8 @@ def test_a_process_killed_at_any_instant_leaves_each_stage_whole_or_absent(tmp_p
         if (path / "config.yaml").exists():
             assert store.read_file("config.yaml").lstrip("x") in ("corpus", "synthesis")
         found[sum(record is not None for record in records)] += 1
-    assert min(found.values()) > 10  # the kills fell before, between and after the commits
+    assert min(found[0], found[1]) > 10  # kills fell before and after the commits
+    assert found[2] > 0
     for path in random.Random(7).sample(sorted(root.iterdir()), 20):
         store = RunStore(path)
         store.sweep(timedelta(0))

@@ -93,6 +93,6 @@ def test_markdown() -> None:
 
 def test_missing_measures_are_a_dash_and_no_measure_is_an_empty_table() -> None:
     partial = {key: value for key, value in VALUES.items() if key != ("bm25", "HIT@1")}
-    assert "| bm25      |     – |" in comparison_markdown(measures_of(partial))
+    assert "| bm25      |        – |" in comparison_markdown(measures_of(partial))
     assert "0 queries" in comparison_markdown(measures_of({}))
     assert "retriever" in shown(measures_of({}))

@@ -2,13 +2,13 @@
 
 import pytest
 import torch
+from training_reference import reference_log_prob
 from trl.trainer.utils import add_fused_lm_head
 
 from genret.training import likelihood
 from genret.training.batches import Collator, find_branchings, trie_children
 from genret.training.encoding import encode_prompts
 from genret.training.likelihood import TrieChildren, identifier_log_probs, trie_log_probs
-from training_reference import reference_log_prob
 
 PROMPTS = ["snow from the mountain", "", "bake", "where does the night train go in winter when it snows"]
 CHOSEN = [0, 6, 3, 4]

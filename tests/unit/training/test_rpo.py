@@ -4,13 +4,13 @@ import math
 
 import pytest
 import torch
+from training_reference import reference_log_prob
 
 from genret.config import RpoConfig
 from genret.tables import table_from_rows
 from genret.training.encoding import encode_prompts
 from genret.training.rpo import RpoCollator, RpoTrainer, build_rpo_dataset, rpo_loss, train_rpo
 from genret.training.sft import make_collator
-from training_reference import reference_log_prob
 
 PAIRS = [("snow in the mountains", 0, 1), ("bake", 3, 2), ("the night train to the capital in winter", 6, 4)]
 

@@ -5,13 +5,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from training_reference import reference_log_prob
 
 from genret.config import SftConfig
 from genret.errors import InputError
 from genret.tables import table_from_rows
 from genret.training.callbacks import Progress
 from genret.training.sft import build_sft_dataset, make_collator, train_sft, trainer_arguments
-from training_reference import reference_log_prob
 
 QUERIES = [("melted snow flows to the sea", 0), ("frozen water", 1), ("knead dough", 2), ("sugar and eggs", 3)]
 

@@ -1,0 +1,420 @@
+"""The report: what it says, and that no text of a corpus gets out of its place."""
+
+import json
+import re
+from html.parser import HTMLParser
+from typing import Any
+
+import pyarrow as pa
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from genret.config import EvaluationConfig
+from genret.evaluation.measures import evaluate, judgements
+from genret.evaluation.report import (
+    ReportInputs,
+    choose_main_measure,
+    excerpt,
+    identifier_rows,
+    loss_figures,
+    query_groups,
+    rank_counts,
+    ranks_figure,
+    reject_rows,
+    training_rows,
+    write_report,
+)
+from genret.tables import passages_to_table, reject, table_from_rows
+from genret.types import Passage
+
+HOSTILE = [
+    "<script>alert(1)</script>",
+    "</script><script>alert(2)</script>",
+    '"><img src=x onerror=alert(3)>',
+    "' onmouseover='alert(4)",
+    "{{ 7 * 7 }}{% raw %}",
+    "</pre></details><!--",
+    "\u202eright to left\u202c שלום",
+    "nul\x00bell\x07delete\x7f",
+    "<a href=https://example.org/>link</a>",
+]
+
+
+class Page(HTMLParser):
+    """Everything a browser would see: elements with attributes, and texts by the element that holds them."""
+
+    def __init__(self, source: str) -> None:
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.texts: list[tuple[str, str]] = []
+        self._open: list[str] = []
+        self.feed(source)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+        self._open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        while self._open and self._open.pop() != tag:
+            pass
+
+    def handle_data(self, data: str) -> None:
+        if data.strip():
+            self.texts.append((self._open[-1] if self._open else "", data))
+
+    def text(self, without: tuple[str, ...] = ("script", "style")) -> str:
+        return " ".join(" ".join(data for tag, data in self.texts if tag not in without).split())
+
+    def figures(self) -> dict[str, Any]:
+        place = next(
+            number for number, (_, attrs) in enumerate(self.elements) if attrs.get("id") == "figures"
+        )
+        number = sum(tag == "script" for tag, _ in self.elements[:place])
+        return json.loads([data for tag, data in self.texts if tag == "script"][number])
+
+
+def inputs_of(
+    n_queries: int = 30,
+    names: tuple[str, ...] = ("rpo", "bm25"),
+    texts: list[str] | None = None,
+    **changes: Any,
+) -> ReportInputs:
+    """A small run: query n is about passage n, which the first retriever finds, the others seldom."""
+    texts = texts or [f"text {number} of a passage" for number in range(n_queries)]
+    passages = passages_to_table(
+        Passage(f"p{number}", f"d{number}", texts[number % len(texts)], title=texts[number % len(texts)])
+        for number in range(n_queries)
+    )
+    queries = table_from_rows(
+        "test_queries",
+        [{"query_id": f"q{n}", "text": f"question {n} {texts[n % len(texts)]}"} for n in range(n_queries)],
+    )
+    qrels = table_from_rows(
+        "qrels", [{"query_id": f"q{n}", "doc_id": f"d{n}", "relevance": 1} for n in range(n_queries)]
+    )
+    run = table_from_rows(
+        "run",
+        [
+            {
+                "query_id": f"q{n}",
+                "passage_id": f"p{(n + (rank - 1) + place * (n % 4)) % n_queries}",
+                "rank": rank,
+                "score": -float(rank),
+                "retriever": name,
+            }
+            for place, name in enumerate(names)
+            for n in range(n_queries)
+            for rank in range(1, min(4, n_queries) + 1)
+        ],
+    )
+    config = EvaluationConfig(measures=("HIT@1", "NDCG@4"), bootstrap_samples=100)
+    tables = evaluate(config, run, qrels, queries, passages)
+    facts: dict[str, Any] = {
+        "name": "demo",
+        "created": "2024-05-06 07:08 UTC",
+        "versions": {"python": "3.11.9"},
+        "stages": [
+            {"stage": "corpus", "seconds": 1234.56, "rows": {"passages": 5183, "qrels": 7}, "rejects": 2},
+            {"stage": "base", "seconds": 0.04, "rows": {}, "rejects": 0},
+        ],
+        "config_yaml": "seed: 7\n",
+        "measures": tables["measures"],
+        "query_measures": tables["query_measures"],
+        "run": run,
+        "latencies": table_from_rows(
+            "latencies",
+            [{"retriever": names[0], "n_queries": n_queries, "seconds": 3.0, "milliseconds_a_query": 1234.5}],
+        ),
+        "test_queries": queries,
+        "qrels": qrels,
+        "passages": passages,
+        "identifiers": table_from_rows(
+            "identifiers",
+            [
+                {"passage_id": f"p{n}", "identifier": f"{texts[n % len(texts)]}, {n}", "source": "llm"}
+                for n in range(n_queries)
+            ],
+        ),
+        "training_log": log_of("sft", [2.0, 1.5, 1.25]),
+        "rejects": table_from_rows("rejects", [reject("corpus", f"x{n}", texts[0]) for n in range(4)]),
+    }
+    return ReportInputs(**(facts | changes))
+
+
+def log_of(stage: str, losses: list[float]) -> pa.Table:
+    return table_from_rows(
+        "training_log",
+        [
+            {
+                "stage": stage,
+                "step": 10 * number,
+                "epoch": number / 2,
+                "loss": loss,
+                "learning_rate": 0.1,
+                "seconds": 2.5 * number,
+            }
+            for number, loss in enumerate(losses, 1)
+        ],
+    )
+
+
+@pytest.fixture(scope="module")
+def page() -> Page:
+    return Page(write_report(inputs_of()))
+
+
+@pytest.fixture(scope="module")
+def hostile_source() -> str:
+    return write_report(
+        inputs_of(
+            n_queries=27,
+            names=(HOSTILE[1], HOSTILE[8]),
+            texts=HOSTILE,
+            name=HOSTILE[0],
+            created=HOSTILE[2],
+            versions={HOSTILE[2]: HOSTILE[3]},
+            stages=[{"stage": HOSTILE[0], "seconds": 1.0, "rows": {HOSTILE[2]: 1}, "rejects": 0}],
+            config_yaml="\n".join(HOSTILE),
+            training_log=log_of(HOSTILE[1], [1.0, 0.5]),
+        )
+    )
+
+
+def test_all_sections_say_what_the_tables_say(page: Page) -> None:
+    text = page.text()
+    for part in (
+        "demo Report of 2024-05-06 07:08 UTC python 3.11.9",
+        "retriever HIT@1 NDCG@4",
+        "Per cent, mean over 30 queries.",
+        "rpo 30 3.00 1,234.50",
+        "sft 30 1.50 7.5 2.0000 1.2500",
+        "corpus 1,234.6 passages 5,183; qrels 7 2",
+        "all 1,234.6 2",
+        "corpus text 0 of a passage 4 x0 , x1 , x2",
+        "20 of 30, evenly spaced. By source: llm 30.",
+        "seed: 7",
+    ):
+        assert part in text, part
+
+
+def test_the_comparison_holds_values_and_intervals() -> None:
+    inputs = inputs_of()
+    text = Page(write_report(inputs)).text()
+    for row in inputs.measures.to_pylist():
+        assert f"{100 * row['value']:.1f} {100 * row['ci_low']:.1f}–{100 * row['ci_high']:.1f}" in text, row
+
+
+def test_numbers_are_right_aligned_and_units_named(page: Page) -> None:
+    cells = [attrs.get("class") or "" for tag, attrs in page.elements if tag == "td"]
+    assert sum("number" in name for name in cells) >= 15
+    text = page.text()
+    for unit in ("time (s)", "time a query (ms)", "optimiser steps", "Per cent"):
+        assert unit in text
+
+
+def test_every_plot_has_its_figure(page: Page) -> None:
+    places = [attrs["id"] for _, attrs in page.elements if attrs.get("class") == "plot"]
+    assert places == ["measures", "ranks", "loss-0"]
+    assert set(page.figures()) == set(places)
+    bars = page.figures()["measures"]["data"]
+    assert [bar["name"] for bar in bars] == ["rpo", "bm25"]
+    assert bars[0]["y"] == [100.0, 100.0]
+
+
+def test_plotly_is_inlined_once(page: Page) -> None:
+    scripts = [data for tag, data in page.texts if tag == "script"]
+    assert len(scripts) == 3
+    assert sum("plotly.js v" in script for script in scripts) == 1
+
+
+def test_nothing_comes_from_a_network(page: Page, hostile_source: str) -> None:
+    for seen in (page, Page(hostile_source)):
+        for tag, attrs in seen.elements:
+            assert tag not in {"img", "iframe", "object", "embed", "base", "form", "video", "audio"}, tag
+            for name in ("src", "srcset", "href", "data", "action", "poster", "background"):
+                assert (attrs.get(name) or "#").startswith(("#", "data:,")), (tag, attrs)
+        styles = " ".join(data for tag, data in seen.texts if tag == "style")
+        assert "url(" not in styles
+        assert "@import" not in styles
+        policies = [
+            attrs["content"] or ""
+            for _, attrs in seen.elements
+            if attrs.get("http-equiv") == "Content-Security-Policy"
+        ]
+        assert len(policies) == 1
+        assert policies[0].startswith("default-src 'none';")
+        assert "http" not in policies[0]
+
+
+def test_hostile_texts_stay_texts(page: Page, hostile_source: str) -> None:
+    hostile = Page(hostile_source)
+    assert [tag for tag, _ in hostile.elements].count("script") == 3
+    for tag, attrs in hostile.elements:
+        assert not [name for name in attrs if name.startswith("on")], (tag, attrs)
+    allowed = {tag for tag, _ in page.elements}
+    assert {tag for tag, _ in hostile.elements} <= allowed
+    text = hostile.text()
+    for expected in HOSTILE[:6]:
+        assert " ".join(expected.split()) in text, expected
+
+
+def test_characters_that_html_cannot_hold_are_replaced(hostile_source: str) -> None:
+    body = hostile_source[: hostile_source.index("plotly.js v")]
+    assert not re.search("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]", body)
+    assert "nul\ufffdbell\ufffddelete\ufffd" in body
+
+
+def test_right_to_left_text_is_isolated(hostile_source: str) -> None:
+    places = [match.start() for match in re.finditer("\u202e", hostile_source)]
+    assert len(places) > 5
+    for place in places:
+        before = hostile_source[:place]
+        isolated = re.search(r'(<bdi>|dir="auto">|<pre>)[^<]*$', before)
+        assert isolated, hostile_source[place - 80 : place + 20]
+
+
+def test_labels_of_plots_are_escaped_for_plotly(hostile_source: str) -> None:
+    figures = Page(hostile_source).figures()
+    labels = [bar["name"] for bar in figures["measures"]["data"]] + figures["ranks"]["data"][0]["y"]
+    assert labels
+    assert not [label for label in labels if "<" in label]
+
+
+def test_an_empty_run_is_reported_too() -> None:
+    empty = {
+        name: table_from_rows(name, [])
+        for name in (
+            "measures", "query_measures", "run", "latencies", "test_queries", "qrels", "passages",
+            "identifiers", "training_log", "rejects",
+        )
+    }  # fmt: skip
+    page = Page(write_report(inputs_of(stages=[], **empty)))
+    text = page.text()
+    assert "Nothing was evaluated" in text
+    assert "No row was rejected." in text
+    assert page.figures() == {}
+    assert not {"Speed", "Training", "Queries", "Identifiers"} & {data for _, data in page.texts}
+    targets = {attrs["href"] for tag, attrs in page.elements if tag == "a"}
+    assert targets == {f"#{attrs['id']}" for tag, attrs in page.elements if tag == "section"}
+
+
+def test_navigation_leads_to_every_section(page: Page) -> None:
+    targets = [attrs["href"] for tag, attrs in page.elements if tag == "a"]
+    assert targets == [
+        "#comparison", "#speed", "#training", "#queries", "#identifiers", "#stages", "#rejects",
+        "#configuration",
+    ]  # fmt: skip
+    assert set(targets) == {f"#{attrs['id']}" for tag, attrs in page.elements if tag == "section"}
+
+
+def test_a_diverged_loss_is_a_gap() -> None:
+    figure = loss_figures(log_of("sft", [1.0, float("nan"), float("inf")]))["sft"]
+    assert figure["data"][0]["y"] == [1.0, None, None]
+    assert Page(write_report(inputs_of(training_log=log_of("sft", [1.0, float("nan")])))).figures()
+
+
+def test_losses_have_a_figure_and_a_row_a_stage() -> None:
+    log = pa.concat_tables([log_of("sft", [2.0, 1.0]), log_of("rpo", [0.7])])
+    assert list(loss_figures(log)) == ["sft", "rpo"]
+    assert loss_figures(log.take([1, 2, 0]))["sft"]["data"][0]["x"] == [10, 20]
+    assert [(row["stage"], row["steps"], row["last_loss"]) for row in training_rows(log)] == [
+        ("sft", 20, 1.0),
+        ("rpo", 10, 0.7),
+    ]
+
+
+def test_ranks_are_binned_and_add_up() -> None:
+    assert rank_counts([1, 1, 4, 5, 7, 1000, 0]) == {
+        "1": 2,
+        "4–5": 2,
+        "6–10": 1,
+        "101–1000": 1,
+        "not found": 1,
+    }
+    qrels = {f"q{number}": {f"d{number}": 1} for number in range(8)}
+    rankings = {"a": {f"q{number}": [f"d{place}" for place in range(6)] for number in range(8)}}
+    figure = ranks_figure(["a", "silent"], rankings, qrels)
+    shares = {bar["name"]: bar["x"] for bar in figure["data"]}
+    assert shares == {
+        "1": [12.5, 0.0],
+        "2": [12.5, 0.0],
+        "3": [12.5, 0.0],
+        "4–5": [25.0, 0.0],
+        "6–10": [12.5, 0.0],
+        "not found": [25.0, 100.0],
+    }
+
+
+def test_rejects_are_counted_by_reason() -> None:
+    rejects = table_from_rows(
+        "rejects",
+        [reject("corpus", "a", "empty"), *(reject("synthesis", f"s{n}", "no list") for n in range(5))],
+    )
+    assert reject_rows(rejects) == [
+        {"stage": "synthesis", "reason": "no list", "count": 5, "examples": ["s0", "s1", "s2"]},
+        {"stage": "corpus", "reason": "empty", "count": 1, "examples": ["a"]},
+    ]
+
+
+def test_identifiers_are_sampled_evenly() -> None:
+    inputs = inputs_of(n_queries=40)
+    rows = identifier_rows(inputs.identifiers, inputs.passages)
+    assert [row["passage_id"] for row in rows] == [f"p{number}" for number in range(0, 40, 2)]
+    assert rows[1]["title"] == "text 2 of a passage"
+    assert len(identifier_rows(inputs.identifiers.slice(0, 3), inputs.passages)) == 3
+
+
+def test_queries_are_grouped_once_each() -> None:
+    inputs = inputs_of()
+    groups = query_groups(inputs, judgements(inputs.qrels), "NDCG@4")
+    assert list(groups) == ["Worst", "Best", "Most disputed"]
+    texts = [card.text for cards in groups.values() for card in cards]
+    assert len(texts) == len(set(texts)) == 15
+    worst, best, disputed = groups["Worst"][0], groups["Best"][0], groups["Most disputed"][0]
+    # bm25 begins n mod 4 places behind the relevant passage: query 1 is a worst one, query 0 a best one.
+    assert worst.text.startswith("question 1 ")
+    assert worst.values == {"rpo": "100.0", "bm25": "0.0"}
+    assert best.values == {"rpo": "100.0", "bm25": "100.0"}
+    assert disputed.values["bm25"] == "0.0"
+    assert [place.title for place in worst.expected] == ["text 1 of a passage"]
+    assert [(place.rank, place.is_relevant) for place in worst.found["rpo"]] == [
+        (1, True),
+        (2, False),
+        (3, False),
+    ]
+    assert worst.found["bm25"][0].title == "text 2 of a passage"
+
+
+def test_few_queries_and_one_retriever() -> None:
+    inputs = inputs_of(n_queries=2, names=("rpo",))
+    groups = query_groups(inputs, judgements(inputs.qrels), "HIT@1")
+    assert [(title, len(cards)) for title, cards in groups.items()] == [("Worst", 2)]
+    assert "The best of each measure" not in Page(write_report(inputs)).text()
+
+
+def test_a_relevant_document_outside_the_corpus_is_named() -> None:
+    inputs = inputs_of(n_queries=3)
+    passages = inputs.passages.slice(0, 2)
+    run = inputs.run.filter(
+        pa.compute.is_in(inputs.run["passage_id"], passages["passage_id"].combine_chunks())
+    )
+    text = Page(write_report(inputs_of(n_queries=3, passages=passages, run=run))).text()
+    assert "d2 (not in the corpus)" in text
+
+
+def test_main_measure() -> None:
+    assert choose_main_measure(["HIT@1", "MRR@10", "NDCG@5", "NDCG@10"]) == "NDCG@5"
+    assert choose_main_measure(["HIT@1", "MRR@10"]) == "MRR@10"
+    assert choose_main_measure(["P@5"]) == "P@5"
+    assert choose_main_measure([]) == ""
+
+
+@given(st.text(alphabet=st.sampled_from("ab \n"), max_size=60), st.integers(5, 20))
+def test_excerpts_are_short_beginnings(text: str, length: int) -> None:
+    line = " ".join(text.split())
+    short = excerpt(text, length)
+    assert len(short) <= length
+    assert line.startswith(short.removesuffix("…"))
+    assert "\n" not in short
