@@ -91,9 +91,7 @@ class ExtractiveConfig(Section):
     @model_validator(mode="after")
     def _check_terms(self) -> "ExtractiveConfig":
         if self.max_terms < self.min_terms:
-            raise ValueError(
-                f"max_terms: expected at least min_terms ({self.min_terms}), found {self.max_terms}"
-            )
+            raise ValueError(f"max_terms: expected at least min_terms ({self.min_terms}), found {self.max_terms}")
         return self
 
 
@@ -116,9 +114,7 @@ class IdentifiersConfig(Section):
     @model_validator(mode="after")
     def _check_keywords(self) -> "IdentifiersConfig":
         if self.max_keywords < self.keywords:
-            raise ValueError(
-                f"max_keywords: expected at least keywords ({self.keywords}), found {self.max_keywords}"
-            )
+            raise ValueError(f"max_keywords: expected at least keywords ({self.keywords}), found {self.max_keywords}")
         return self
 
 
@@ -178,15 +174,12 @@ class ScratchModel(Section):
     def _check_heads(self) -> "ScratchModel":
         if self.hidden_size % (2 * self.heads):
             raise ValueError(
-                f"hidden_size: expected a multiple of twice heads (2 x {self.heads}), "
-                f"found {self.hidden_size}"
+                f"hidden_size: expected a multiple of twice heads (2 x {self.heads}), found {self.hidden_size}"
             )
         return self
 
     language: str = Field("english", pattern=r"^[a-z]+$")
     """`svd`: Snowball language in which words of one stem start alike."""
-    logit_scale: float = Field(4.0, gt=0.0, le=1000.0)
-    """`svd`: what the initial scores are multiplied by; too small and too large both slow training down."""
 
 
 class PretrainedModel(Section):
@@ -231,6 +224,8 @@ class SftConfig(Section):
     """How the rate falls after the warm-up."""
     weight_decay: float = Field(0.01, ge=0.0, le=1.0)
     """AdamW's weight decay."""
+    adam_beta2: float = Field(0.999, ge=0.5, lt=1.0)
+    """AdamW's decay of the squared gradients; short trainings want less memory, such as 0.98."""
     max_tokens: int = Field(700, ge=8, le=131072)
     """Longest example (paper: 700; NQ 450); a longer prompt is cut at its end."""
     precision: Literal["fp32", "bf16"] = "fp32"
@@ -418,9 +413,7 @@ def _retrieval_problems(config: RunConfig) -> Iterator[str]:
         )
     generative = {"sft", "rpo"} & set(retrieval.retrievers)
     if generative and retrieval.search == "beam" and retrieval.beam < retrieval.depth:
-        yield (
-            f"retrieval.beam: expected at least retrieval.depth ({retrieval.depth}), found {retrieval.beam}"
-        )
+        yield (f"retrieval.beam: expected at least retrieval.depth ({retrieval.depth}), found {retrieval.beam}")
     deepest = max(config.evaluation.measures, key=lambda measure: int(measure.partition("@")[2]))
     if retrieval.depth < int(deepest.partition("@")[2]):
         yield (
@@ -431,9 +424,8 @@ def _retrieval_problems(config: RunConfig) -> Iterator[str]:
 
 # --- loading ----------------------------------------------------------------------------------------------
 
-_PLAIN_TAGS = {
-    f"tag:yaml.org,2002:{name}" for name in ("null", "bool", "int", "float", "str", "seq", "map", "merge")
-}
+_PLAIN_TAGS = {f"tag:yaml.org,2002:{name}" for name in ("null", "bool", "int", "float", "str", "seq", "map", "merge")}
+_TEXT = "tag:yaml.org,2002:str"
 _NAMES: dict[Any, str] = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
 _BOUNDS = ("ge", "gt", "le", "lt", "min_length", "pattern")
 _COMMENT_WIDTH = 96
@@ -469,7 +461,7 @@ class _Dumper(_Scalars, yaml.SafeDumper):
     def represent_str(self, data: str) -> yaml.ScalarNode:
         """A text; one with line ends or other controls in double quotes."""
         style = None if data.isprintable() else '"'
-        return self.represent_scalar("tag:yaml.org,2002:str", data, style=style)
+        return self.represent_scalar(_TEXT, data, style=style)
 
 
 _Dumper.add_representer(str, _Dumper.represent_str)
@@ -579,7 +571,7 @@ def _read_yaml(text: str, origin: str) -> tuple[Any, dict[str, int], list[str]]:
         found = error.problem or error.context
         raise InputError(f"{origin}{line}: expected YAML, found an error: {found}") from error
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise InputError(f"{origin}: expected YAML, found an error: {error}") from error
+        raise InputError(f"{origin}: expected YAML, found an error: {str(error).splitlines()[0]}") from error
     return data, lines, problems
 
 
@@ -592,6 +584,8 @@ def _inspect(node: yaml.Node | None, path: str, lines: dict[str, int], seen: set
     if node.tag not in _PLAIN_TAGS:
         raise ValueError(f"the tag {node.tag} in line {line}")
     if isinstance(node, yaml.ScalarNode):
+        if node.tag not in (_TEXT, _Scalars().resolve(yaml.ScalarNode, node.value, (True, False))):
+            raise ValueError(f"the tag {node.tag} in line {line} does not fit {node.value!r}")
         node.value.encode("utf-8")  # an escape can make half a character, which no JSON or file can hold
     if isinstance(node, yaml.SequenceNode):
         for number, item in enumerate(node.value):
@@ -622,8 +616,7 @@ def _apply_override(data: dict[str, Any], override: str) -> tuple[str, list[str]
         section = section.setdefault(key, {})
         if not isinstance(section, dict):
             raise InputError(
-                f"override {override!r}: expected {'.'.join(keys[:depth])} to be a section, "
-                f"found {_shown(section)}"
+                f"override {override!r}: expected {'.'.join(keys[:depth])} to be a section, found {_shown(section)}"
             )
     section[keys[-1]] = value
     return ".".join(keys), problems
@@ -637,6 +630,8 @@ def _explain(error: ValidationError) -> Iterator[tuple[str, str]]:
     for details in error.errors():
         section, field, path = _locate(details["loc"])
         kind, found = details["type"], details["input"]
+        if kind == "too_short" and found:
+            continue  # pydantic leaves refused items out of the count; they are told by themselves
         if kind == "value_error":
             for rule in str(details["ctx"]["error"]).splitlines():
                 name, _, message = rule.partition(": ")
@@ -706,8 +701,13 @@ def _whereabouts(path: str, origin: str, lines: Mapping[str, int], applied: Mapp
     for key in above:
         if key in applied:
             return f"override {applied[key]!r}"
-    line = next((lines[key] for key in above if key in lines), None)
-    return origin if line is None else f"{origin}, line {line}"
+    for key in above:
+        if key in lines:
+            return f"{origin}, line {lines[key]}"
+        for changed, override in applied.items():
+            if changed.startswith(f"{key}."):  # the override made this section
+                return f"override {override!r}"
+    return origin
 
 
 def _did_you_mean(found: object, known: Sequence[str]) -> str:

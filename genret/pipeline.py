@@ -244,6 +244,7 @@ def _base(context: Context, writer: StageWriter) -> dict[str, Any]:
         context.config.sft,
         context.table("corpus", "passages"),
         context.table("identifiers", "identifiers"),
+        context.table("examples", "sft_examples"),
         context.config.identifiers.type,
         context.config.seed,
     )
@@ -478,7 +479,7 @@ STAGES: tuple[Stage, ...] = (
     Stage("identifiers", ("corpus",), _seeded("identifiers", "llm"), _identifiers),
     Stage("synthesis", ("corpus",), _seeded("synthesis", "llm"), _synthesis),
     Stage("examples", ("corpus", "identifiers", "synthesis"), _seeded("examples"), _examples),
-    Stage("base", ("corpus", "identifiers"), _base_settings, _base),
+    Stage("base", ("corpus", "identifiers", "examples"), _base_settings, _base),
     Stage("sft", ("base", "examples"), _seeded("sft"), _sft),
     Stage("mining", ("sft", "synthesis"), _seeded("mining"), _mining, _has_preference),
     Stage("rpo", ("sft", "mining"), _seeded("rpo"), _rpo, _has_preference),

@@ -80,6 +80,13 @@ def make_bundle(passages: pa.Table) -> Callable[..., Bundle]:
             max_tokens=64,
         )
         table = identifiers_table(semantic if identifier_type == "semantic" else ordinals)
-        return build_base(config, passages, table, identifier_type, seed=0)
+        examples = table_from_rows(
+            "sft_examples",
+            (
+                {"prompt": text, "completion": identifier, "kind": "context2id"}
+                for text, identifier in zip(TEXTS.values(), table.column("identifier").to_pylist(), strict=True)
+            ),
+        )
+        return build_base(config, passages, table, examples, identifier_type, seed=0)
 
     return make

@@ -106,9 +106,7 @@ class TreeDecoder:
         self.config = self.decoder.config
         self.dtype, self.device = model.dtype, model.device
         self.layer_types = _layer_types(self.config)
-        self.window: int | None = (
-            self.config.sliding_window if "sliding_attention" in self.layer_types else None
-        )
+        self.window: int | None = self.config.sliding_window if "sliding_attention" in self.layer_types else None
         self.eager = self.config._attn_implementation == "eager"
         if self.config._attn_implementation not in ATTENTION:
             raise InputError(
@@ -150,9 +148,7 @@ class TreeDecoder:
             The session, and states `[len(prompts), 1 + f, width]`: those of the last prompt token and of the
             prefix.
         """
-        rows = [
-            np.concatenate((np.asarray(prompt, np.int64), np.asarray(prefix, np.int64))) for prompt in prompts
-        ]
+        rows = [np.concatenate((np.asarray(prompt, np.int64), np.asarray(prefix, np.int64))) for prompt in prompts]
         total = np.array([len(row) for row in rows])
         ids = np.full((len(rows), total.max()), pad, dtype=np.int64)
         valid = np.arange(ids.shape[1]) < total[:, None]
@@ -331,9 +327,7 @@ class TreeSession:
         if window is None or self.positions.max() < window:
             return {"full_attention": mask}
         near = positions[:, :, None] - self.positions[:, None, :] < window
-        return {
-            kind: mask & near if kind == "sliding_attention" else mask for kind in self.decoder.layer_types
-        }
+        return {kind: mask & near if kind == "sliding_attention" else mask for kind in self.decoder.layer_types}
 
     def _leave(self, query: Ints) -> None:
         """Take the rows of queries that are done out of the cache, once that spares enough."""
@@ -353,7 +347,5 @@ def _layer_types(config: Any) -> list[str]:
         kinds = ["sliding_attention" if getattr(config, "sliding_window", None) else "full_attention"]
     unknown = set(kinds) - LAYER_TYPES
     if unknown:
-        raise InputError(
-            f"{config.model_type}: expected layers of {sorted(LAYER_TYPES)}, found {sorted(unknown)}"
-        )
+        raise InputError(f"{config.model_type}: expected layers of {sorted(LAYER_TYPES)}, found {sorted(unknown)}")
     return sorted(set(kinds))

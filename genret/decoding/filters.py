@@ -104,13 +104,9 @@ def leaf_mask(predicate: Predicate, metadata: Sequence[Mapping[str, Any]]) -> np
     """
     match predicate:
         case And(parts):
-            return np.logical_and.reduce(
-                [np.ones(len(metadata), bool), *(leaf_mask(part, metadata) for part in parts)]
-            )
+            return np.logical_and.reduce([np.ones(len(metadata), bool), *(leaf_mask(part, metadata) for part in parts)])
         case Or(parts):
-            return np.logical_or.reduce(
-                [np.zeros(len(metadata), bool), *(leaf_mask(part, metadata) for part in parts)]
-            )
+            return np.logical_or.reduce([np.zeros(len(metadata), bool), *(leaf_mask(part, metadata) for part in parts)])
         case Not(part):
             return ~leaf_mask(part, metadata)
         case Equals(field, value):
@@ -197,14 +193,10 @@ def _parse_field(data: Mapping[str, Any], place: str) -> Predicate:
         return Equals(field, _scalar(data["equals"], f"{place}.equals"))
     if "in" in data:
         values = _list(data["in"], f"{place}.in")
-        return In(
-            field, tuple(_scalar(value, f"{place}.in[{number}]") for number, value in enumerate(values))
-        )
+        return In(field, tuple(_scalar(value, f"{place}.in[{number}]") for number, value in enumerate(values)))
     if "range" in data:
         return _parse_range(field, data["range"], f"{place}.range")
-    raise InputError(
-        f"{place}: expected equals, in or range beside field, found {sorted(set(data) - {'field'})}"
-    )
+    raise InputError(f"{place}: expected equals, in or range beside field, found {sorted(set(data) - {'field'})}")
 
 
 def _parse_range(field: str, data: Any, place: str) -> Range:
@@ -219,9 +211,7 @@ def _parse_range(field: str, data: Any, place: str) -> Range:
             )
         bounds[name] = bound
     if len({isinstance(bound, datetime) for bound in bounds.values()}) > 1:
-        raise InputError(
-            f"{place}: expected all bounds to be numbers or all to be dates, found {dict(data)!r:.80}"
-        )
+        raise InputError(f"{place}: expected all bounds to be numbers or all to be dates, found {dict(data)!r:.80}")
     return Range(field, **bounds)
 
 

@@ -125,9 +125,7 @@ class Scorer:
         """
         step = max(1, CHUNK_ELEMENTS // self.decoder.vocabulary_size) if self.dense else max(1, len(states))
         parts = [
-            self._score(
-                states[at : at + step], target[at : at + step], node[at : at + step], leaf_filter, limit
-            )
+            self._score(states[at : at + step], target[at : at + step], node[at : at + step], leaf_filter, limit)
             for at in range(0, len(states), step)
         ]
         if len(parts) == 1:

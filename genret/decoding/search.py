@@ -34,16 +34,23 @@ from genret.errors import InputError
 
 Mode: TypeAlias = Literal["beam", "exact"]
 
-# A way into the trie whose last token is chosen and whose forced tokens, up to `target`, follow.
+# About how many tokens a model reads in one pass for the price of one, bound by reading its weights: forced tokens
+# are read ahead as far as this allows. Beyond it, tokens that pruning makes useless cost more than passes.
+TOKENS_PER_PASS = {"cpu": 64, "cuda": 256}
+OTHER_TOKENS_PER_PASS = 256
+
+# A path into the trie: up to a token whose score is known, and from there a stretch without a choice.
 HYPOTHESIS = np.dtype(
     [
-        ("query", np.int64),
-        ("score", np.float64),  # up to and with the chosen token
-        ("start", np.int64),  # the place of the chosen token in the identifier; -1 before the first
+        ("score", np.float64),  # up to and with the token at `start`
         ("leaf", np.int64),  # a leaf below, to read tokens from
         ("target", np.int64),  # the next node, or ~leaf if there is no choice left
-        ("parent", np.int64),  # the expansion that it came from
-        ("expansion", np.int64),  # its own, or -1 if it was not expanded
+        ("query", np.int32),
+        ("start", np.int32),  # the place of the last token with a known score; -1 before the first
+        ("stop", np.int32),  # how far it is read, if it is expanded: tokens before this place
+        ("choice", np.int32),  # the place of the next choice, or else of the identifier's last token
+        ("parent", np.int32),  # the expansion that read the tokens before `start`; -1 for none
+        ("expansion", np.int32),  # its own, or -1 if it was not expanded
     ]
 )
 
@@ -202,11 +209,11 @@ def search(
 
 @dataclass
 class _Expansions:
-    """What passes found out about hypotheses, numbered in the order of expansion.
+    """What passes found out about hypotheses, in the order of expansion.
 
     Attributes:
-        chain: float64 `[e, c]`, cumulative log-probabilities of forced tokens: `chain[i, j]` is that of the
-            first `j`.
+        chain: float64 `[e, c]`, cumulative log-probabilities of the tokens after `start`: `chain[i, j]` is that
+            of the first `j`; the last column holds the sum of all that were read.
         child_indptr: `[e + 1]`, into `child` and `logprob`.
         child: Positions in `Trie.child` of the children of the node that was reached.
         logprob: Their log-probabilities given the node.
@@ -220,16 +227,14 @@ class _Expansions:
     dropped: Floats
 
     @classmethod
-    def of(cls, scores: Scores, states: Ints, n_states: Ints, columns: int) -> "_Expansions":
-        """From the scores of each expansion's states, which stand one after the other, the last at its
-        node.
-        """
-        chain = np.zeros((len(states), columns))
-        expansion = np.repeat(np.arange(len(states)), n_states)
+    def of(cls, scores: Scores, n_states: Ints, columns: int) -> "_Expansions":
+        """From the scores of each expansion's states, which stand one after the other."""
+        chain = np.zeros((len(n_states), columns))
+        expansion = np.repeat(np.arange(len(n_states)), n_states)
         chain[expansion, 1 + ranges(np.zeros_like(n_states), n_states)] = scores.target
-        last = states + n_states - 1
-        per_state = np.bincount(scores.owner, minlength=len(expansion))
-        indptr = np.concatenate(([0], np.cumsum(per_state[last])))
+        n_children = np.bincount(expansion[scores.owner], minlength=len(n_states))
+        indptr = np.concatenate(([0], np.cumsum(n_children)))
+        last = np.cumsum(n_states) - 1
         return cls(np.cumsum(chain, axis=1), indptr, scores.child, scores.logprob, scores.dropped[last])
 
     def extended(self, other: "_Expansions") -> "_Expansions":
@@ -256,46 +261,21 @@ class _Batch:
     ) -> None:
         self.trie, self.scorer, self.leaf_filter = search.trie, search.scorer, leaf_filter
         self.limit, self.deadline = limit, deadline
+        self.over_vocabulary = self.scorer.over_vocabulary
         self.size = len(prompts)
-        import os
-        self.lookahead = int(os.environ["LOOK"]) if "LOOK" in os.environ and limit else None
         self.expanded = np.zeros(self.size, dtype=np.int64)
         # Columns of each expansion's tokens in the cache, by place in the identifier.
-        depth = self.trie.max_length
-        self.paths = np.full((self.size, depth), -1, dtype=np.int32)
-        self.chain_columns = depth + 1 if self.scorer.over_vocabulary else 2
+        self.paths = np.full((self.size, self.trie.max_length), -1, dtype=np.int32)
         self._decoder, self._prompts, self._pad = search.decoder, prompts, search.pad_token_id
+        self._tokens_per_pass = TOKENS_PER_PASS.get(self._decoder.device.type, OTHER_TOKENS_PER_PASS)
 
     def late(self) -> bool:
         """Whether no further pass may begin."""
         return self.deadline is not None and time.monotonic() >= self.deadline
 
-    def hypotheses(self, query: Ints, score: Floats, start: Ints, child: Ints, parent: Ints) -> Hypotheses:
-        """Hypotheses that have just chosen children (positions in `Trie.child`)."""
-        made = np.empty(len(query), dtype=HYPOTHESIS)
-        made["query"], made["score"], made["start"], made["parent"] = query, score, start, parent
-        made["leaf"] = self.trie.child_interval(child)[0]
-        made["target"] = self.trie.child[child]
-        made["expansion"] = -1
-        return made
-
     def length(self, leaf: Ints) -> Ints:
         """How many tokens the identifiers at leaves have."""
         return self.trie.token_offsets[leaf + 1].astype(np.int64) - self.trie.token_offsets[leaf]
-
-    def next_event(self, hypotheses: Hypotheses) -> Ints:
-        """How many tokens stand before each hypothesis's next choice, or else before its last token."""
-        choice = self.next_choice(hypotheses)
-        if not self.scorer.over_vocabulary or self.lookahead is None:
-            return choice
-        return np.where(hypotheses["start"] < 0, choice, np.minimum(choice, hypotheses["start"] + self.lookahead))
-
-    def next_choice(self, hypotheses: Hypotheses) -> Ints:
-        target = hypotheses["target"]
-        last = self.length(hypotheses["leaf"]) - 1
-        if not len(self.trie.node_depth):
-            return last
-        return np.where(target >= 0, self.trie.node_depth[np.maximum(target, 0)], last)
 
     def begin(self) -> tuple[Hypotheses, _Expansions]:
         """Read the prompts and the tokens that all identifiers share: one hypothesis a query, expanded."""
@@ -303,47 +283,84 @@ class _Batch:
         roots["query"] = roots["expansion"] = np.arange(self.size)
         roots["start"] = roots["parent"] = -1
         roots["target"] = 0 if len(self.trie.node_depth) else ~0
-        prefix = self.trie.tokens[: int(self.next_event(roots)[0])]
+        self._look_ahead(roots)
+        prefix = self.trie.tokens[: int(roots["stop"][0])]
         self._session, states = self._decoder.begin(self._prompts, prefix, self._pad)
         n_states = np.full(self.size, states.shape[1])
         return roots, self._score(roots, states.reshape(-1, states.shape[-1]), n_states)
 
-    def expand(self, hypotheses: Hypotheses) -> _Expansions:
-        """Read the chosen tokens of hypotheses and the forced ones after them, in one pass.
-
-        Sets `expansion`, the numbers under which `parent` of later hypotheses refers to these.
+    def children(self, parents: Hypotheses, found: _Expansions, entry: Ints) -> Hypotheses:
+        """Hypotheses that go on from the nodes that parents reached.
 
         Args:
-            hypotheses: By ascending query; each has something to find out.
+            parents: Expanded hypotheses.
+            found: Holds what was found out about them, at `entry`.
+            entry: `[len(parents)]`.
+
+        Returns:
+            One hypothesis a child that is possible and allowed, parent by parent.
+        """
+        first = found.child_indptr[entry]
+        count = found.child_indptr[entry + 1] - first
+        position = ranges(first, count)
+        made = np.repeat(self.moved_on(parents, found, entry), count)
+        made["score"] += found.logprob[position]
+        made["leaf"] = self.trie.child_interval(found.child[position])[0]
+        made["target"] = self.trie.child[found.child[position]]
+        self._look_ahead(made)
+        return made
+
+    def moved_on(self, parents: Hypotheses, found: _Expansions, entry: Ints) -> Hypotheses:
+        """Hypotheses from where expanded ones were read to; at a node, for want of the child's own score."""
+        made = parents.copy()
+        made["score"] += found.chain[entry, -1]
+        made["start"], made["parent"], made["expansion"] = parents["stop"], parents["expansion"], -1
+        made["stop"] = made["choice"]
+        return made
+
+    def expand(self, hypotheses: Hypotheses) -> _Expansions:
+        """Read hypotheses from `start` to their next choice, in one pass; over the vocabulary perhaps less far.
+
+        Sets `stop`, and `expansion`, the numbers under which `parent` of later hypotheses refers to these.
+
+        Args:
+            hypotheses: By ascending query; none is complete.
         """
         hypotheses["expansion"] = len(self.paths) + np.arange(len(hypotheses))
-        paths = self.paths[hypotheses["parent"]]
-        length = self.next_event(hypotheses) - hypotheses["start"]
-        first = self.trie.token_offsets[hypotheses["leaf"]] + hypotheses["start"]
+        if self.over_vocabulary:
+            ahead = max(1, self._tokens_per_pass // len(hypotheses))
+            hypotheses["stop"] = np.minimum(hypotheses["choice"], hypotheses["start"] + ahead)
+        start = hypotheses["start"].astype(np.int64)
+        length = hypotheses["stop"] - start
+        first = self.trie.token_offsets[hypotheses["leaf"]] + start
         tokens = self.trie.tokens[ranges(first, length)].astype(np.int64)
-        states = self._session.append(hypotheses["query"], hypotheses["start"], length, tokens, paths)
+        paths = self.paths[hypotheses["parent"]]
+        states = self._session.append(hypotheses["query"], start, length, tokens, paths)
         self.paths = np.concatenate((self.paths, paths))
         self.expanded += np.bincount(hypotheses["query"], minlength=self.size)
         return self._score(hypotheses, states, length)
 
+    def _look_ahead(self, hypotheses: Hypotheses) -> None:
+        """Set `choice`, and `stop` with it."""
+        choice = self.length(hypotheses["leaf"]) - 1
+        inner = hypotheses["target"] >= 0
+        choice[inner] = self.trie.node_depth[hypotheses["target"][inner]]
+        hypotheses["choice"] = hypotheses["stop"] = choice
+
     def _score(self, hypotheses: Hypotheses, states: torch.Tensor, n_states: Ints) -> _Expansions:
         last = np.cumsum(n_states) - 1
-        if not self.scorer.over_vocabulary:
+        at_node = (hypotheses["target"] >= 0) & (hypotheses["stop"] == hypotheses["choice"])
+        if not self.over_vocabulary:
             # Forced tokens score 0: only the states at nodes count.
-            states, n_states, last = (
-                states[self._decoder.tensor(last)],
-                np.ones_like(n_states),
-                np.arange(len(last)),
-            )
+            states, n_states, last = states[self._decoder.tensor(last)], np.ones_like(n_states), np.arange(len(last))
         node = np.full(len(states), -1)
-        reached = self.next_event(hypotheses) == self.next_choice(hypotheses)
-        node[last] = np.where((hypotheses["target"] >= 0) & reached, hypotheses["target"], -1)
+        node[last] = np.where(at_node, hypotheses["target"], -1)
         target = np.full(len(states), -1)
-        if self.scorer.over_vocabulary:
+        if self.over_vocabulary:
             following = self.trie.token_offsets[hypotheses["leaf"]] + hypotheses["start"] + 1
             target = np.where(node >= 0, -1, self.trie.tokens[ranges(following, n_states)])
         scores = self.scorer.score(states, target, node, self.leaf_filter, self.limit)
-        return _Expansions.of(scores, last + 1 - n_states, n_states, self.chain_columns)
+        return _Expansions.of(scores, n_states, self.trie.max_length + 1)
 
 
 @dataclass
@@ -401,39 +418,33 @@ def _beam_search(batch: _Batch, k: int, width: int) -> list[SearchResult]:
     # The best score of any hypothesis that fell out of a query's beam.
     lost = np.full(batch.size, -np.inf)
     while len(running):
-        event = batch.next_event(running)
-        now = np.full(batch.size, np.iinfo(np.int64).max)
-        np.minimum.at(now, running["query"], event)
-        unknown = _unknown(batch, running, event == now[running["query"]])
+        # No hypothesis of a query has a choice before this place, so that none would be pruned on the way.
+        now = np.full(batch.size, np.iinfo(np.int32).max)
+        np.minimum.at(now, running["query"], running["stop"])
+        unknown = _unread(batch, running)
+        if not batch.over_vocabulary:
+            unknown &= running["stop"] == now[running["query"]]
         waiting = np.bincount(running["query"], weights=unknown, minlength=batch.size)[running["query"]] > 0
-        if waiting.all():
-            if batch.late():
-                np.maximum.at(lost, running["query"], running["score"])
-                break
-            running, found = _expand_running(batch, running, found)
-            continue
-        ready = running[~waiting]
-        survivors = _step(batch, ready, now[ready["query"]], found, results, lost, width)
-        running = np.concatenate((running[waiting], survivors))
-        running = running[np.argsort(running["query"], kind="stable")]
+        if not waiting.all():
+            ready = running[~waiting]
+            survivors = _step(batch, ready, now[ready["query"]], found, results, lost, width)
+            running = np.concatenate((running[waiting], survivors))
+            running = running[np.argsort(running["query"], kind="stable")]
+        elif batch.late():
+            np.maximum.at(lost, running["query"], running["score"])
+            break
+        else:
+            unread = _unread(batch, running)
+            expanding = running[unread]
+            found = found.extended(batch.expand(expanding))
+            running[unread] = expanding
     return results.results(batch.trie, results.threshold() >= lost, batch.expanded)
 
 
-def _unknown(batch: _Batch, running: Hypotheses, due: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
-    """Hypotheses that must be expanded before their query's next step."""
-    if batch.scorer.over_vocabulary:
-        return running["expansion"] < 0
-    return (running["expansion"] < 0) & (running["target"] >= 0) & due
-
-
-def _expand_running(batch: _Batch, running: Hypotheses, found: _Expansions) -> tuple[Hypotheses, _Expansions]:
-    useful = running["expansion"] < 0
-    if not batch.scorer.over_vocabulary:
-        useful &= running["target"] >= 0
-    expanding = running[useful]
-    found = found.extended(batch.expand(expanding))
-    running[useful] = expanding
-    return running, found
+def _unread(batch: _Batch, running: Hypotheses) -> npt.NDArray[np.bool_]:
+    """Hypotheses that the model has something to say about and was not asked: over the trie, not on forced ends."""
+    unread = running["expansion"] < 0
+    return unread if batch.over_vocabulary else unread & (running["target"] >= 0)
 
 
 def _step(
@@ -445,36 +456,27 @@ def _step(
     lost: Floats,
     width: int,
 ) -> Hypotheses:
-    """Move the hypotheses of some queries on to the token after their next choice or end, and prune.
-
-    Until `now` there is no choice in any hypothesis of a query, so none was pruned meanwhile.
+    """Move the hypotheses of some queries on to the token at `now`, and prune.
 
     Returns:
         The hypotheses that go on. `results` and `lost` are brought up to date.
     """
-    due = batch.next_event(ready) == now
-    choice = batch.next_choice(ready)
-    choosing = (ready["target"] >= 0) & due & (choice == now)
-    moving = due & (choice > now)
-    ready["score"][moving] = _score_after(batch, ready[moving], now[moving] + 1, found)
-    ready["start"][moving] = now[moving]
-    ready["parent"][moving] = ready["expansion"][moving]
-    ready["expansion"][moving] = -1
-    staying = ready[~choosing]
-    parents = ready[choosing]
-    chosen = _children(batch, parents, now[choosing], found)
-    candidates = np.concatenate((staying, chosen))
-    # Candidates are compared at one length, that of `now` and one more token.
-    stay_score = _score_after(batch, staying, now[~choosing] + 1, found)
-    moved = moving[~choosing]
-    stay_score[moved] = staying["score"][moved]
-    score = np.concatenate((stay_score, chosen["score"]))
-    length = np.concatenate((now[~choosing] + 1, chosen["start"] + 1))
-    complete = (candidates["target"] < 0) & (batch.length(candidates["leaf"]) == length)
+    due = ready["stop"] == now
+    choosing = due & (ready["choice"] == now) & (ready["target"] >= 0)
+    moving = due & (ready["choice"] > now)
+    staying = ~choosing & ~moving
+    parents, movers, others = ready[choosing], ready[moving], ready[staying]
+    chosen = batch.children(parents, found, parents["expansion"])
+    moved = batch.moved_on(movers, found, movers["expansion"])
+    candidates = np.concatenate((others, chosen, moved))
+    # Candidates are compared with the token at `now`, whatever else is known of them.
+    score = np.concatenate((_score_with(batch, others, now[staying], found), chosen["score"], moved["score"]))
+    place = np.concatenate((now[staying], chosen["start"], moved["start"]))
+    complete = (candidates["target"] < 0) & (candidates["choice"] == place)
 
     possible = np.flatnonzero(score > -np.inf)
-    candidates, score, complete = candidates[possible], score[possible], complete[possible]
-    sequence, rank = _ranking(candidates["query"], score, candidates["leaf"])
+    sequence, rank = _ranking(candidates["query"][possible], score[possible], candidates["leaf"][possible])
+    sequence = possible[sequence]
     candidates, score, complete = candidates[sequence], score[sequence], complete[sequence]
     result = complete & (rank < width)
     results.add(candidates["query"][result], candidates["leaf"][result], score[result])
@@ -482,88 +484,62 @@ def _step(
     running[running] = _rank_in_run(candidates["query"][running]) < width
     gone = ~result & ~running
     np.maximum.at(lost, candidates["query"][gone], score[gone])
-    np.maximum.at(
-        lost,
-        parents["query"],
-        _score_after(batch, parents, now[choosing], found) + found.dropped[parents["expansion"]],
-    )
+    left_out = parents["score"] + found.chain[parents["expansion"], -1] + found.dropped[parents["expansion"]]
+    np.maximum.at(lost, parents["query"], left_out)
 
     best = np.full(batch.size, -np.inf)
     np.maximum.at(best, candidates["query"][running], score[running])
-    open_queries = best > results.threshold()
-    return candidates[running & open_queries[candidates["query"]]]
+    still_open = best > results.threshold()
+    return candidates[running & still_open[candidates["query"]]]
 
 
-def _children(batch: _Batch, parents: Hypotheses, now: Ints, found: _Expansions) -> Hypotheses:
-    expansion = parents["expansion"]
-    first = found.child_indptr[expansion]
-    count = found.child_indptr[expansion + 1] - first
-    parent = np.repeat(np.arange(len(parents)), count)
-    entry = ranges(first, count)
-    score = _score_after(batch, parents, now, found)[parent] + found.logprob[entry]
-    return batch.hypotheses(
-        parents["query"][parent], score, now[parent], found.child[entry], expansion[parent]
-    )
-
-
-def _score_after(batch: _Batch, hypotheses: Hypotheses, length: Ints, found: _Expansions) -> Floats:
-    """Scores of expanded hypotheses after `length` tokens, before their next choice."""
-    if not batch.scorer.over_vocabulary:
+def _score_with(batch: _Batch, hypotheses: Hypotheses, place: Ints, found: _Expansions) -> Floats:
+    """Scores of hypotheses up to and with the token at `place`, a forced one."""
+    if not batch.over_vocabulary:
         return hypotheses["score"]
-    return hypotheses["score"] + found.chain[hypotheses["expansion"], length - hypotheses["start"] - 1]
+    return hypotheses["score"] + found.chain[hypotheses["expansion"], place - hypotheses["start"]]
 
 
 class _Frontier:
-    """The open hypotheses of each query: `[queries, places]`, a score of -inf marking a free place."""
+    """The open hypotheses of each query, `[queries, places]`; a score of -inf marks a free place."""
 
     def __init__(self, size: int) -> None:
         self.score = np.full((size, 0), -np.inf)
-        self.child = np.zeros((size, 0), dtype=np.int64)
-        self.parent = np.zeros((size, 0), dtype=np.int64)
+        self.hypotheses = np.zeros((size, 0), dtype=HYPOTHESIS)
 
-    def push(self, query: Ints, score: Floats, child: Ints, parent: Ints) -> None:
-        """Add hypotheses, by ascending query."""
-        place = _rank_in_run(query)
-        width = int(place.max()) + 1 if len(place) else 0
-        size = len(self.score)
-        added = (
-            np.full((size, width), -np.inf),
-            np.zeros((size, width), np.int64),
-            np.zeros((size, width), np.int64),
-        )
-        for block, values in zip(added, (score, child, parent), strict=True):
-            block[query, place] = values
-        self.score = np.concatenate((self.score, added[0]), axis=1)
-        self.child = np.concatenate((self.child, added[1]), axis=1)
-        self.parent = np.concatenate((self.parent, added[2]), axis=1)
+    def push(self, hypotheses: Hypotheses) -> None:
+        """Add hypotheses; those without any probability stay out."""
+        possible = hypotheses[hypotheses["score"] > -np.inf]
+        possible = possible[np.argsort(possible["query"], kind="stable")]
+        place = _rank_in_run(possible["query"])
+        added = np.zeros((len(self.score), int(place.max(initial=-1)) + 1), dtype=HYPOTHESIS)
+        added["score"] = -np.inf
+        added[possible["query"], place] = possible
+        self.score = np.concatenate((self.score, added["score"]), axis=1)
+        self.hypotheses = np.concatenate((self.hypotheses, added), axis=1)
 
     def prune(self, threshold: Floats) -> None:
         """Forget hypotheses that are no better than their query's threshold."""
         self.score[self.score <= threshold[:, None]] = -np.inf
         live = int((self.score > -np.inf).sum(axis=1).max(initial=0))
         if live < self.score.shape[1]:
-            places = np.argpartition(-self.score, live, axis=1)[:, :live]
-            self.score = np.take_along_axis(self.score, places, axis=1)
-            self.child = np.take_along_axis(self.child, places, axis=1)
-            self.parent = np.take_along_axis(self.parent, places, axis=1)
+            place = np.argpartition(-self.score, live, axis=1)[:, :live]
+            self.score = np.take_along_axis(self.score, place, axis=1)
+            self.hypotheses = np.take_along_axis(self.hypotheses, place, axis=1)
 
-    def pop(self, count: Ints) -> tuple[Ints, Floats, Ints, Ints]:
-        """Take the best `count` hypotheses of each query: query (ascending), score, child, parent."""
+    def pop(self, count: Ints) -> Hypotheses:
+        """Take out the best `count[i]` hypotheses of query `i`; they come by ascending query."""
         most = min(int(count.max(initial=0)), self.score.shape[1])
-        places = (
-            np.argpartition(-self.score, most - 1, axis=1)[:, :most]
-            if most
-            else np.zeros((len(count), 0), int)
-        )
-        score = np.take_along_axis(self.score, places, axis=1)
-        child = np.take_along_axis(self.child, places, axis=1)
+        if most == 0:
+            return np.empty(0, dtype=HYPOTHESIS)
+        place = np.argpartition(-self.score, most - 1, axis=1)[:, :most]
+        score = np.take_along_axis(self.score, place, axis=1)
         query, column = np.nonzero(score > -np.inf)
-        sequence, rank = _ranking(query, score[query, column], child[query, column])
+        place = place[query, column]
+        sequence, rank = _ranking(query, score[query, column], self.hypotheses["leaf"][query, place])
         taken = sequence[rank < count[query[sequence]]]
-        query, column = query[taken], places[query[taken], column[taken]]
-        popped = (query, self.score[query, column], self.child[query, column], self.parent[query, column])
-        self.score[query, column] = -np.inf
-        return popped
+        self.score[query[taken], place[taken]] = -np.inf
+        return self.hypotheses[query[taken], place[taken]]
 
     def best(self) -> Floats:
         """`[queries]`, the best open score, -inf where there is none."""
@@ -572,47 +548,32 @@ class _Frontier:
 
 def _best_first(batch: _Batch, k: int, at_once: int, max_expansions: int | None) -> list[SearchResult]:
     results, frontier = _Results(batch.size, k), _Frontier(batch.size)
-    # The depth of the node that each expansion reached.
     hypotheses, found = batch.begin()
-    depth = batch.next_event(hypotheses)
-    while True:
-        _absorb(batch, hypotheses, found, depth, results, frontier)
+    while len(hypotheses):
+        _absorb(batch, hypotheses, found, results, frontier)
         frontier.prune(results.threshold())
         count = np.full(batch.size, at_once)
         if max_expansions is not None:
             count = np.minimum(count, max_expansions - batch.expanded)
         if batch.late():
             break
-        query, score, child, parent = frontier.pop(count)
-        if not len(query):
-            break
-        hypotheses = batch.hypotheses(query, score, depth[parent], child, parent)
-        found = batch.expand(hypotheses)
-        depth = np.concatenate((depth, batch.next_event(hypotheses)))
+        hypotheses = frontier.pop(count)
+        if len(hypotheses):
+            found = batch.expand(hypotheses)
     return results.results(batch.trie, results.threshold() >= frontier.best(), batch.expanded)
 
 
-def _absorb(
-    batch: _Batch,
-    hypotheses: Hypotheses,
-    found: _Expansions,
-    depth: Ints,
-    results: _Results,
-    frontier: _Frontier,
-) -> None:
+def _absorb(batch: _Batch, hypotheses: Hypotheses, found: _Expansions, results: _Results, frontier: _Frontier) -> None:
     """Put what a pass found into results and frontier."""
-    # At the end of the forced tokens, which is the last column for all: it repeats the sum where there are
-    # fewer.
-    score = hypotheses["score"] + found.chain[:, -1]
-    ended = hypotheses["target"] < 0
-    results.add(hypotheses["query"][ended], hypotheses["leaf"][ended], score[ended])
-    owner = np.repeat(np.arange(len(hypotheses)), np.diff(found.child_indptr))
-    query, parent = hypotheses["query"][owner], hypotheses["expansion"][owner]
-    child, score = found.child, score[owner] + found.logprob
-    leaf = batch.trie.child_interval(child)[0].astype(np.int64)
-    complete = batch.trie.child[child] < 0
-    if batch.scorer.over_vocabulary:
-        complete &= batch.length(leaf) == depth[parent] + 1
-    results.add(query[complete], leaf[complete], score[complete])
-    going_on = ~complete & (score > -np.inf)
-    frontier.push(query[going_on], score[going_on], child[going_on], parent[going_on])
+    entry = np.arange(len(hypotheses))
+    at_node = (hypotheses["target"] >= 0) & (hypotheses["stop"] == hypotheses["choice"])
+    moved = batch.moved_on(hypotheses[~at_node], found, entry[~at_node])
+    chosen = batch.children(hypotheses[at_node], found, entry[at_node])
+    reached = np.concatenate((moved, chosen))
+    # Over the trie nothing is left to find out once a single leaf is below.
+    complete = reached["target"] < 0
+    if batch.over_vocabulary:
+        complete &= reached["start"] == reached["choice"]
+    done = reached[complete]
+    results.add(done["query"], done["leaf"], done["score"])
+    frontier.push(reached[~complete])

@@ -148,9 +148,7 @@ class Trie:
         node = np.where(is_leaf, 0, child)
         if len(self.node_lo) == 0:
             return ~child, ~child + 1
-        return np.where(is_leaf, ~child, self.node_lo[node]), np.where(
-            is_leaf, ~child + 1, self.node_hi[node]
-        )
+        return np.where(is_leaf, ~child, self.node_lo[node]), np.where(is_leaf, ~child + 1, self.node_hi[node])
 
     def branches(self) -> tuple[IntArray, IntArray, IntArray]:
         """The choices on the path of each identifier, in input order.
@@ -185,8 +183,7 @@ class Trie:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / HEADER).unlink(missing_ok=True)
         entries = {
-            field.name: _write_array(folder / f"{field.name}.npy", getattr(self, field.name))
-            for field in fields(self)
+            field.name: _write_array(folder / f"{field.name}.npy", getattr(self, field.name)) for field in fields(self)
         }
         header = {"format": FORMAT, "version": VERSION, "identifiers": len(self), "arrays": entries}
         partial = folder / f"{HEADER}.partial"
@@ -213,9 +210,7 @@ class Trie:
         entries = _read_header(folder)
         total = sum(entry["bytes"] for entry in entries.values())
         check = verify if verify is not None else total <= SMALL_INDEX_BYTES
-        trie = cls(
-            **{name: _read_array(folder / f"{name}.npy", entry, check) for name, entry in entries.items()}
-        )
+        trie = cls(**{name: _read_array(folder / f"{name}.npy", entry, check) for name, entry in entries.items()})
         _check_shapes(folder, trie)
         return trie
 
@@ -229,9 +224,7 @@ def ranges(starts: IntArray, lengths: IntArray) -> npt.NDArray[np.int64]:
     return np.repeat(np.asarray(starts, dtype=np.int64) - before, lengths) + np.arange(int(lengths.sum()))
 
 
-def _checked_input(
-    tokens: IntArray, offsets: IntArray
-) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]:
+def _checked_input(tokens: IntArray, offsets: IntArray) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]:
     if offsets.ndim != 1 or tokens.ndim != 1 or len(offsets) < 2:
         raise InputError(
             f"identifiers: expected flat tokens and at least one identifier, "
@@ -331,9 +324,7 @@ def _check_prefixes(member: IntArray, group: IntArray, lengths: IntArray, depth:
     here = member[group == group[ended[0]]]
     same = np.sort(here[lengths[here] == depth])
     if len(same) > 1:
-        raise InputError(
-            f"identifiers {same[0]} and {same[1]} are the same; expected identifiers to be unique"
-        )
+        raise InputError(f"identifiers {same[0]} and {same[1]} are the same; expected identifiers to be unique")
     longer = here[lengths[here] > depth].min()
     raise InputError(
         f"identifier {same[0]} is a prefix of identifier {longer}; "
@@ -425,9 +416,7 @@ def _read_header(folder: Path) -> dict[str, dict[str, Any]]:
         raise InputError(f"{path}: expected the arrays {expected}, found {sorted(entries or [])}")
     for name, entry in entries.items():
         if not isinstance(entry, dict) or {"dtype", "shape", "bytes", "sha256"} - set(entry):
-            raise InputError(
-                f"{path}: array {name!r}: expected dtype, shape, bytes and sha256, found {entry!r:.80}"
-            )
+            raise InputError(f"{path}: array {name!r}: expected dtype, shape, bytes and sha256, found {entry!r:.80}")
     return entries
 
 
@@ -437,13 +426,9 @@ def _read_array(path: Path, entry: dict[str, Any], verify: bool) -> IntArray:
     except OSError as error:
         raise InputError(f"{path}: expected an array of the trie ({error.strerror})") from error
     if size != entry["bytes"]:
-        raise InputError(
-            f"{path}: expected {entry['bytes']} bytes, found {size}; the file is truncated or foreign"
-        )
+        raise InputError(f"{path}: expected {entry['bytes']} bytes, found {size}; the file is truncated or foreign")
     if verify and _sha256(path) != entry["sha256"]:
-        raise InputError(
-            f"{path}: expected the checksum {entry['sha256']}, found another; the file was altered"
-        )
+        raise InputError(f"{path}: expected the checksum {entry['sha256']}, found another; the file was altered")
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
     except ValueError as error:

@@ -231,7 +231,7 @@ class ExtractiveEngine:
 
         if request.kind == "sentence":
             sentence = _first_words(request.text)
-            return lambda: sentence if sentence and rng.random() < _SENTENCE_SHARE else sample()
+            return lambda: self._blur(sentence, rng) if sentence and rng.random() < _SENTENCE_SHARE else sample()
         if request.kind == "constraint":
             return lambda: self._constrain(sample(), request, rng)
         title = _first_words(request.title)
@@ -239,9 +239,9 @@ class ExtractiveEngine:
         def draw() -> str:
             form = rng.random()
             if form < _SPAN_SHARE:
-                return _span(f"{request.title} {request.text}", rng)
+                return self._blur(_span(f"{request.title} {request.text}", rng), rng)
             if form < _SPAN_SHARE + _TITLE_SHARE and title:
-                return title
+                return self._blur(title, rng)
             return sample()
 
         return draw
@@ -266,6 +266,10 @@ class ExtractiveEngine:
         if self._english and rng.random() < _PREFIX_SHARE:
             return f"{rng.choice(_QUESTION_PREFIXES)} {query}"
         return query
+
+    def _blur(self, text: str, rng: Random) -> str:
+        """A stretch of text with some of its words replaced by words of the corpus."""
+        return " ".join(self._replace_some(text.split(), rng.random(), rng))
 
     def _replace_some(self, words: list[str], level: float, rng: Random) -> list[str]:
         """The words with a share of `level * background_noise` replaced; one at least stays."""

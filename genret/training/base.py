@@ -18,16 +18,23 @@ from transformers import (
 from genret.config import PretrainedModel, SftConfig
 from genret.decoding.trie import Trie
 from genret.errors import InputError
+from genret.training.batches import Collator, find_branchings, trie_children
 from genret.training.bundle import Bundle, BundleSettings
 from genret.training.encoding import encode_identifiers
 from genret.training.machine import choose_attention
-from genret.training.scratch import SEPARATOR, build_scratch_model, train_tokenizer
+from genret.training.scratch import SEPARATOR, build_scratch_model, calibrate, train_tokenizer
+from genret.training.sft import build_sft_dataset
+
+# Identifiers count so many times in the tokenizer's training: their words shall be few tokens.
+_IDENTIFIER_REPEATS = 5
+_CALIBRATION_EXAMPLES = 768
 
 
 def build_base(
     config: SftConfig,
     passages: pa.Table,
     identifiers: pa.Table,
+    examples: pa.Table,
     identifier_type: Literal["semantic", "atomic"],
     seed: int,
 ) -> Bundle:
@@ -37,6 +44,7 @@ def build_base(
         config: The `sft` section: model, scoring, max_tokens.
         passages: The `passages` table.
         identifiers: The `identifiers` table, one row a passage in the same order.
+        examples: The `sft_examples` table, by some of which the initial scores are scaled.
         identifier_type: How identifiers become tokens.
         seed: Seed of the initialisation.
 
@@ -55,7 +63,9 @@ def build_base(
                 f"sft.model.prompt_suffix: expected text with at least one token, found {config.model.prompt_suffix!r}"
             )
     else:
-        tokenizer = train_tokenizer([*texts, *names], config.model.vocabulary_size, config.max_tokens)
+        tokenizer = train_tokenizer(
+            [*texts, *names * _IDENTIFIER_REPEATS], config.model.vocabulary_size, config.max_tokens
+        )
         first_row = len(tokenizer)
         suffix = (tokenizer.convert_tokens_to_ids(SEPARATOR),)
     tokens = encode_identifiers(names, identifier_type, tokenizer, first_row)
@@ -70,7 +80,18 @@ def build_base(
         max_tokens=config.max_tokens,
         stage="base",
     )
-    return Bundle(model, tokenizer, trie, tokens, identifiers, settings)
+    bundle = Bundle(model, tokenizer, trie, tokens, identifiers, settings)
+    if model is not None and config.model.initialisation == "svd":
+        _calibrate(bundle, examples.slice(0, _CALIBRATION_EXAMPLES))
+    return bundle
+
+
+def _calibrate(bundle: Bundle, examples: pa.Table) -> None:
+    dataset = build_sft_dataset(bundle, examples)
+    if len(dataset):
+        collator = Collator(bundle.identifiers, find_branchings(bundle.trie, bundle.identifiers), "trie")
+        batch = collator.collate(list(dataset["prompt"]), list(dataset["identifier"]))
+        calibrate(bundle.model, batch, trie_children(bundle.trie))
 
 
 def passage_texts(passages: pa.Table) -> list[str]:

@@ -18,9 +18,9 @@ Training starts from there, where random weights need hours on a CPU.
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import scipy.sparse
@@ -34,6 +34,7 @@ from transformers import MistralConfig, MistralForCausalLM, PreTrainedTokenizerF
 from genret.config import ScratchModel
 from genret.decoding.trie import Trie
 from genret.training.batches import IdentifierTokens, find_branchings
+from genret.training.likelihood import TrieChildren, decision_states, trie_log_probs
 
 PADDING, UNKNOWN, SEPARATOR, END = "<pad>", "<unk>", "<sep>", "<eos>"
 _SPECIAL = (PADDING, UNKNOWN, SEPARATOR, END)
@@ -50,6 +51,7 @@ _EMBEDDING_SCALE = 0.05
 _SEPARATOR_SCALE = 0.3
 _OUTPUT_SCALE = 0.05
 _ATTENTION_GAIN = 4.0
+_FIRST_TOKEN_WEIGHT = 30.0
 # Log-norm of special tokens: their attention weight is next to nothing.
 _SILENT = -12.0
 
@@ -163,7 +165,8 @@ def bm25_matrix(encoded: Sequence[Sequence[int]], feature: np.ndarray) -> scipy.
         encoded: Token ids of every passage.
         feature: Feature of every token; -1 leaves a token out.
     """
-    counts = [Counter(found[found >= 0].tolist()) for found in (feature[np.asarray(ids, dtype=np.int64)] for ids in encoded)]
+    found = [feature[np.asarray(ids, dtype=np.int64)] for ids in encoded]
+    counts = [Counter(features[features >= 0].tolist()) for features in found]
     n_features = max(1, int(feature.max(initial=-1)) + 1)
     rows = np.fromiter((key for count in counts for key in count), dtype=np.int64)
     frequency = np.fromiter((value for count in counts for value in count.values()), dtype=np.float64)
@@ -228,9 +231,33 @@ def build_scratch_model(
         )
         _lay_in(model, factors, tokenizer.convert_tokens_to_ids(SEPARATOR), config.heads)
         _lay_in_outputs(model, factors, identifiers, trie)
-        with torch.no_grad():
-            model.model.norm.weight.mul_(config.logit_scale)
     return model
+
+
+@torch.no_grad()
+def calibrate(model: MistralForCausalLM, batch: Mapping[str, Any], children: TrieChildren) -> float:
+    """Scale the initial scores so that they are likelihoods as good as they can be on examples.
+
+    Multiplies the final norm by the factor, of a geometric grid from 0.25 to 181, with the least cross-entropy of
+    the trie's choices. Too small or too large a factor costs the first hundreds of steps.
+
+    Args:
+        model: From `build_scratch_model`.
+        batch: Examples, from a collator with `trie` scoring.
+        children: The trie's children.
+
+    Returns:
+        The factor.
+    """
+    states = decision_states(model, batch)
+    weight = model.lm_head.weight
+
+    def loss(factor: float) -> float:
+        return -trie_log_probs(states * factor, batch["node"], batch["target"], weight, children).mean().item()
+
+    factor = min((0.25 * 2 ** (step / 2) for step in range(20)), key=loss) if len(states) else 1.0
+    model.model.norm.weight.mul_(factor)
+    return factor
 
 
 @torch.no_grad()
@@ -290,17 +317,19 @@ def _lay_in_outputs(
 ) -> None:
     """Output row of each token that decides between passages: the mean of those that it leads to.
 
-    With atomic identifiers that is the passage's own row.
+    With atomic identifiers that is the passage's own row. A passage counts more for the token that its
+    identifier begins with: there the whole choice is still open.
     """
     branchings = find_branchings(trie, identifiers)
     owner = np.repeat(np.arange(len(identifiers)), np.diff(branchings.indptr))
     token = torch.from_numpy(identifiers.tokens[identifiers.offsets[owner] + branchings.depth])
+    share = torch.where(torch.from_numpy(branchings.depth) == 0, _FIRST_TOKEN_WEIGHT, 1.0)
     weight = model.lm_head.weight
     total = torch.zeros(len(weight), factors.passages.shape[1]).index_add(
-        0, token, factors.passages[torch.from_numpy(owner)]
+        0, token, factors.passages[torch.from_numpy(owner)] * share.unsqueeze(1)
     )
-    count = torch.bincount(token, minlength=len(weight)).clamp_min(1).unsqueeze(1)
-    rows = total / count
+    count = torch.zeros(len(weight)).index_add(0, token, share).clamp_min(1.0)
+    rows = total / count.unsqueeze(1)
     used = rows.norm(dim=1) > 0
     weight.zero_()
     if used.any():

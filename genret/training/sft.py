@@ -18,7 +18,7 @@ from genret.training.batches import Collator, find_branchings, trie_children
 from genret.training.bundle import Bundle
 from genret.training.callbacks import LogRow, Progress, ProgressCallback, training_log
 from genret.training.encoding import encode_prompts
-from genret.training.likelihood import TrieChildren, identifier_log_probs
+from genret.training.likelihood import Scoring, TrieChildren, identifier_log_probs
 
 _LOGGED_STEPS = 200
 
@@ -105,7 +105,7 @@ class SftTrainer(SFTTrainer):
             A scalar.
         """
         assert not return_outputs, "the likelihood has no outputs beside the loss"
-        scoring = "vocabulary" if self._children is None else "trie"
+        scoring: Scoring = "vocabulary" if self._children is None else "trie"
         log_probs = identifier_log_probs(model, inputs, scoring, self._children)
         items = num_items_in_batch if num_items_in_batch is not None else (inputs["labels"][:, 1:] != -100).sum()
         loss = -log_probs.sum() / torch.as_tensor(items, device=log_probs.device).clamp(min=1)
@@ -136,7 +136,7 @@ def trainer_arguments(
             f"{workers}, found {config.batch_size}"
         )
     steps = max(1, math.ceil(config.epochs * n_examples / config.batch_size))
-    saving = {"save_strategy": "no"}
+    saving: dict[str, Any] = {"save_strategy": "no"}
     if config.checkpoints:
         saving = {
             "save_strategy": "steps",
@@ -201,6 +201,7 @@ def train_sft(
         args=SFTConfig(
             **trainer_arguments(config, output, len(dataset), workers, seed),
             weight_decay=config.weight_decay,
+            adam_beta2=config.adam_beta2,
             dataset_kwargs={"skip_prepare_dataset": True},
         ),
         data_collator=SftCollator(make_collator(bundle, config.loss)),

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
@@ -94,21 +94,14 @@ def test_an_empty_mapping_is_all_defaults():
 
 
 def test_a_later_override_wins_and_missing_levels_are_created():
-    config = parse_config(
-        "{}",
-        "my.yaml",
-        ["sft.model={type: pretrained, name: a}", "sft.model.name=b", "sft.scoring=vocabulary"],
-    )
+    config = parse_config("{}", "my.yaml", ["sft.model={type: pretrained, name: a}", "sft.model.name=b"])
     assert config.sft.model.name == "b"
-    assert (
-        parse_config(PRETRAINED, "my.yaml", ["sft.model.prompt_suffix= x: 1 "[:-5]]).sft.model.name
-        == "some/model"
-    )
+    assert parse_config("{}", "my.yaml", ["seed=1", "seed=2"]).seed == 2
 
 
 @pytest.mark.parametrize(
     ("text", "value"),
-    [("1e-7", 1e-7), ("1.5E+2", 150.0), (".5", 0.5), ("2", 2.0), ("1_0.5", None), ("+1.", 1.0)],
+    [("1e-7", 1e-7), ("1.5E+1", 15.0), (".5", 0.5), ("2", 2.0), ("1_0.5", None), ("+1.", 1.0)],
 )
 def test_numbers_are_those_of_yaml_1_2(text, value):
     if value is None:
@@ -149,7 +142,7 @@ def test_anchors_and_merges_work_and_overrides_change_one_place_only():
         ("sft.epochs: 3\n", "my.yaml, line 1: sft.epochs: unknown key; did you mean sft.epochs?; known here"),
         (
             "sft:\n  model:\n    type: scratch\n    hiden_size: 8\n",
-            "my.yaml, line 4: sft.model.hiden_size: unknown key; did you mean hidden_size?; known here: type, voc",
+            "my.yaml, line 4: sft.model.hiden_size: unknown key; did you mean hidden_size?; known here: ",
         ),
         (
             "llm: {keywords: 3}",
@@ -214,7 +207,7 @@ def test_unknown_keys_are_named_with_the_nearest(text, message):
         ),
         (
             "sft: {model: {type: pretraind, name: x}}",
-            'sft.model.type: expected one of scratch, pretrained, found "pretraind"; did you mean pretrained?',
+            'sft.model.type: expected one of scratch, pretrained, found "pretraind"; did you mean pretr',
         ),
         ("sft: {model: {layers: 1}}", "sft.model.type: expected one of scratch, pretrained, found nothing"),
         (
@@ -238,12 +231,11 @@ def test_values_are_refused_with_what_was_expected_and_found(text, message):
         ("sft: {scoring: trie, loss: all}", "sft.loss: expected completion with the scoring trie, found all"),
         (
             "sft: {batch_size: 100, micro_batch_size: 64}",
-            "sft.batch_size: expected a multiple of sft.micro_batch_size x compute.training_workers (64 x 1), "
-            "found 100",
+            "sft.batch_size: expected a multiple of sft.micro_batch_size x compute.training_workers "
+            "(64 x 1), found 100",
         ),
         (
-            "rpo: {batch_size: 64, micro_batch_size: 32}\nsft: {micro_batch_size: 32}\n"
-            "compute: {training_workers: 4}",
+            "rpo: {batch_size: 64, micro_batch_size: 32}\nsft: {micro_batch_size: 32}\ncompute: {training_workers: 4}",
             "rpo.batch_size: expected a multiple of rpo.micro_batch_size x compute.training_workers (32 x 4), found 64",
         ),
         (
@@ -287,8 +279,7 @@ def test_values_that_do_not_go_together_are_refused_with_both(text, message):
 @pytest.mark.parametrize(
     "text",
     [
-        "sft: {batch_size: 128, micro_batch_size: 64}\ncompute: {training_workers: 2}\n"
-        "rpo: {micro_batch_size: 32}",
+        "sft: {batch_size: 128, micro_batch_size: 64}\ncompute: {training_workers: 2}\nrpo: {micro_batch_size: 32}",
         "synthesis: {preference_queries: 0}\nretrieval: {retrievers: [sft]}\nrpo: {batch_size: 3}",
         "retrieval: {beam: 5, search: exact}",
         "retrieval: {beam: 5, retrievers: [bm25]}",
@@ -337,6 +328,7 @@ def test_all_problems_are_told_at_once():
         ("sft..epochs=3", "override 'sft..epochs=3': expected section.field=value"),
         ("sft.epochz=3", "override 'sft.epochz=3': sft.epochz: unknown key; did you mean epochs?"),
         ("stf.epochs=3", "override 'stf.epochs=3': stf: unknown key; did you mean sft?"),
+        ("rpo.x.y=3", "override 'rpo.x.y=3': rpo.x: unknown key"),
         ("seed.x=3", "override 'seed.x=3': expected seed to be a section, found 3"),
         ("seed=[", "override 'seed=[', line 1: expected YAML, found an error: "),
         ("sft={epochs: 1, epochs: 2}", "override 'sft={epochs: 1, epochs: 2}', line 1: epochs: stands twice"),
@@ -375,7 +367,7 @@ def test_overrides_are_refused_by_name(override, message):
             "my.yaml: expected YAML, found an error: the tag tag:yaml.org,2002:python",
         ),
         ("a: !!set {b}", "my.yaml: expected YAML, found an error: the tag tag:yaml.org,2002:set in line 1"),
-        ("a: !!int b", "my.yaml: expected YAML, found an error: invalid literal for int()"),
+        ("a: !!int b", "my.yaml: expected YAML, found an error: the tag tag:yaml.org,2002:int in line 1 does not"),
         ('name: "\\ud800"', "my.yaml: expected YAML, found an error: 'utf-8' codec can't encode"),
         ("a: &x [*x]", "my.yaml: expected YAML, found an error: Circular reference"),
         ("? [a]\n: b", "my.yaml, line 1: expected YAML, found an error: found unhashable key"),
@@ -393,50 +385,12 @@ def test_duplicate_keys_are_named_at_every_level():
     ]
 
 
-@settings(max_examples=300, suppress_health_check=[HealthCheck.too_slow])
-@given(
-    st.lists(
-        st.sampled_from(
-            [
-                "sft",
-                "seed",
-                "model",
-                "type",
-                "scratch",
-                ": ",
-                "\n",
-                "\n  ",
-                "{",
-                "}",
-                "[",
-                "]",
-                ",",
-                "'",
-                '"',
-                "1",
-            ]
-            + [
-                "- ",
-                "&a ",
-                "*a",
-                "<<",
-                "!",
-                "!!int ",
-                "!!binary ",
-                "#",
-                "|",
-                "\\",
-                "? ",
-                "%",
-                "0",
-                ".",
-                "e",
-                "\u2028",
-            ]
-        )
-    ).map("".join)
-    | st.text()
-)
+YAML_WORDS = ["sft", "seed", "model", "type", "scratch", "&a ", "*a", "<<", "!!int ", "!!bool ", "!!binary "]
+YAML_SIGNS = [*"10.e:{}[],'\"-?&*#|>%@\\ \n\u2028", ": ", "\n  ", "- "]
+
+
+@settings(max_examples=300)
+@given(st.lists(st.sampled_from(YAML_WORDS + YAML_SIGNS)).map("".join) | st.text())
 def test_any_text_is_a_configuration_or_an_input_error(text):
     try:
         assert isinstance(parse_config(text, "my.yaml"), RunConfig)
@@ -449,9 +403,7 @@ def test_any_text_is_a_configuration_or_an_input_error(text):
 
 def test_a_missing_file_names_the_presets_and_the_nearest(tmp_path):
     name = preset_names()[0]
-    with pytest.raises(
-        InputError, match=f"expected a YAML file or one of the presets .*{name}.*did you mean {name}"
-    ):
+    with pytest.raises(InputError, match=f"expected a YAML file or one of the presets .*{name}.*did you mean {name}"):
         load_config(name[:-1])
     with pytest.raises(InputError, match=r"nothing-like-it\.yaml: expected .*; found neither$"):
         load_config(tmp_path / "nothing-like-it.yaml")
@@ -474,8 +426,8 @@ def test_a_byte_order_mark_is_passed_over(tmp_path):
 
 @pytest.mark.parametrize("name", preset_names())
 def test_problems_of_a_preset_name_it(name):
-    with pytest.raises(InputError, match=rf"^preset {name}, line \d+: sft\.loss: expected completion"):
-        load_config(name, ["sft.scoring=trie", "sft={loss: all}"][1:])
+    with pytest.raises(InputError, match=rf"^preset {name}(, line \d+)?: sft\.batch_size: expected a multiple"):
+        load_config(name, ["compute.training_workers=7919"])
 
 
 # --- what is written ---------------------------------------------------------------------------------------
@@ -499,11 +451,9 @@ def test_dumps_load_back(text):
 @given(
     text=st.text(st.characters(exclude_categories=["Cs"])),
     fields=st.lists(st.text(st.characters(exclude_categories=["Cs"]))),
-    name=st.from_regex(r"\A[a-z0-9_.-]+\Z")
-    | st.sampled_from(["null", "1e5", "true", "~", "0x1", "12", "-", ".5"]),
+    name=st.from_regex(r"\A[a-z0-9_.-]+\Z") | st.sampled_from(["null", "1e5", "true", "~", "0x1", "12", "-", ".5"]),
     rate=st.floats(1e-300, 1.0),
-    suffix=st.text(st.characters(exclude_categories=["Cs"]), min_size=1)
-    | st.sampled_from(["\n", " #", ": ", "'\""]),
+    suffix=st.text(st.characters(exclude_categories=["Cs"]), min_size=1) | st.sampled_from(["\n", " #", ": ", "'\""]),
 )
 def test_any_values_survive_a_dump(text, fields, name, rate, suffix):
     config = RunConfig.model_validate(

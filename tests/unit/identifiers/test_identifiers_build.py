@@ -4,6 +4,7 @@ import sys
 
 import pyarrow as pa
 import pytest
+from pydantic import ValidationError
 
 from genret.config import ExtractiveConfig, IdentifiersConfig
 from genret.identifiers.build import build_identifiers
@@ -155,3 +156,8 @@ def test_identifiers_do_not_depend_on_the_hash_seed():
     }
     assert len(outputs) == 1
     assert len(outputs.pop()) > 1000
+
+
+def test_fewer_keywords_at_most_than_at_least_are_refused():
+    with pytest.raises(ValidationError, match=r"max_keywords: expected at least keywords \(5\), found 4"):
+        IdentifiersConfig(keywords=5, max_keywords=4)

@@ -6,6 +6,7 @@ from collections import Counter
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from genret.config import ExtractiveConfig
 from genret.errors import InputError
@@ -325,3 +326,8 @@ def test_answers_are_keywords_that_the_query_does_not_name():
 def test_an_unknown_language_is_named():
     with pytest.raises(InputError, match=r"llm\.language: expected one of .*'english'.*, found 'klingon'"):
         engine(language="klingon")
+
+
+def test_fewer_terms_at_most_than_at_least_are_refused():
+    with pytest.raises(ValidationError, match=r"max_terms: expected at least min_terms \(5\), found 4"):
+        ExtractiveConfig(min_terms=5, max_terms=4)
