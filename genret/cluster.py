@@ -3,10 +3,13 @@
 import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from itertools import islice
 from typing import Any, TypeVar
 
 import ray
-from ray.exceptions import RayActorError
+from ray.exceptions import RayActorError, RayTaskError
 
 from genret.config import ComputeConfig
 from genret.errors import InputError
@@ -17,6 +20,8 @@ ProgressFunction = Callable[[int, int], None]
 
 # Batches under way an actor: one being worked on, one waiting, so that no actor idles between two.
 _IN_FLIGHT = 2
+# How often a batch may lose its actor: it may be the batch that kills it.
+_MOST_LOSSES = 3
 
 
 @contextmanager
@@ -81,10 +86,14 @@ class _Worker:
     """Holds the state that a factory makes, and applies it to batches."""
 
     def __init__(self, factory: Callable[..., Callable[[Any], Any]], arguments: dict[str, Any]) -> None:
-        self._apply = factory(**arguments)
+        # Called with the first batch: an error here would only say that the actor died.
+        self._make = partial(factory, **arguments)
+        self._apply: Callable[[Any], Any] | None = None
 
-    def apply(self, number: int, batch: Any) -> tuple[int, Any]:
-        return number, self._apply(batch)
+    def apply(self, batch: Any) -> Any:
+        if self._apply is None:
+            self._apply = self._make()
+        return self._apply(batch)
 
 
 def map_batches(
@@ -99,8 +108,7 @@ def map_batches(
 ) -> Iterator[Result]:
     """Apply a function with state (an engine, a model) to batches, on a pool of actors.
 
-    A batch whose actor dies is given to another; actors are started again up to three times each. Results do
-    not depend on the number of actors.
+    A batch whose actor dies is given to a new one. Results do not depend on the number of actors.
 
     Args:
         batches: What to map over; drawn as the actors become free.
@@ -115,44 +123,93 @@ def map_batches(
         Results in the order of the batches.
 
     Raises:
-        RayActorError: Actors kept dying.
+        InputError: Raised by the function in an actor.
+        RayTaskError: Any other error there.
+        RayActorError: A batch lost its actor four times.
     """
     if total == 0:
         return
-    count = min(compute.cpu_workers, total)
-    actor_class = ray.remote(num_cpus=compute.cpus_a_worker, num_gpus=gpus, max_restarts=3, max_task_retries=3)(
-        _Worker
-    )
-    actors = [actor_class.remote(factory, arguments) for _ in range(count)]
-    waiting = iter(enumerate(batches))
-    running: dict[Any, Any] = {}
+    pool = _Pool(factory, arguments, compute, gpus)
+    waiting = enumerate(batches)
     finished: dict[int, Result] = {}
     following = done = 0
-
-    def submit(actor: Any) -> None:
-        upcoming = next(waiting, None)
-        if upcoming is not None:
-            running[actor.apply.remote(*upcoming)] = actor
-
     try:
-        for _ in range(_IN_FLIGHT):
-            for actor in actors:
-                submit(actor)
-        while running:
-            ready, _ = ray.wait(list(running), num_returns=1)
-            actor = running.pop(ready[0])
-            number, result = ray.get(ready[0])
+        for number, batch in islice(waiting, _IN_FLIGHT * min(compute.cpu_workers, total)):
+            pool.submit(number, batch)
+        while pool.running:
+            number, result = pool.next_result()
             finished[number] = result
             done += 1
-            submit(actor)
+            for upcoming, batch in islice(waiting, 1):
+                pool.submit(upcoming, batch)
             if progress is not None:
                 progress(done, total)
             while following in finished:
                 yield finished.pop(following)
                 following += 1
     finally:
-        for actor in actors:
+        pool.close()
+
+
+@dataclass
+class _Task:
+    number: int
+    batch: Any
+    actor: Any
+    losses: int = 0
+
+
+class _Pool:
+    """Actors that hold the same function, and the batches that they are working on."""
+
+    def __init__(
+        self, factory: Callable[..., Any], arguments: dict[str, Any], compute: ComputeConfig, gpus: float
+    ) -> None:
+        self._class = ray.remote(num_cpus=compute.cpus_a_worker, num_gpus=gpus)(_Worker)
+        self._factory = factory
+        self._arguments = ray.put(arguments)
+        self._size = compute.cpu_workers
+        self._load: dict[Any, int] = {}
+        self.running: dict[Any, _Task] = {}
+
+    def submit(self, number: int, batch: Any) -> None:
+        """Give a batch to the actor that has least to do."""
+        self._start(_Task(number, batch, None))
+
+    def next_result(self) -> tuple[int, Any]:
+        """Wait for any batch; one that lost its actor is begun again elsewhere."""
+        while True:
+            ready, _ = ray.wait(list(self.running), num_returns=1)
+            task = self.running.pop(ready[0])
+            if task.actor in self._load:
+                self._load[task.actor] -= 1
+            try:
+                return task.number, ray.get(ready[0])
+            except RayTaskError as error:
+                if isinstance(error.cause, InputError):
+                    raise error.cause from error
+                raise
+            except RayActorError:
+                self._load.pop(task.actor, None)
+                task.losses += 1
+                if task.losses > _MOST_LOSSES:
+                    raise
+                self._start(task)
+
+    def close(self) -> None:
+        """End all actors."""
+        for actor in self._load:
             ray.kill(actor)
+
+    def _start(self, task: _Task) -> None:
+        idle = [actor for actor, load in self._load.items() if load < _IN_FLIGHT]
+        if len(self._load) < self._size and not any(self._load[actor] == 0 for actor in idle):
+            task.actor = self._class.remote(self._factory, self._arguments)
+            self._load[task.actor] = 0
+        else:
+            task.actor = min(idle or self._load, key=lambda actor: self._load[actor])
+        self._load[task.actor] += 1
+        self.running[task.actor.apply.remote(task.batch)] = task
 
 
 class ProgressBoard:

@@ -283,9 +283,7 @@ class RunStore:
         folders = ["", "stages"]
         for kind in ("tables", "artifacts"):
             folders += [f"{kind}/{name}" for name in self._storage.children(kind)]
-        places = [
-            f"{folder}/{name}".lstrip("/") for folder in folders for name in self._storage.children(folder)
-        ]
+        places = [f"{folder}/{name}".lstrip("/") for folder in folders for name in self._storage.children(folder)]
         return sorted(place for place in places if _ATTEMPT_AT_END.search(place))
 
     def _referred(self) -> set[str]:

@@ -1,20 +1,19 @@
 """Search for the most probable identifiers of a trie: beam search, and best-first search that is exact.
 
 The score of an identifier is its log-probability given the prompt, a sum over its tokens. "vocabulary"
-scoring normalises each token over the whole vocabulary (the P(d|q) of arXiv 2502.17957, section 3); "trie"
+scoring normalises each token over the whole vocabulary (the P(d|q) of arXiv 2502.17957, section 2.2); "trie"
 scoring over the children of the trie's node only, so that a forced token scores 0.
 
 Beam mode is token-synchronous, and equal to transformers' `generate` with `num_beams` set to the width,
 `length_penalty=0.0` and a `prefix_allowed_tokens_fn` for the trie (with `renormalize_logits=True` for trie
 scoring): hypotheses of the same number of tokens compete for the width, of the best 2 * width candidates
 those that are complete and among the first `width` are results, and the first `width` others go on. What
-differs is the work: a pass reads a hypothesis and all forced tokens up to its next choice, passes happen only
-where a choice needs one, the end of an identifier that trie scoring forces is never read, and a query ends as
-soon as its k results are better than every open hypothesis. Equal scores come in the order of the sorted
-identifiers.
+differs is the work: passes happen only where one is needed to choose, a pass reads forced tokens ahead, the end of an
+identifier that trie scoring forces is never read, and a query ends as soon as its k results are better than every open
+hypothesis. Equal scores come in the order of the sorted identifiers.
 
-Exact mode expands the best open hypotheses, several at once. Scores only fall along a path, so that when the
-k-th result is at least as good as the best open hypothesis the results are the true top k.
+Exact mode expands the best open hypotheses, several at once. Scores only fall along a path, so that when the k-th
+result is at least as good as the best open hypothesis the results are the true top k.
 """
 
 import time
@@ -66,7 +65,7 @@ class SearchResult:
         scores: float64, their log-probabilities in nats, falling.
         exact: Whether no identifier that may be returned is better than these; False where the search cannot
             tell.
-        expansions: Hypotheses that were read by the model, the prompt not counted.
+        expansions: Stretches of tokens that the model read, the prompt not counted: the work.
     """
 
     indices: npt.NDArray[np.int64]
@@ -103,7 +102,7 @@ class TrieSearch:
         k: int,
         mode: Mode = "beam",
         beam: int = 10,
-        allowed: npt.NDArray[np.bool_] | None = None,
+        allowed: npt.NDArray[np.bool_] | LeafFilter | None = None,
         max_expansions: int | None = None,
         deadline_seconds: float | None = None,
     ) -> list[SearchResult]:
@@ -115,8 +114,9 @@ class TrieSearch:
             mode: "beam" or "exact".
             beam: Width of the beam, `k` if that is more; in exact mode, how many hypotheses of a query are
                 expanded in one pass.
-            allowed: bool `[n]` by position of the identifier in the trie's input, such as `filters.leaf_mask`
-                gives: others are not returned. Scores are the same with and without.
+            allowed: bool `[n]` by position of the identifier in the trie's input, such as `filters.leaf_mask` gives,
+                or a `LeafFilter` made of it, which spares counting again: others are not returned. Scores are the
+                same with and without.
             max_expansions: Exact mode: stop a query after so many expansions.
             deadline_seconds: Begin no pass later than this after the call (the prompts' own excepted):
                 queries that are still open get what was found, which may be less than k, and `exact=False`.
@@ -143,7 +143,11 @@ class TrieSearch:
                 return _beam_search(_Batch(self, arrays, leaf_filter, 2 * width, deadline), k, width)
             return _best_first(_Batch(self, arrays, leaf_filter, None, deadline), k, beam, max_expansions)
 
-    def _filter(self, allowed: npt.NDArray[np.bool_]) -> LeafFilter:
+    def _filter(self, allowed: npt.NDArray[np.bool_] | LeafFilter) -> LeafFilter:
+        if isinstance(allowed, LeafFilter):
+            if allowed.trie is not self.trie:
+                raise InputError("allowed: expected a filter made for this trie, found one for another")
+            return allowed
         mask = np.asarray(allowed)
         if mask.shape != (len(self.trie),) or mask.dtype != np.bool_:
             raise InputError(
@@ -190,7 +194,7 @@ def search(
     mode: Mode = "beam",
     scoring: Scoring = "trie",
     beam: int = 10,
-    allowed: npt.NDArray[np.bool_] | None = None,
+    allowed: npt.NDArray[np.bool_] | LeafFilter | None = None,
     max_expansions: int | None = None,
     deadline_seconds: float | None = None,
     pad_token_id: int = 0,

@@ -279,9 +279,7 @@ def test_a_table_with_other_rows_or_columns_is_damaged(tmp_path):
     store = RunStore(tmp_path / "run")
     record = write_stage(store, "corpus", MARK, model_folder(tmp_path))
     root = tmp_path / "run"
-    (root / record.tables["qrels"]["path"]).write_bytes(
-        (root / record.tables["test_queries"]["path"]).read_bytes()
-    )
+    (root / record.tables["qrels"]["path"]).write_bytes((root / record.tables["test_queries"]["path"]).read_bytes())
     with pytest.raises(InputError, match="expected 5 rows, found 3"):
         store.read_table(record, "qrels")
 

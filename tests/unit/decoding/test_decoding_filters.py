@@ -111,8 +111,10 @@ def test_deep_nesting_is_refused() -> None:
 
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5) | st.just("2024-02-30"),
-    lambda inner: st.lists(inner, max_size=3)
-    | st.dictionaries(st.sampled_from(["field", "equals", "in", "range", "and", "or", "not", "gte", "x"]), inner),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.sampled_from(["field", "equals", "in", "range", "and", "or", "not", "gte", "x"]), inner)
+    ),
     max_leaves=8,
 )
 

@@ -1,0 +1,87 @@
+"""The pool of actors on real Ray."""
+
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from ray.cloudpickle import register_pickle_by_value
+from ray.exceptions import RayActorError
+
+from genret.cluster import connected, map_batches
+from genret.config import ComputeConfig
+from genret.errors import InputError
+
+
+# Actors cannot import a test module: its functions travel with what refers to them.
+register_pickle_by_value(sys.modules[__name__])
+
+
+def make_adder(amount: int) -> Callable[[list[int]], list[int]]:
+    return lambda batch: [number + amount for number in batch]
+
+
+def make_dying(marker: str) -> Callable[[int], int]:
+    """Kills its own process at number 3, the first time (or always, where the marker cannot be made)."""
+
+    def apply(number: int) -> int:
+        if number == 3 and not Path(marker).exists():
+            if Path(marker).parent.exists():
+                Path(marker).touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return number * number
+
+    return apply
+
+
+def make_refusing(name: str) -> Callable[[int], int]:
+    raise InputError(f"{name}: expected something else")
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[None]:
+    with connected(ComputeConfig()):
+        yield
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_results_keep_the_order_of_the_batches(cluster: None, workers: int) -> None:
+    batches = [[number, number + 1] for number in range(20)]
+    seen = []
+    compute = ComputeConfig(cpu_workers=workers, cpus_a_worker=0.5)
+    found = map_batches(
+        iter(batches), 20, make_adder, {"amount": 10}, compute, progress=lambda done, total: seen.append((done, total))
+    )
+    assert list(found) == [[first + 10, second + 10] for first, second in batches]
+    assert seen == [(done, 20) for done in range(1, 21)]
+
+
+def test_nothing_to_do_starts_nothing(cluster: None) -> None:
+    assert list(map_batches([], 0, make_adder, {"amount": 1}, ComputeConfig())) == []
+
+
+def test_a_batch_whose_actor_is_killed_is_done_by_another(cluster: None, tmp_path: Path) -> None:
+    compute = ComputeConfig(cpu_workers=2, cpus_a_worker=0.5)
+    arguments = {"marker": str(tmp_path / "died")}
+    assert list(map_batches(range(8), 8, make_dying, arguments, compute)) == [n * n for n in range(8)]
+    assert (tmp_path / "died").exists()
+
+
+def test_a_batch_that_always_kills_its_actor_is_an_error(cluster: None, tmp_path: Path) -> None:
+    arguments = {"marker": str(tmp_path / "no" / "folder")}
+    with pytest.raises(RayActorError):
+        list(map_batches(range(8), 8, make_dying, arguments, ComputeConfig(cpu_workers=2, cpus_a_worker=0.5)))
+
+
+def test_a_mistake_of_the_user_arrives_as_it_was_raised(cluster: None) -> None:
+    with pytest.raises(InputError, match=r"^corpus: expected something else$"):
+        list(map_batches(range(8), 8, make_refusing, {"name": "corpus"}, ComputeConfig()))
+
+
+def test_what_the_cluster_can_never_hold_is_refused(cluster: None) -> None:
+    with pytest.raises(InputError, match=r"asks for 1 GPU, the Ray cluster has 0"), connected(
+        ComputeConfig(gpus_a_worker=1)
+    ):
+        raise AssertionError("must not be reached")

@@ -1,0 +1,557 @@
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import (
+    AutoModelForCausalLM,
+    BloomConfig,
+    Gemma2Config,
+    GPT2Config,
+    GraniteConfig,
+    LlamaConfig,
+    MistralConfig,
+    PhiConfig,
+    Qwen2Config,
+    Qwen3Config,
+)
+
+from genret.decoding import attention, scoring, search
+from genret.decoding.search import SearchResult, TrieSearch
+from genret.decoding.trie import Trie
+from genret.errors import InputError
+
+VOCABULARY = 64
+END = 2
+SCORINGS: tuple[scoring.Scoring, ...] = ("trie", "vocabulary")
+SHAPE = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 128,
+    # Large weights: distributions far from uniform, as those of a trained model are.
+    "initializer_range": 0.4,
+    "bos_token_id": 1,
+    "eos_token_id": END,
+    "pad_token_id": 0,
+}
+
+
+def build(config: Any, dtype: torch.dtype = torch.float64, attn: str = "sdpa") -> Any:
+    torch.manual_seed(1)
+    return AutoModelForCausalLM.from_config(config, attn_implementation=attn).to(dtype).eval()
+
+
+@pytest.fixture(scope="module")
+def model() -> Any:
+    return build(MistralConfig(**SHAPE, sliding_window=None))
+
+
+def some_identifiers(count: int, seed: int = 0, tokens: Sequence[int] = range(3, 12)) -> list[list[int]]:
+    """Unique identifiers of one to seven tokens and an end; many share prefixes, and many end in forced tokens."""
+    random = np.random.default_rng(seed)
+    found: dict[tuple[int, ...], None] = {}
+    while len(found) < count:
+        found[(*random.choice(tokens, size=random.integers(1, 8)).tolist(), END)] = None
+    identifiers = [list(tokens) for tokens in found]
+    random.shuffle(identifiers)
+    return identifiers
+
+
+def some_prompts(*lengths: int, seed: int = 0) -> list[list[int]]:
+    random = np.random.default_rng(seed)
+    return [random.integers(3, VOCABULARY, size=length).tolist() for length in lengths]
+
+
+@torch.inference_mode()
+def brute_force(model: Any, identifiers: list[list[int]], prompt: list[int], how: scoring.Scoring) -> np.ndarray:
+    """Every identifier's score by teacher forcing over whole sequences, with sets of prefixes for a trie."""
+    following: dict[tuple[int, ...], set[int]] = {}
+    for tokens in identifiers:
+        for depth, token in enumerate(tokens):
+            following.setdefault(tuple(tokens[:depth]), set()).add(token)
+    longest = max(map(len, identifiers))
+    rows = [[*prompt, *tokens, *[0] * (longest - len(tokens))] for tokens in identifiers]
+    logits = model(input_ids=torch.tensor(rows), use_cache=False).logits[:, len(prompt) - 1 :].double()
+    scores = np.zeros(len(identifiers))
+    for row, tokens in enumerate(identifiers):
+        for depth, token in enumerate(tokens):
+            here = logits[row, depth]
+            rivals = sorted(following[tuple(tokens[:depth])])
+            if how == "vocabulary":
+                scores[row] += float(here[token] - here.logsumexp(0))
+            elif len(rivals) > 1:
+                scores[row] += float(here[token] - here[rivals].logsumexp(0))
+    return scores
+
+
+def assert_top(result: SearchResult, scores: np.ndarray, k: int, tolerance: float = 1e-9) -> None:
+    """The result is the k best of all these scores; -inf stands for an identifier that may not be returned."""
+    best = np.sort(scores[scores > -np.inf])[::-1][:k]
+    assert len(result.indices) == len(best)
+    np.testing.assert_allclose(result.scores, best, atol=tolerance)
+    # Equal scores may come in any order, so identity is checked by score.
+    np.testing.assert_allclose(scores[result.indices], result.scores, atol=tolerance)
+    assert len(set(result.indices.tolist())) == len(result.indices)
+    assert result.indices.dtype == np.int64 and result.scores.dtype == np.float64
+
+
+identifier_lists = st.lists(st.lists(st.integers(3, 6), max_size=5), min_size=1, max_size=30, unique_by=tuple).map(
+    lambda found: [[*tokens, END] for tokens in found]
+)
+prompt_lists = st.lists(st.lists(st.integers(0, VOCABULARY - 1), min_size=1, max_size=9), min_size=1, max_size=4)
+
+
+@pytest.mark.parametrize("how", SCORINGS)
+@settings(max_examples=20, deadline=None)
+@given(identifiers=identifier_lists, prompts=prompt_lists, k=st.integers(1, 12), beam=st.integers(1, 4))
+def test_exact_mode_is_brute_force(
+    model: Any,
+    how: scoring.Scoring,
+    identifiers: list[list[int]],
+    prompts: list[list[int]],
+    k: int,
+    beam: int,
+) -> None:
+    found = TrieSearch(model, Trie.from_sequences(identifiers), how).search(prompts, k=k, mode="exact", beam=beam)
+    for prompt, result in zip(prompts, found, strict=True):
+        assert result.exact
+        assert_top(result, brute_force(model, identifiers, prompt, how), k)
+
+
+@pytest.mark.parametrize("how", SCORINGS)
+@settings(max_examples=20, deadline=None)
+@given(identifiers=identifier_lists, prompts=prompt_lists, k=st.integers(1, 6), beam=st.integers(1, 6))
+def test_beam_mode_returns_true_scores_and_knows_when_it_is_exact(
+    model: Any,
+    how: scoring.Scoring,
+    identifiers: list[list[int]],
+    prompts: list[list[int]],
+    k: int,
+    beam: int,
+) -> None:
+    found = TrieSearch(model, Trie.from_sequences(identifiers), how).search(prompts, k=k, beam=beam)
+    for prompt, result in zip(prompts, found, strict=True):
+        scores = brute_force(model, identifiers, prompt, how)
+        assert len(result.indices) == min(k, len(identifiers))
+        np.testing.assert_allclose(result.scores, scores[result.indices], atol=1e-9)
+        assert (np.diff(result.scores) <= 0).all()
+        assert len(set(result.indices.tolist())) == len(result.indices)
+        if result.exact:
+            assert_top(result, scores, k)
+
+
+def generated(
+    model: Any, identifiers: list[list[int]], prompts: list[list[int]], how: scoring.Scoring
+) -> list[tuple[list[list[int]], np.ndarray]]:
+    """The ten best of transformers' beam search under a dictionary trie: token sequences and scores."""
+    root: dict[int, Any] = {}
+    for tokens in identifiers:
+        node = root
+        for token in tokens:
+            node = node.setdefault(token, {})
+    longest = max(map(len, prompts))
+
+    def allowed(_: int, sentence: torch.Tensor) -> list[int]:
+        node = root
+        for token in sentence[longest:].tolist():
+            node = node.get(token, {})
+        return list(node) or [END]
+
+    output = model.generate(
+        input_ids=torch.tensor([[0] * (longest - len(prompt)) + prompt for prompt in prompts]),
+        attention_mask=torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts]),
+        num_beams=10,
+        num_return_sequences=10,
+        length_penalty=0.0,
+        max_new_tokens=12,
+        prefix_allowed_tokens_fn=allowed,
+        renormalize_logits=how == "trie",
+        return_dict_in_generate=True,
+        output_scores=True,
+    )
+    sequences = [row[longest:].tolist() for row in output.sequences]
+    sequences = [tokens[: tokens.index(END) + 1] for tokens in sequences]
+    scores = output.sequences_scores.double().numpy()
+    return [(sequences[at : at + 10], scores[at : at + 10]) for at in range(0, len(sequences), 10)]
+
+
+@pytest.mark.parametrize("count", [300, 40])
+@pytest.mark.parametrize("how", SCORINGS)
+def test_beam_mode_is_beam_search_of_transformers(model: Any, how: scoring.Scoring, count: int) -> None:
+    identifiers = some_identifiers(count)
+    prompts = some_prompts(3, 9, 1, 5, 5, 8)
+    found = TrieSearch(model, Trie.from_sequences(identifiers), how).search(prompts, k=10, beam=10)
+    pruned = 0
+    for prompt, result, (sequences, scores) in zip(
+        prompts, found, generated(model, identifiers, prompts, how), strict=True
+    ):
+        assert [identifiers[index] for index in result.indices] == sequences
+        np.testing.assert_allclose(result.scores, scores, atol=1e-4)
+        best = np.argsort(-brute_force(model, identifiers, prompt, how))[:10]
+        pruned += set(best.tolist()) != set(result.indices.tolist())
+    # The comparison means something only if the beams lost identifiers that are better.
+    assert pruned or count == 40 or how == "trie"
+
+
+@pytest.mark.parametrize("mode", ["beam", "exact"])
+@pytest.mark.parametrize("how", SCORINGS)
+def test_a_query_does_not_depend_on_its_batch(model: Any, how: scoring.Scoring, mode: search.Mode) -> None:
+    trie = Trie.from_sequences(some_identifiers(200))
+    prompts = some_prompts(2, 11, 1, 7, 4, 20, 3)
+    finder = TrieSearch(model, trie, how)
+    together = finder.search(prompts, k=5, mode=mode, beam=5)
+    backwards = finder.search(prompts[::-1], k=5, mode=mode, beam=5)[::-1]
+    padded = TrieSearch(model, trie, how, pad_token_id=9).search(prompts, k=5, mode=mode, beam=5)
+    alone = [finder.search([prompt], k=5, mode=mode, beam=5)[0] for prompt in prompts]
+    for other in (backwards, padded, alone):
+        for one, two in zip(together, other, strict=True):
+            assert one.indices.tolist() == two.indices.tolist()
+            np.testing.assert_allclose(one.scores, two.scores, atol=1e-9)
+
+
+@pytest.mark.parametrize("mode", ["beam", "exact"])
+def test_reading_ahead_changes_the_work_and_not_the_result(
+    model: Any, monkeypatch: pytest.MonkeyPatch, mode: search.Mode
+) -> None:
+    # Over many tokens identifiers part early, and end in forced tokens.
+    identifiers = some_identifiers(200, tokens=range(3, 60))
+    finder = TrieSearch(model, Trie.from_sequences(identifiers), "vocabulary")
+    prompts = some_prompts(2, 11, 5)
+    results = []
+    for tokens in (1, 10_000):
+        monkeypatch.setitem(search.TOKENS_PER_PASS, "cpu", tokens)
+        results.append(finder.search(prompts, k=5, mode=mode, beam=5))
+    for one, two in zip(*results, strict=True):
+        assert one.indices.tolist() == two.indices.tolist()
+        np.testing.assert_allclose(one.scores, two.scores, atol=1e-9)
+        assert one.expansions > two.expansions
+
+
+@pytest.mark.parametrize("mode", ["beam", "exact"])
+@pytest.mark.parametrize("how", SCORINGS)
+@pytest.mark.parametrize("share", [0.5, 0.03, 0.0])
+def test_a_filter_is_a_filter_of_brute_force(model: Any, how: scoring.Scoring, mode: search.Mode, share: float) -> None:
+    identifiers = some_identifiers(150)
+    prompts = some_prompts(4, 2)
+    allowed = np.random.default_rng(3).random(len(identifiers)) < share
+    # A beam that nothing falls out of.
+    found = TrieSearch(model, Trie.from_sequences(identifiers), how).search(
+        prompts, k=10, mode=mode, beam=200, allowed=allowed
+    )
+    for prompt, result in zip(prompts, found, strict=True):
+        scores = np.where(allowed, brute_force(model, identifiers, prompt, how), -np.inf)
+        assert_top(result, scores, 10)
+        assert result.exact
+
+
+def test_a_narrow_beam_stays_within_the_filter(model: Any) -> None:
+    finder = TrieSearch(model, Trie.from_sequences(some_identifiers(300)), "trie")
+    allowed = np.zeros(300, dtype=bool)
+    for position in (0, 17, 299):
+        allowed[:] = False
+        allowed[position] = True
+        (result,) = finder.search(some_prompts(4), k=3, beam=1, allowed=allowed)
+        assert result.indices.tolist() == [position]
+
+
+def test_a_filter_can_be_prepared_once(model: Any) -> None:
+    trie, other = Trie.from_sequences(some_identifiers(50)), Trie.from_sequences(some_identifiers(50))
+    finder = TrieSearch(model, trie, "trie")
+    allowed = np.arange(50) % 2 == 0
+    prompts = some_prompts(4, 2)
+    expected = finder.search(prompts, k=5, allowed=allowed)
+    found = finder.search(prompts, k=5, allowed=scoring.LeafFilter(trie, allowed))
+    assert [result.indices.tolist() for result in found] == [result.indices.tolist() for result in expected]
+    with pytest.raises(InputError, match="allowed: expected a filter made for this trie"):
+        finder.search(prompts, k=5, allowed=scoring.LeafFilter(other, allowed))
+
+
+def test_more_results_than_identifiers(model: Any) -> None:
+    identifiers = some_identifiers(7)
+    for how in SCORINGS:
+        for mode in ("beam", "exact"):
+            (result,) = TrieSearch(model, Trie.from_sequences(identifiers), how).search(
+                some_prompts(3), k=50, mode=mode
+            )
+            assert_top(result, brute_force(model, identifiers, some_prompts(3)[0], how), 50)
+            assert result.exact
+
+
+@pytest.mark.parametrize("mode", ["beam", "exact"])
+@pytest.mark.parametrize("identifiers", [[[5, 7, 9, END]], [[8]]])
+def test_one_identifier(model: Any, identifiers: list[list[int]], mode: search.Mode) -> None:
+    trie = Trie.from_sequences(identifiers)
+    prompts = some_prompts(3, 5)
+    for result in TrieSearch(model, trie, "trie").search(prompts, k=3, mode=mode):
+        assert (result.indices.tolist(), result.scores.tolist(), result.expansions) == ([0], [0.0], 0)
+    for prompt, result in zip(
+        prompts, TrieSearch(model, trie, "vocabulary").search(prompts, k=3, mode=mode), strict=True
+    ):
+        assert_top(result, brute_force(model, identifiers, prompt, "vocabulary"), 3)
+
+
+@pytest.mark.parametrize("how", SCORINGS)
+def test_tokens_that_all_identifiers_share(model: Any, how: scoring.Scoring) -> None:
+    identifiers = [[7, 8, 8, *tokens] for tokens in some_identifiers(60)]
+    prompts = some_prompts(3, 6)
+    finder = TrieSearch(model, Trie.from_sequences(identifiers), how)
+    for mode in ("beam", "exact"):
+        for prompt, result in zip(prompts, finder.search(prompts, k=4, mode=mode, beam=60), strict=True):
+            assert_top(result, brute_force(model, identifiers, prompt, how), 4)
+
+
+@pytest.mark.parametrize("how", SCORINGS)
+@pytest.mark.parametrize("first", [100, 0])
+def test_atomic_identifiers_take_one_pass(how: scoring.Scoring, first: int) -> None:
+    model = build(MistralConfig(**SHAPE | {"vocab_size": 700}, sliding_window=None))
+    tokens = np.random.default_rng(0).permutation(np.arange(first, first + 600))
+    # New tokens behind the vocabulary are contiguous rows; others are not.
+    tokens = tokens if first else tokens[tokens % 2 == 0]
+    identifiers = tokens[:, None].tolist()
+    prompts = some_prompts(3, 6, 1)
+    finder = TrieSearch(model, Trie.from_sequences(identifiers), how)
+    for mode in ("beam", "exact"):
+        calls: list[None] = []
+        hook = model.get_decoder().register_forward_hook(lambda *_, calls=calls: calls.append(None))
+        found = finder.search(prompts, k=10, mode=mode)
+        hook.remove()
+        assert len(calls) == 1
+        for prompt, result in zip(prompts, found, strict=True):
+            assert_top(result, brute_force(model, identifiers, prompt, how), 10)
+            assert result.exact and result.expansions == 0
+
+
+def test_forced_tokens_need_no_pass_under_trie_scoring(model: Any) -> None:
+    identifiers = [[token, *range(10, 20), 40 + token] for token in range(5)]
+    finder = TrieSearch(model, Trie.from_sequences(identifiers), "trie")
+    for mode in ("beam", "exact"):
+        (result,) = finder.search(some_prompts(3), k=5, mode=mode)
+        assert result.expansions == 0 and len(result.indices) == 5
+
+
+@pytest.mark.parametrize("mode", ["beam", "exact"])
+@pytest.mark.parametrize("how", SCORINGS)
+def test_nodes_with_many_children(how: scoring.Scoring, mode: search.Mode) -> None:
+    model = build(MistralConfig(**SHAPE | {"vocab_size": 400}, sliding_window=None))
+    assert scoring.WIDE < 300
+    identifiers = [[first, second] for first in (3, 4) for second in range(50, 350)] + [[5, 6]]
+    prompts = some_prompts(3, 6)
+    finder = TrieSearch(model, Trie.from_sequences(identifiers), how)
+    allowed = np.random.default_rng(0).random(len(identifiers)) < 0.3
+    for mask in (None, allowed):
+        for prompt, result in zip(prompts, finder.search(prompts, k=8, mode=mode, beam=8, allowed=mask), strict=True):
+            scores = brute_force(model, identifiers, prompt, how)
+            assert_top(result, scores if mask is None else np.where(mask, scores, -np.inf), 8)
+
+
+def test_work_is_cut_into_chunks(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    identifiers, prompts = some_identifiers(100), some_prompts(3, 6)
+    for how in SCORINGS:
+        finder = TrieSearch(model, Trie.from_sequences(identifiers), how)
+        whole = finder.search(prompts, k=5, mode="exact")
+        with monkeypatch.context() as patch:
+            patch.setattr(scoring, "CHUNK_ELEMENTS", 3 * VOCABULARY)
+            pieces = finder.search(prompts, k=5, mode="exact")
+        for one, two in zip(whole, pieces, strict=True):
+            assert one.indices.tolist() == two.indices.tolist()
+            np.testing.assert_allclose(one.scores, two.scores, atol=1e-9)
+
+
+ARCHITECTURES = {
+    "llama": LlamaConfig(**SHAPE),
+    "llama, eager": LlamaConfig(**SHAPE),
+    "qwen3": Qwen3Config(**SHAPE, head_dim=8),
+    "mistral, window": MistralConfig(**SHAPE, sliding_window=6),
+    "mistral, window, eager": MistralConfig(**SHAPE, sliding_window=6),
+    "qwen2, window in one layer": Qwen2Config(**SHAPE, sliding_window=6, use_sliding_window=True, max_window_layers=1),
+    # A bias in the output layer.
+    "phi": PhiConfig(**SHAPE),
+    # Softcapped logits, windows in every other layer.
+    "gemma2, eager": Gemma2Config(**SHAPE, head_dim=8, sliding_window=6, final_logit_softcapping=2.0),
+    # Scaled logits.
+    "granite": GraniteConfig(**SHAPE, logits_scaling=3.0),
+    # Learned positions.
+    "gpt2": GPT2Config(vocab_size=VOCABULARY, n_embd=32, n_layer=2, n_head=4, n_positions=128, initializer_range=0.4),
+}
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_architectures(name: str) -> None:
+    model = build(ARCHITECTURES[name], attn="eager" if name.endswith("eager") else "sdpa")
+    identifiers, prompts = some_identifiers(60), some_prompts(3, 12, 1)
+    for how in SCORINGS:
+        finder = TrieSearch(model, Trie.from_sequences(identifiers), how)
+        for prompt, result in zip(prompts, finder.search(prompts, k=5, mode="exact"), strict=True):
+            # Eager attention has its softmax in single precision.
+            assert_top(result, brute_force(model, identifiers, prompt, how), 5, tolerance=1e-5)
+    changed_logits = name in ("gemma2, eager", "granite")
+    assert (finder.decoder.head is None) == changed_logits
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-4), (torch.bfloat16, 0.5)])
+@pytest.mark.parametrize("how", SCORINGS)
+def test_lower_precision(dtype: torch.dtype, tolerance: float, how: scoring.Scoring) -> None:
+    config = MistralConfig(**SHAPE | {"initializer_range": 0.15}, sliding_window=None)
+    model, reference = build(config, dtype), build(config, dtype).double()
+    identifiers, prompts = some_identifiers(200), some_prompts(3, 9, 5)
+    finder = TrieSearch(model, Trie.from_sequences(identifiers), how)
+    for mode in ("beam", "exact"):
+        for prompt, result in zip(prompts, finder.search(prompts, k=10, mode=mode), strict=True):
+            scores = brute_force(reference, identifiers, prompt, how)
+            assert len(set(result.indices.tolist())) == 10
+            np.testing.assert_allclose(result.scores, scores[result.indices], atol=tolerance)
+            if mode == "exact":
+                best = np.sort(scores)[::-1][:10]
+                np.testing.assert_allclose(result.scores, best, atol=tolerance)
+
+
+@pytest.mark.parametrize("how", SCORINGS)
+def test_a_bounded_search_says_so_and_returns_what_it_has(model: Any, how: scoring.Scoring) -> None:
+    identifiers, prompts = some_identifiers(300), some_prompts(3, 6)
+    finder = TrieSearch(model, Trie.from_sequences(identifiers), how)
+    full = finder.search(prompts, k=10, mode="exact", beam=2)
+    for bound in (0, 1, 5, 20):
+        for prompt, whole, result in zip(
+            prompts, full, finder.search(prompts, k=10, mode="exact", beam=2, max_expansions=bound), strict=True
+        ):
+            scores = brute_force(model, identifiers, prompt, how)
+            np.testing.assert_allclose(result.scores, scores[result.indices], atol=1e-9)
+            assert result.expansions == min(bound, whole.expansions)
+            assert result.exact == (whole.expansions <= bound)
+    assert min(result.expansions for result in full) > 5
+
+
+@pytest.mark.parametrize("mode", ["beam", "exact"])
+def test_a_deadline_ends_the_search(model: Any, mode: search.Mode) -> None:
+    identifiers, prompts = some_identifiers(300), some_prompts(3, 6)
+    finder = TrieSearch(model, Trie.from_sequences(identifiers), "vocabulary")
+    for prompt, result in zip(prompts, finder.search(prompts, k=10, mode=mode, deadline_seconds=0.0), strict=True):
+        assert not result.exact and result.expansions == 0
+        scores = brute_force(model, identifiers, prompt, "vocabulary")
+        np.testing.assert_allclose(result.scores, scores[result.indices], atol=1e-9)
+    patient = finder.search(prompts, k=10, mode="exact", deadline_seconds=1e6)
+    assert all(result.exact for result in patient)
+
+
+@pytest.mark.parametrize("mode", ["beam", "exact"])
+@pytest.mark.parametrize("how", SCORINGS)
+def test_logits_that_are_not_numbers_are_an_error(how: scoring.Scoring, mode: search.Mode) -> None:
+    model = build(PhiConfig(**SHAPE))
+    finder = TrieSearch(model, Trie.from_sequences(some_identifiers(50)), how)
+    for bad in (torch.nan, torch.inf):
+        with torch.no_grad():
+            model.lm_head.bias[5] = bad
+        with pytest.raises(FloatingPointError, match=r"NaN or \+inf"):
+            finder.search(some_prompts(3), k=5, mode=mode)
+
+
+@pytest.mark.parametrize("mode", ["beam", "exact"])
+@pytest.mark.parametrize("how", SCORINGS)
+def test_impossible_tokens_are_never_returned(how: scoring.Scoring, mode: search.Mode) -> None:
+    model = build(PhiConfig(**SHAPE))
+    identifiers, prompts = some_identifiers(80), some_prompts(3, 5)
+    with torch.no_grad():
+        model.lm_head.bias[[4, 7]] = -torch.inf
+    finder = TrieSearch(model, Trie.from_sequences(identifiers), how)
+    scores = [brute_force(model, identifiers, prompt, how) for prompt in prompts]
+    for expected, result in zip(scores, finder.search(prompts, k=100, mode=mode), strict=True):
+        # Where every child of a node is impossible the reference is not a number.
+        assert_top(result, np.where(np.isnan(expected), -np.inf, expected), 100)
+        assert len(result.indices) < 80
+    with torch.no_grad():
+        model.lm_head.bias[: VOCABULARY // 2] = -torch.inf
+    for result in TrieSearch(model, Trie.from_sequences(identifiers), how).search(prompts, k=5, mode=mode):
+        assert len(result.indices) == 0
+
+
+def test_no_prompts(model: Any) -> None:
+    assert TrieSearch(model, Trie.from_sequences([[3], [4]]), "trie").search([], k=3) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"prompts": [[3], []]}, "prompt 1: expected at least one token"),
+        ({"prompts": [[3, VOCABULARY]]}, "prompt 0: expected tokens from 0 to 63, found 3 to 64"),
+        ({"prompts": [[3, -1]]}, "prompt 0: expected tokens"),
+        ({"prompts": [[3] * 127]}, "prompt 0: expected at most 128 tokens"),
+        ({"k": 0}, "k: expected at least 1, found 0"),
+        ({"beam": 0}, "beam: expected at least 1"),
+        ({"mode": "greedy"}, "mode: expected 'beam' or 'exact', found 'greedy'"),
+        ({"max_expansions": -1}, "max_expansions: expected at least 0"),
+        ({"allowed": np.ones(3, dtype=bool)}, "allowed: expected 2 truth values"),
+        ({"allowed": np.ones(2)}, "allowed: expected 2 truth values, found float64"),
+    ],
+)
+def test_bad_arguments_are_named(model: Any, arguments: dict[str, Any], message: str) -> None:
+    finder = TrieSearch(model, Trie.from_sequences([[3, END], [4, END]]), "trie")
+    with pytest.raises(InputError, match=message):
+        finder.search(**{"prompts": [[3]], "k": 1} | arguments)
+
+
+def test_models_and_tries_that_do_not_fit_are_refused(model: Any) -> None:
+    with pytest.raises(InputError, match="identifiers: expected tokens below 64"):
+        TrieSearch(model, Trie.from_sequences([[VOCABULARY], [1]]), "trie")
+    with pytest.raises(InputError, match="scoring: expected 'trie' or 'vocabulary', found 'beam'"):
+        TrieSearch(model, Trie.from_sequences([[3], [1]]), "beam")  # type: ignore[arg-type]
+    flexible = build(LlamaConfig(**SHAPE), torch.float32, attn="flex_attention")
+    with pytest.raises(InputError, match="expected attn_implementation sdpa or eager, found 'flex_attention'"):
+        TrieSearch(flexible, Trie.from_sequences([[3], [1]]), "trie")
+
+
+def test_a_model_without_tree_attention_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    llama = build(LlamaConfig(**SHAPE))
+    rotary = llama.model.rotary_emb
+    forward = rotary.forward
+
+    def ignoring(x: torch.Tensor, position_ids: torch.Tensor) -> Any:
+        return forward(x, torch.arange(position_ids.shape[1]).expand_as(position_ids))
+
+    monkeypatch.setattr(rotary, "forward", ignoring)
+    with pytest.raises(InputError, match=r"Llama.*expected a decoder that heeds a mask and a position id"):
+        TrieSearch(llama, Trie.from_sequences([[3], [1]]), "trie")
+    # Linear biases instead of positions: the model refuses the mask itself.
+    config = BloomConfig(vocab_size=VOCABULARY, hidden_size=32, n_layer=2, n_head=4, initializer_range=0.4)
+    bloom = build(config, attn="eager")
+    with pytest.raises(InputError, match="Bloom"):
+        TrieSearch(bloom, Trie.from_sequences([[3], [1]]), "trie")
+
+
+def test_the_model_keeps_its_mode(model: Any) -> None:
+    finder = TrieSearch(model, Trie.from_sequences([[3, 4], [3, 5]]), "trie")
+    model.train()
+    finder.search([[3]], k=1)
+    assert model.training and all(module.training for module in model.modules())
+    model.eval()
+
+
+def test_a_trie_from_disk_serves_as_well(model: Any, tmp_path: Path) -> None:
+    identifiers, prompts = some_identifiers(100), some_prompts(3, 5)
+    trie = Trie.from_sequences(identifiers)
+    trie.save(tmp_path)
+    expected = TrieSearch(model, trie, "vocabulary").search(prompts, k=5)
+    found = search.search(model, Trie.load(tmp_path), prompts, k=5, scoring="vocabulary")
+    for one, two in zip(expected, found, strict=True):
+        assert one.indices.tolist() == two.indices.tolist()
+
+
+def test_the_cache_shrinks_when_queries_are_done(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    finder = TrieSearch(model, Trie.from_sequences(some_identifiers(200)), "vocabulary")
+    rows: list[int] = []
+    forward = attention.TreeDecoder.forward
+
+    def recorded(self: Any, ids: np.ndarray, *arguments: Any) -> torch.Tensor:
+        rows.append(len(ids))
+        return forward(self, ids, *arguments)
+
+    monkeypatch.setattr(attention.TreeDecoder, "forward", recorded)
+    finder.search(some_prompts(*range(1, 13)), k=1, mode="exact", beam=1)
+    assert rows[0] == 12 and rows[-1] < 12 and rows == sorted(rows, reverse=True)
