@@ -32,14 +32,12 @@ class Scores:
         owner: int64 `[c]`, ascending: the state of each child.
         child: int64 `[c]`, its position in `Trie.child`.
         logprob: float64 `[c]`, its log-probability; children without any (-inf) are left out.
-        dropped: float64 `[s]`, no child that a limit left out has more than this; -inf where none was.
     """
 
     target: Floats
     owner: Ints
     child: Ints
     logprob: Floats
-    dropped: Floats
 
 
 class LeafFilter:
@@ -135,7 +133,6 @@ class Scorer:
             owner=np.concatenate([part.owner + number * step for number, part in enumerate(parts)]),
             child=np.concatenate([part.child for part in parts]),
             logprob=np.concatenate([part.logprob for part in parts]),
-            dropped=np.concatenate([part.dropped for part in parts]),
         )
 
     def _score(
@@ -151,7 +148,6 @@ class Scorer:
         target_logprob = np.zeros(len(target))
         asked = np.flatnonzero(target >= 0)
         target_logprob[asked] = self._narrow(states, asked, target[asked])
-        dropped = np.full(len(node), -np.inf)
         count = self._child_count[node]
         narrow = np.flatnonzero((count > 0) & (count <= WIDE))
         child = ranges(self.trie.child_indptr[node[narrow]], count[narrow])
@@ -163,10 +159,10 @@ class Scorer:
         wide = np.flatnonzero(count > WIDE)
         for number in np.unique(node[wide]):
             member = wide[node[wide] == number]
-            top, place, dropped[member] = self._wide(states, member, int(number), leaf_filter, limit)
+            top, place = self._wide(states, member, int(number), leaf_filter, limit)
             child = self.trie.child_indptr[number] + place
             parts.append((np.repeat(member, top.shape[1]), child.ravel(), top.ravel()))
-        return _collect(target_logprob, parts, dropped, leaf_filter)
+        return _collect(target_logprob, parts, leaf_filter)
 
     def _logits(self, states: torch.Tensor) -> torch.Tensor:
         """Of all tokens; already normalised where that is over the vocabulary."""
@@ -207,8 +203,8 @@ class Scorer:
         node: int,
         leaf_filter: LeafFilter | None,
         limit: int | None,
-    ) -> tuple[Floats, Ints, Floats]:
-        """One node's children: log-probabilities and places `[members, kept]`, and a bound on the others."""
+    ) -> tuple[Floats, Ints]:
+        """Of one node's children: log-probabilities and places among them, `[members, kept]`."""
         index = self.decoder.tensor(member)
         if self.dense:
             raw = states[index[:, None], self.decoder.tensor(self.trie.children(node)[0].astype(np.int64))]
@@ -223,11 +219,9 @@ class Scorer:
             useless = ~leaf_filter.children(np.arange(start, start + n_children))
             logprob = logprob.masked_fill(self.decoder.tensor(useless), -torch.inf)
         if limit is None or limit >= n_children:
-            everything = np.broadcast_to(np.arange(n_children), logprob.shape)
-            return _numpy(logprob), everything, np.full(len(member), -np.inf)
+            return _numpy(logprob), np.broadcast_to(np.arange(n_children), logprob.shape)
         top, place = torch.topk(logprob, limit, dim=-1)
-        kept = _numpy(top)
-        return kept, place.cpu().numpy(), kept[:, -1]
+        return _numpy(top), place.cpu().numpy()
 
 
 def _log_softmax(raw: Floats, count: Ints) -> Floats:
@@ -239,9 +233,7 @@ def _log_softmax(raw: Floats, count: Ints) -> Floats:
         return np.where(np.isneginf(raw), -np.inf, shifted - np.repeat(total, count))
 
 
-def _collect(
-    target: Floats, parts: list[tuple[Ints, Ints, Floats]], dropped: Floats, leaf_filter: LeafFilter | None
-) -> Scores:
+def _collect(target: Floats, parts: list[tuple[Ints, Ints, Floats]], leaf_filter: LeafFilter | None) -> Scores:
     owner, child, logprob = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
     if np.isnan(target).any() or np.isnan(logprob).any():
         raise FloatingPointError("the model's logits hold NaN or +inf; expected numbers or -inf")
@@ -250,7 +242,7 @@ def _collect(
         keep &= leaf_filter.children(child)
     kept = np.flatnonzero(keep)
     kept = kept[np.argsort(owner[kept], kind="stable")]
-    return Scores(target, owner[kept], child[kept], logprob[kept], dropped)
+    return Scores(target, owner[kept], child[kept], logprob[kept])
 
 
 def _numpy(tensor: torch.Tensor) -> npt.NDArray[Any]:

@@ -140,6 +140,8 @@ class TrieSearch:
         with self.decoder.evaluating():
             if mode == "beam":
                 width = max(beam, k)
+                # A step looks at 2 * width candidates, so that of one node no more children can matter. Those beyond
+                # are worse than one that the step counts as lost, or than `width` results.
                 return _beam_search(_Batch(self, arrays, leaf_filter, 2 * width, deadline), k, width)
             return _best_first(_Batch(self, arrays, leaf_filter, None, deadline), k, beam, max_expansions)
 
@@ -221,14 +223,12 @@ class _Expansions:
         child_indptr: `[e + 1]`, into `child` and `logprob`.
         child: Positions in `Trie.child` of the children of the node that was reached.
         logprob: Their log-probabilities given the node.
-        dropped: float64 `[e]`, a bound on the children that were left out.
     """
 
     chain: Floats
     child_indptr: Ints
     child: Ints
     logprob: Floats
-    dropped: Floats
 
     @classmethod
     def of(cls, scores: Scores, n_states: Ints, columns: int) -> "_Expansions":
@@ -238,8 +238,7 @@ class _Expansions:
         chain[expansion, 1 + ranges(np.zeros_like(n_states), n_states)] = scores.target
         n_children = np.bincount(expansion[scores.owner], minlength=len(n_states))
         indptr = np.concatenate(([0], np.cumsum(n_children)))
-        last = np.cumsum(n_states) - 1
-        return cls(np.cumsum(chain, axis=1), indptr, scores.child, scores.logprob, scores.dropped[last])
+        return cls(np.cumsum(chain, axis=1), indptr, scores.child, scores.logprob)
 
     def extended(self, other: "_Expansions") -> "_Expansions":
         """These, followed by others."""
@@ -248,7 +247,6 @@ class _Expansions:
             np.concatenate((self.child_indptr, other.child_indptr[1:] + self.child_indptr[-1])),
             np.concatenate((self.child, other.child)),
             np.concatenate((self.logprob, other.logprob)),
-            np.concatenate((self.dropped, other.dropped)),
         )
 
 
@@ -488,8 +486,6 @@ def _step(
     running[running] = _rank_in_run(candidates["query"][running]) < width
     gone = ~result & ~running
     np.maximum.at(lost, candidates["query"][gone], score[gone])
-    left_out = parents["score"] + found.chain[parents["expansion"], -1] + found.dropped[parents["expansion"]]
-    np.maximum.at(lost, parents["query"], left_out)
 
     best = np.full(batch.size, -np.inf)
     np.maximum.at(best, candidates["query"][running], score[running])

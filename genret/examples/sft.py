@@ -60,9 +60,7 @@ def _query_rows(queries: pa.Table, identifiers: pa.Table) -> pa.Table:
     return _rows(queries.column("text"), places, identifiers, QUERY)
 
 
-def _context_rows(
-    config: ExamplesConfig, passages: pa.Table, identifiers: pa.Table
-) -> tuple[pa.Table, pa.Table]:
+def _context_rows(config: ExamplesConfig, passages: pa.Table, identifiers: pa.Table) -> tuple[pa.Table, pa.Table]:
     """Context2ID rows, each once, and the rejects."""
     contexts: list[pa.Array] = []
     counts: list[int] = []
@@ -73,9 +71,7 @@ def _context_rows(
             for row in batch.to_pylist():
                 own = _contexts(config, row["title"], row["text"])
                 if not own:
-                    rejects.append(
-                        reject("examples", row["passage_id"], "no text to learn the identifier from")
-                    )
+                    rejects.append(reject("examples", row["passage_id"], "no text to learn the identifier from"))
                 counts.append(len(own))
                 texts += own
             contexts.append(pa.array(texts, pa.string()))
@@ -97,15 +93,12 @@ def _places(passage_ids: pa.ChunkedArray, identifiers: pa.Table, table: str) -> 
     if places.null_count:
         row = pc.index(places.is_null(), True).as_py()
         raise InputError(
-            f"table {table}, row {row}: expected a passage of the identifiers table, "
-            f"found {passage_ids[row].as_py()!r}"
+            f"table {table}, row {row}: expected a passage of the identifiers table, found {passage_ids[row].as_py()!r}"
         )
     return places.cast(pa.int64())
 
 
-def _rows(
-    prompts: pa.ChunkedArray, places: pa.Array | pa.ChunkedArray, identifiers: pa.Table, kind: str
-) -> pa.Table:
+def _rows(prompts: pa.ChunkedArray, places: pa.Array | pa.ChunkedArray, identifiers: pa.Table, kind: str) -> pa.Table:
     completions = identifiers.column("identifier").take(places)
     return pa.table([prompts, completions, pa.repeat(kind, len(prompts))], schema=SCHEMAS["sft_examples"])
 
@@ -135,7 +128,6 @@ def _passes(n: int, total: int, rng: np.random.Generator) -> np.ndarray:
 def _take(rows: pa.Table, order: np.ndarray) -> pa.Table:
     """Rows in an order. In blocks: a string array holds no more than two gigabytes."""
     blocks = [
-        rows.take(pa.array(order[start : start + _ROWS_A_BLOCK]))
-        for start in range(0, len(order), _ROWS_A_BLOCK)
+        rows.take(pa.array(order[start : start + _ROWS_A_BLOCK])) for start in range(0, len(order), _ROWS_A_BLOCK)
     ]
     return check_table("sft_examples", pa.concat_tables(blocks) if blocks else rows.slice(0, 0))

@@ -20,9 +20,7 @@ PHRASE_SEPARATOR = ", "
 _READ_ROWS = 1024
 
 
-def build_semantic_identifiers(
-    config: IdentifiersConfig, passages: pa.Table, engine: Engine
-) -> dict[str, pa.Table]:
+def build_semantic_identifiers(config: IdentifiersConfig, passages: pa.Table, engine: Engine) -> dict[str, pa.Table]:
     """Ask an engine for keywords and make unique identifiers of them.
 
     Args:

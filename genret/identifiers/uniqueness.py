@@ -50,9 +50,7 @@ class UniqueIdentifiers:
     sources: list[str]
 
 
-def make_unique(
-    keywords: Sequence[Sequence[str]], first: int, most: int, separator: str
-) -> UniqueIdentifiers:
+def make_unique(keywords: Sequence[Sequence[str]], first: int, most: int, separator: str) -> UniqueIdentifiers:
     """Join keywords to identifiers that are unique under `normalisation_key`.
 
     A passage gets its first `first` keywords. Where an earlier passage has that identifier, its next

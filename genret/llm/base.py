@@ -94,9 +94,7 @@ def pair_responses(engine: Engine, requests: Iterable[Request]) -> Iterator[tupl
         response = next(responses, None)
         if response is None or response.request_id != request.request_id:
             found = None if response is None else response.request_id
-            raise RuntimeError(
-                f"{engine.name}: expected the response to {request.request_id!r}, found {found!r}"
-            )
+            raise RuntimeError(f"{engine.name}: expected the response to {request.request_id!r}, found {found!r}")
         yield request, response
     surplus = next(responses, None)
     if surplus is not None:

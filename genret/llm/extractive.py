@@ -164,16 +164,12 @@ class ExtractiveEngine:
             InputError: There are no stop words for the language.
         """
         if config.language not in _STOP_WORDS:
-            raise InputError(
-                f"llm.language: expected one of {sorted(_STOP_WORDS)}, found {config.language!r}"
-            )
+            raise InputError(f"llm.language: expected one of {sorted(_STOP_WORDS)}, found {config.language!r}")
         self._config = config
         self._seed = seed
         self._english = config.language == "english"
         # "don't" is two words here.
-        self._stop_words = frozenset(
-            word for entry in _STOP_WORDS[config.language] for word in split_words(entry)
-        )
+        self._stop_words = frozenset(word for entry in _STOP_WORDS[config.language] for word in split_words(entry))
         self._idf = {word: statistics.idf(word) for word in statistics.document_frequency}
         self._rare_idf = math.log(statistics.passages + 1)
         self._background = list(statistics.document_frequency)
@@ -210,9 +206,7 @@ class ExtractiveEngine:
             or [word for word in counts if not word.isdecimal()]
             or list(counts)
         )
-        score = {
-            word: (1 + math.log(counts[word])) * self._idf.get(word, self._rare_idf) for word in candidates
-        }
+        score = {word: (1 + math.log(counts[word])) * self._idf.get(word, self._rare_idf) for word in candidates}
         return sorted(candidates, key=score.__getitem__, reverse=True)
 
     def _describes(self, word: str) -> bool:
@@ -250,8 +244,7 @@ class ExtractiveEngine:
         """The running sum of the words' weights."""
         idf, rare, stop = self._idf, self._rare_idf, self._stop_words
         weights = (
-            (idf.get(word, rare) + _WEIGHT_FLOOR) * (_STOP_WORD_FACTOR if word in stop else 1.0)
-            for word in words
+            (idf.get(word, rare) + _WEIGHT_FLOOR) * (_STOP_WORD_FACTOR if word in stop else 1.0) for word in words
         )
         return list(accumulate(weight**power for weight in weights))
 

@@ -25,6 +25,12 @@ from genret.training.machine import choose_device
 from genret.training.rpo import train_rpo
 from genret.training.sft import train_sft
 
+# On CPUs a step frees and asks for the same hundreds of megabytes: glibc keeps them instead of giving them back
+# to the kernel, which would clear every page anew (a tenth of a step's time). Other C libraries ignore this.
+_MEMORY_SETTINGS = {
+    "MALLOC_MMAP_THRESHOLD_": str(2**30),
+    "MALLOC_TRIM_THRESHOLD_": str(2**34),
+}
 _BUNDLE = "bundle"
 _LOG = "training_log.parquet"
 
@@ -92,6 +98,7 @@ def train(
             storage_path=scratch,
             failure_config=FailureConfig(max_failures=compute.max_failures),
             checkpoint_config=CheckpointConfig(num_to_keep=1),
+            worker_runtime_env={"env_vars": _MEMORY_SETTINGS},
         ),
     )
     stop = threading.Event()

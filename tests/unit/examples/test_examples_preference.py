@@ -99,9 +99,7 @@ def test_top_is_the_naive_version(queries, negatives, candidates, rng):
     order = np.arange(run.num_rows)
     rng.shuffle(order)
     config = MiningConfig(negatives=negatives, candidates=candidates)
-    table = build_preference_pairs(config, run.take(order), preference_queries, identifiers, 0)[
-        "preference_pairs"
-    ]
+    table = build_preference_pairs(config, run.take(order), preference_queries, identifiers, 0)["preference_pairs"]
     assert table.schema == SCHEMAS["preference_pairs"]
     assert table.to_pylist() == list(naive(positives, rankings, negatives, candidates))
 

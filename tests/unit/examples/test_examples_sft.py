@@ -14,16 +14,11 @@ from genret.types import Passage
 
 
 def tables(n_passages, n_queries, text="some words in text {n}."):
-    passages = passages_to_table(
-        Passage(f"p{n}", f"d{n}", text.format(n=n), f"title {n}") for n in range(n_passages)
-    )
+    passages = passages_to_table(Passage(f"p{n}", f"d{n}", text.format(n=n), f"title {n}") for n in range(n_passages))
     # In another order than the passages: rows are matched by id.
     identifiers = table_from_rows(
         "identifiers",
-        (
-            {"passage_id": f"p{n}", "identifier": f"id {n}", "source": "llm"}
-            for n in reversed(range(n_passages))
-        ),
+        ({"passage_id": f"p{n}", "identifier": f"id {n}", "source": "llm"} for n in reversed(range(n_passages))),
     )
     queries = table_from_rows(
         "queries",
@@ -42,9 +37,7 @@ def tables(n_passages, n_queries, text="some words in text {n}."):
 
 
 def build(n_passages, n_queries, seed=0, **settings):
-    return build_sft_examples(ExamplesConfig(**settings), *tables(n_passages, n_queries), seed)[
-        "sft_examples"
-    ]
+    return build_sft_examples(ExamplesConfig(**settings), *tables(n_passages, n_queries), seed)["sft_examples"]
 
 
 def kinds(examples):
@@ -172,8 +165,6 @@ def test_no_passages_at_all():
 def test_a_query_or_passage_without_an_identifier_is_named():
     passages, identifiers, queries = tables(3, 3)
     with pytest.raises(InputError, match=r"table passages, row 1: .* found 'p1'"):
-        build_sft_examples(
-            ExamplesConfig(), passages, identifiers.filter([True, False, True]), queries.slice(0, 1), 0
-        )
+        build_sft_examples(ExamplesConfig(), passages, identifiers.filter([True, False, True]), queries.slice(0, 1), 0)
     with pytest.raises(InputError, match=r"table queries, row 2: .* found 'p2'"):
         build_sft_examples(ExamplesConfig(), passages.slice(0, 2), identifiers.slice(1), queries, 0)

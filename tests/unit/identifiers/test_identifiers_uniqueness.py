@@ -105,13 +105,9 @@ def test_identifiers_are_the_shortest_that_are_free(keywords, first, more):
         options = [(" ".join(words[:count]), EXTENDED) for count in range(min(first, len(words)), most + 1)]
         options[0] = (options[0][0], LLM)
         stem = " ".join(words[:most])
-        options += [
-            (f"{stem} {number}".strip(), ORDINAL) for number in range(2 if stem else 1, len(keywords) + 50)
-        ]
+        options += [(f"{stem} {number}".strip(), ORDINAL) for number in range(2 if stem else 1, len(keywords) + 50)]
         free = next(
-            option
-            for option in options
-            if normalisation_key(option[0]) and normalisation_key(option[0]) not in taken
+            option for option in options if normalisation_key(option[0]) and normalisation_key(option[0]) not in taken
         )
         assert (identifier, source) == free
         taken.append(normalisation_key(identifier))

@@ -52,9 +52,7 @@ def ask(kind, *, using=None, **arguments):
 
 def every_request():
     return [
-        request(
-            kind, text=p.text, title=p.title, name=f"{p.passage_id}|{kind}", constraints={"source": "BBC"}
-        )
+        request(kind, text=p.text, title=p.title, name=f"{p.passage_id}|{kind}", constraints={"source": "BBC"})
         for p in CORPUS
         for kind in ("keywords", *QUERY_KINDS, "constraint")
     ]
@@ -244,9 +242,7 @@ def test_rare_words_are_drawn_more_often():
     using = engine(corpus, background_noise=0.0, language="none", min_terms=2, max_terms=2)
     counts: Counter[str] = Counter()
     for number in range(300):
-        words = split_words(
-            texts(ask("chunk", n=1, text=corpus[0].text, title="", name=str(number), using=using))[0]
-        )
+        words = split_words(texts(ask("chunk", n=1, text=corpus[0].text, title="", name=str(number), using=using))[0])
         if len(words) == 2:  # not a span, which is all of the text here
             counts.update(words)
     assert counts["rare"] > 5 * counts["common"]
@@ -256,8 +252,7 @@ def test_rare_words_are_drawn_more_often():
 def test_the_number_of_terms_is_bounded():
     using = engine(NOISY_CORPUS, language="none", min_terms=4, max_terms=6)
     lengths = {
-        len(split_words(text))
-        for text in texts(ask("sentence", n=200, text=" ".join(OWN), title="", using=using))
+        len(split_words(text)) for text in texts(ask("sentence", n=200, text=" ".join(OWN), title="", using=using))
     } - {32}  # the sentence itself, cut
     assert lengths == {4, 5, 6}
 

@@ -29,9 +29,7 @@ class ScriptedEngine:
             if isinstance(items, str):
                 yield Response(request.request_id, (), items, "raw text")
             else:
-                yield Response(
-                    request.request_id, tuple(i if isinstance(i, Item) else Item(i) for i in items)
-                )
+                yield Response(request.request_id, tuple(i if isinstance(i, Item) else Item(i) for i in items))
 
 
 def passages(*texts):
@@ -39,9 +37,7 @@ def passages(*texts):
 
 
 def run(script, *texts, **settings):
-    wanted = SynthesisConfig(
-        **({"chunk_queries": 5, "sentence_queries": 0, "preference_queries": 0} | settings)
-    )
+    wanted = SynthesisConfig(**({"chunk_queries": 5, "sentence_queries": 0, "preference_queries": 0} | settings))
     return synthesize(wanted, passages(*texts), ScriptedEngine(script))
 
 
@@ -50,9 +46,7 @@ def rejects(outputs):
 
 
 def test_queries_carry_where_they_come_from():
-    outputs = run(
-        {"p0|chunk": ["what is  a\nb"], "p1|sentence|0": ["who"]}, "text", "a b c d", sentence_queries=2
-    )
+    outputs = run({"p0|chunk": ["what is  a\nb"], "p1|sentence|0": ["who"]}, "text", "a b c d", sentence_queries=2)
     assert outputs["queries"].to_pylist() == [
         {
             "query_id": "p0|chunk|0", "passage_id": "p0", "text": "what is a b", "kind": "chunk",
@@ -147,9 +141,7 @@ def test_a_preference_query_does_not_displace_an_sft_query_of_the_only_passage()
 @given(st.data())
 def test_every_item_is_in_a_table_or_counted(data):
     texts = st.lists(st.sampled_from(["", "a", "A", "b", "c c", "c  c", "d\ud800"]), max_size=6)
-    items = st.lists(
-        st.builds(Item, st.sampled_from(["a", "b", "e", " "]), st.sampled_from(["", "x"])), max_size=4
-    )
+    items = st.lists(st.builds(Item, st.sampled_from(["a", "b", "e", " "]), st.sampled_from(["", "x"])), max_size=4)
     script = {}
     for n in range(3):
         script[f"p{n}|chunk"] = data.draw(texts)
@@ -167,9 +159,7 @@ def test_every_item_is_in_a_table_or_counted(data):
     keys = Counter((row["passage_id"], row["text"].casefold()) for row in outputs["queries"].to_pylist())
     assert not keys or max(keys.values()) == 1
     sft = {text.casefold() for text in outputs["queries"].column("text").to_pylist()}
-    assert sft.isdisjoint(
-        text.casefold() for text in outputs["preference_queries"].column("text").to_pylist()
-    )
+    assert sft.isdisjoint(text.casefold() for text in outputs["preference_queries"].column("text").to_pylist())
 
 
 def test_nothing_to_do_gives_empty_tables():
@@ -201,12 +191,8 @@ def test_missing_metadata_is_found_before_the_engine_is_asked():
 
 
 WORLD = [
-    Passage(
-        "en", "en", "Calcium channels open in the membrane. Proteins fold in the cell quickly.", "Channels"
-    ),
-    Passage(
-        "de", "de", "Die Straße führt über den großen Fluss. Das Wetter ist heute sehr schön.", "Straßen"
-    ),
+    Passage("en", "en", "Calcium channels open in the membrane. Proteins fold in the cell quickly.", "Channels"),
+    Passage("de", "de", "Die Straße führt über den großen Fluss. Das Wetter ist heute sehr schön.", "Straßen"),
     Passage("zh", "zh", "今天天气很好我们去公园。日本語の文章を検索する。", "天气"),
     Passage("hi", "hi", "हिन्दी भाषा भारत में बोली जाती है। यह एक सुंदर भाषा है।", ""),
     Passage("ar", "ar", "اللغة العربية جميلة جدا في العالم. نحن نتعلم كل يوم.", ""),
