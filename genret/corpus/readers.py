@@ -75,8 +75,7 @@ def read_corpus(config: CorpusConfig) -> Corpus:
         InputError: A path, a record or a field is not as expected (the message says where), an id stands
             twice, there are no documents, or there are judgements of which none is left.
     """
-    if config.type != "python_docs" and not config.path:
-        raise InputError(f"corpus.path: a corpus of type {config.type} needs a path, found none")
+    _check_path(config)
     return _READERS[config.type](config)
 
 
@@ -91,8 +90,9 @@ def source_fingerprint(config: CorpusConfig) -> str:
         and the questions; for `ir_datasets`, whose content does not change, of the id.
 
     Raises:
-        InputError: A file is missing or cannot be read.
+        InputError: The path is missing, or a file is missing or cannot be read.
     """
+    _check_path(config)
     digest = hashlib.sha256(config.type.encode())
     if config.type == "python_docs":
         digest.update(sys.version.encode() + python_docs.QUESTIONS.read_bytes())
@@ -102,6 +102,11 @@ def source_fingerprint(config: CorpusConfig) -> str:
         for path in _input_files(config):
             digest.update(_file_digest(path))
     return digest.hexdigest()
+
+
+def _check_path(config: CorpusConfig) -> None:
+    if config.type != "python_docs" and not config.path:
+        raise InputError(f"corpus.path: a corpus of type {config.type} needs a path, found none")
 
 
 def _file_digest(path: str) -> bytes:

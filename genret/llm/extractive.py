@@ -15,31 +15,13 @@ from itertools import accumulate, pairwise
 from random import Random
 
 import numpy as np
-from bm25s import stopwords
 
 from genret.config import ExtractiveConfig
+from genret.corpus.stop_words import DESCRIPTION_STOP_WORDS
 from genret.errors import InputError
 from genret.llm.base import Item, Request, Response
 from genret.llm.words import join_words, split_words
 from genret.types import Passage
-
-_STOP_WORDS: dict[str, tuple[str, ...]] = {
-    "none": (),
-    "chinese": stopwords.STOPWORDS_CHINESE,
-    "danish": stopwords.STOPWORDS_DANISH,
-    "dutch": stopwords.STOPWORDS_DUTCH,
-    "english": stopwords.STOPWORDS_EN_PLUS,
-    "french": stopwords.STOPWORDS_FRENCH,
-    "german": stopwords.STOPWORDS_GERMAN,
-    "italian": stopwords.STOPWORDS_ITALIAN,
-    "korean": stopwords.STOPWORDS_KOREAN,
-    "norwegian": stopwords.STOPWORDS_NORWEGIAN,
-    "portuguese": stopwords.STOPWORDS_PORTUGUESE,
-    "russian": stopwords.STOPWORDS_RUSSIAN,
-    "spanish": stopwords.STOPWORDS_SPANISH,
-    "swedish": stopwords.STOPWORDS_SWEDISH,
-    "turkish": stopwords.STOPWORDS_TURKISH,
-}
 
 # How English questions begin. Real queries have these words, which say nothing about the passage: a model
 # that has never seen them takes them for content.
@@ -163,13 +145,15 @@ class ExtractiveEngine:
         Raises:
             InputError: There are no stop words for the language.
         """
-        if config.language not in _STOP_WORDS:
-            raise InputError(f"llm.language: expected one of {sorted(_STOP_WORDS)}, found {config.language!r}")
+        if config.language not in DESCRIPTION_STOP_WORDS:
+            known = sorted(DESCRIPTION_STOP_WORDS)
+            raise InputError(f"llm.language: expected one of {known}, found {config.language!r}")
         self._config = config
         self._seed = seed
         self._english = config.language == "english"
         # "don't" is two words here.
-        self._stop_words = frozenset(word for entry in _STOP_WORDS[config.language] for word in split_words(entry))
+        stop_words = DESCRIPTION_STOP_WORDS[config.language]
+        self._stop_words = frozenset(word for entry in stop_words for word in split_words(entry))
         self._idf = {word: statistics.idf(word) for word in statistics.document_frequency}
         self._rare_idf = math.log(statistics.passages + 1)
         self._background = list(statistics.document_frequency)

@@ -12,7 +12,7 @@ from genret.llm.extractive import CorpusStatistics, ExtractiveEngine
 _REQUESTS_A_BATCH = 512
 
 
-@dataclass(frozen=True)
+@dataclass
 class PooledEngine:
     """The extractive engine behind the `Engine` protocol, fanned out over actors.
 

@@ -9,31 +9,13 @@ import bm25s
 import numpy as np
 import pyarrow as pa
 import Stemmer
-from bm25s import stopwords
 
 from genret.config import RetrievalConfig
+from genret.corpus.stop_words import STOP_WORDS
 from genret.errors import InputError
 from genret.retrieval.base import BatchedRetriever
 from genret.tables import check_table
 from genret.types import ScoredPassage
-
-STOP_WORDS: dict[str, tuple[str, ...]] = {
-    "chinese": stopwords.STOPWORDS_CHINESE,
-    "danish": stopwords.STOPWORDS_DANISH,
-    "dutch": stopwords.STOPWORDS_DUTCH,
-    "english": stopwords.STOPWORDS_EN,
-    "french": stopwords.STOPWORDS_FRENCH,
-    "german": stopwords.STOPWORDS_GERMAN,
-    "italian": stopwords.STOPWORDS_ITALIAN,
-    "korean": stopwords.STOPWORDS_KOREAN,
-    "norwegian": stopwords.STOPWORDS_NORWEGIAN,
-    "portuguese": stopwords.STOPWORDS_PORTUGUESE,
-    "russian": stopwords.STOPWORDS_RUSSIAN,
-    "spanish": stopwords.STOPWORDS_SPANISH,
-    "swedish": stopwords.STOPWORDS_SWEDISH,
-    "turkish": stopwords.STOPWORDS_TURKISH,
-}
-"""Words too common to search for, by language, as bm25s ships them (for English: Lucene's)."""
 
 _WORD = re.compile(r"\w+")
 _SETTINGS_FILE = "retriever.json"

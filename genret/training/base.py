@@ -11,11 +11,12 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
+    PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 
-from genret.config import PretrainedModel, SftConfig
+from genret.config import PretrainedModel, ScratchModel, SftConfig
 from genret.decoding.trie import Trie
 from genret.errors import InputError
 from genret.training.batches import Collator, find_branchings, trie_children
@@ -51,17 +52,17 @@ def build_base(
     Returns:
         A bundle; without a model where a pretrained one is fine-tuned, whose weights every training worker loads
         by itself.
+
+    Raises:
+        InputError: The pretrained model cannot be loaded, or its tokenizer or its number of positions does not
+            fit the section; two identifiers have the same tokens; the stemmer's language is unknown.
     """
     texts = passage_texts(passages)
     names = identifiers.column("identifier").to_pylist()
-    model: PreTrainedModel | None = None
     if isinstance(config.model, PretrainedModel):
-        tokenizer, first_row = _load_tokenizer(config.model)
-        suffix = tuple(tokenizer(config.model.prompt_suffix, add_special_tokens=False)["input_ids"])
-        if not suffix:
-            raise InputError(
-                f"sft.model.prompt_suffix: expected text with at least one token, found {config.model.prompt_suffix!r}"
-            )
+        tokenizer, architecture = _load_tokenizer(config.model)
+        first_row = max(architecture.vocab_size, len(tokenizer))
+        suffix = _encode_suffix(config, config.model.prompt_suffix, tokenizer)
     else:
         tokenizer = train_tokenizer(
             [*texts, *names * _IDENTIFIER_REPEATS], config.model.vocabulary_size, config.max_tokens
@@ -70,8 +71,11 @@ def build_base(
         suffix = (tokenizer.convert_tokens_to_ids(SEPARATOR),)
     tokens = encode_identifiers(names, identifier_type, tokenizer, first_row)
     trie = Trie.build(tokens.tokens, tokens.offsets)
-    if not isinstance(config.model, PretrainedModel):
+    model: PreTrainedModel | None = None
+    if isinstance(config.model, ScratchModel):
         model = build_scratch_model(config.model, tokenizer, texts, tokens, trie, identifier_type, seed)
+    else:
+        _check_positions(config, architecture, trie)
     settings = BundleSettings(
         identifier_type=identifier_type,
         scoring=config.scoring,
@@ -81,7 +85,7 @@ def build_base(
         stage="base",
     )
     bundle = Bundle(model, tokenizer, trie, tokens, identifiers, settings)
-    if model is not None and config.model.initialisation == "svd":
+    if isinstance(config.model, ScratchModel) and config.model.initialisation == "svd":
         _calibrate(bundle, examples.slice(0, _CALIBRATION_EXAMPLES))
     return bundle
 
@@ -100,17 +104,42 @@ def passage_texts(passages: pa.Table) -> list[str]:
     return [f"{title}\n{text}" if title else text for title, text in zip(titles, texts, strict=True)]
 
 
-def _load_tokenizer(model: PretrainedModel) -> tuple[PreTrainedTokenizerBase, int]:
+def _load_tokenizer(model: PretrainedModel) -> tuple[PreTrainedTokenizerBase, PretrainedConfig]:
+    """The tokenizer of a pretrained model, and the settings of its text part."""
     try:
         tokenizer = AutoTokenizer.from_pretrained(model.name, revision=model.revision, trust_remote_code=False)
         settings = AutoConfig.from_pretrained(model.name, revision=model.revision, trust_remote_code=False)
     except (OSError, ValueError) as error:
-        raise InputError(f"sft.model.name: cannot load {model.name!r} at {model.revision!r}: {error}") from error
+        raise _cannot_load(model, error) from error
     if tokenizer.eos_token_id is None:
         raise InputError(f"sft.model.name: the tokenizer of {model.name!r} has no end-of-sequence token")
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
-    return tokenizer, max(settings.get_text_config().vocab_size, len(tokenizer))
+    tokenizer.truncation_side = "right"
+    return tokenizer, settings.get_text_config()
+
+
+def _cannot_load(model: PretrainedModel, error: Exception) -> InputError:
+    return InputError(f"sft.model.name: cannot load {model.name!r} at {model.revision!r}: {error}")
+
+
+def _encode_suffix(config: SftConfig, text: str, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+    suffix = tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
+    if not 0 < len(suffix) < config.max_tokens:
+        raise InputError(
+            f"sft.model.prompt_suffix: expected text of at least one token and fewer than sft.max_tokens "
+            f"({config.max_tokens}), found {text!r} with {len(suffix)}"
+        )
+    return suffix
+
+
+def _check_positions(config: SftConfig, architecture: PretrainedConfig, trie: Trie) -> None:
+    positions = getattr(architecture, "max_position_embeddings", None)
+    if positions is not None and config.max_tokens + trie.max_length > positions:
+        raise InputError(
+            f"sft.max_tokens: expected at most {positions - trie.max_length}, as the model has {positions} positions "
+            f"and the longest identifier {trie.max_length} tokens, found {config.max_tokens}"
+        )
 
 
 def load_for_training(
@@ -127,24 +156,31 @@ def load_for_training(
         The bundle, its model in training mode.
 
     Raises:
-        InputError: The bundle has no weights and no pretrained model is named.
+        InputError: The bundle has no weights and no pretrained model is named, or its weights cannot be loaded.
     """
     bundle = Bundle.load(folder, attention=choose_attention())
     if bundle.model is None:
         if pretrained is None:
             raise InputError(f"{folder}: this bundle has no weights; expected a pretrained model beside it")
-        bundle.model = AutoModelForCausalLM.from_pretrained(
+        bundle.model = _load_weights(pretrained)
+        if bundle.settings.identifier_type == "atomic":
+            add_rows(bundle.model, bundle.settings.first_row, bundle.passages.num_rows)
+    bundle.settings = replace(bundle.settings, stage=stage)
+    bundle.model.train()
+    return bundle
+
+
+def _load_weights(pretrained: PretrainedModel) -> PreTrainedModel:
+    try:
+        return AutoModelForCausalLM.from_pretrained(
             pretrained.name,
             revision=pretrained.revision,
             dtype=torch.float32,
             attn_implementation=choose_attention(),
             trust_remote_code=False,
         )
-        if bundle.settings.identifier_type == "atomic":
-            add_rows(bundle.model, bundle.settings.first_row, bundle.passages.num_rows)
-    bundle.settings = replace(bundle.settings, stage=stage)
-    bundle.model.train()
-    return bundle
+    except (OSError, ValueError) as error:
+        raise _cannot_load(pretrained, error) from error
 
 
 def add_rows(model: PreTrainedModel, first_row: int, count: int) -> None:

@@ -3,6 +3,7 @@
 import tempfile
 import threading
 from collections.abc import Callable, Mapping
+from concurrent.futures import Future, wait
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,12 +13,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import ray.train
 import torch
-from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, ScalingConfig, WorkerGroupError
 from ray.train.torch import TorchTrainer
 
 from genret import tables
 from genret.cluster import read_board, start_board
 from genret.config import ComputeConfig, PretrainedModel, RpoConfig, SftConfig
+from genret.errors import InputError
 from genret.runs import RunStore, StageRecord
 from genret.training.base import load_for_training
 from genret.training.callbacks import Progress
@@ -101,27 +103,42 @@ def train(
             worker_runtime_env={"env_vars": _MEMORY_SETTINGS},
         ),
     )
-    stop = threading.Event()
-    watcher = threading.Thread(target=_watch, args=(board, stop, on_progress), daemon=True)
-    watcher.start()
     try:
-        result = trainer.fit()
+        result = _fit(trainer, board, on_progress)
     finally:
-        stop.set()
-        watcher.join()
         ray.kill(board)
     with result.checkpoint.as_directory() as folder:
         deliver(Path(folder) / _BUNDLE)
         return tables.check_table("training_log", pq.read_table(Path(folder) / _LOG))
 
 
-def _watch(
-    board: Any, stop: threading.Event, on_progress: Callable[[int, int, Mapping[str, float]], None]
-) -> None:
-    while not stop.wait(1.0):
+def _fit(trainer: TorchTrainer, board: Any, on_progress: Callable[[int, int, Mapping[str, float]], None]) -> Any:
+    """The trainer's result; meanwhile reports what the workers write on the board.
+
+    The trainer runs in a thread of its own: in the main one it would take over Ctrl-C for the rest of the
+    process, and end it as if all had gone well.
+    """
+    outcome: Future[Any] = Future()
+    threading.Thread(target=_settle, args=(outcome, trainer.fit), daemon=True).start()
+    while not wait([outcome], timeout=1.0).done:
         state = read_board(board)
         if state is not None and state[1]:
             on_progress(*state)
+    try:
+        return outcome.result()
+    except WorkerGroupError as error:
+        for failure in error.worker_failures.values():
+            cause = getattr(failure, "_base_exc", failure)
+            if isinstance(cause, InputError):
+                raise cause from error
+        raise
+
+
+def _settle(outcome: Future[Any], call: Callable[[], Any]) -> None:
+    try:
+        outcome.set_result(call())
+    except BaseException as error:
+        outcome.set_exception(error)
 
 
 def _worker(config: dict[str, Any]) -> None:
@@ -153,6 +170,7 @@ def _train(task: TrainingTask, output: Path, resume_from: Path | None, progress:
     record, name = task.model
     section = SftConfig(**task.section) if task.stage == "sft" else RpoConfig(**task.section)
     bundle = load_for_training(store.local_folder(record, name), pretrained, task.stage)
+    assert bundle.model is not None, "what is loaded for training has a model"
     bundle.model.to(choose_device())
     examples = store.read_table(*task.examples)
     arguments: dict[str, Any] = {

@@ -139,7 +139,9 @@ def decision_states(model: nn.Module, batch: Mapping[str, Any]) -> Tensor:
 
 def output_weight(model: nn.Module) -> Tensor:
     """The output embedding `(vocabulary, hidden)` of a model, wrapped for distributed training or not."""
-    return getattr(model, "module", model).get_output_embeddings().weight
+    unwrapped: Any = getattr(model, "module", model)
+    weight: Tensor = unwrapped.get_output_embeddings().weight
+    return weight
 
 
 def _sum_by_example(values: Tensor, example: Tensor, n_examples: int) -> Tensor:

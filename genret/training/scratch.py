@@ -33,6 +33,7 @@ from transformers import MistralConfig, MistralForCausalLM, PreTrainedTokenizerF
 
 from genret.config import ScratchModel
 from genret.decoding.trie import Trie
+from genret.errors import InputError
 from genret.training.batches import IdentifierTokens, find_branchings
 from genret.training.likelihood import TrieChildren, decision_states, trie_log_probs
 
@@ -143,6 +144,9 @@ def latent_factors(
 
 def _token_features(tokenizer: PreTrainedTokenizerFast, language: str) -> np.ndarray:
     """Feature of every token, int64 `(vocabulary,)`; -1 for special tokens."""
+    if language not in Stemmer.algorithms():
+        known = ", ".join(sorted(Stemmer.algorithms()))
+        raise InputError(f"sft.model.language: expected one of {known}, found {language!r}")
     stemmer = Stemmer.Stemmer(language)
     vocabulary = tokenizer.get_vocab()
     numbers: dict[str, int] = {}
@@ -213,7 +217,8 @@ def build_scratch_model(
         num_attention_heads=config.heads,
         num_key_value_heads=config.heads,
         head_dim=config.hidden_size // config.heads,
-        max_position_embeddings=tokenizer.model_max_length,
+        # The longest prompt, and behind it the longest identifier.
+        max_position_embeddings=tokenizer.model_max_length + trie.max_length,
         sliding_window=None,
         tie_word_embeddings=False,
         pad_token_id=tokenizer.pad_token_id,

@@ -259,13 +259,28 @@ def test_the_number_of_terms_is_bounded():
 
 def test_chunk_queries_hold_the_title_spans_and_questions():
     long_text = " ".join(f"Word{number}," for number in range(100))
-    found = texts(ask("chunk", n=300, text=long_text, title="A  Fine Title"))
+    found = texts(ask("chunk", n=300, text=long_text, title="A  Fine Title", using=engine(background_noise=0.0)))
     assert found.count("A Fine Title") == 1
     spans = [text for text in found if "," in text and len(text.split()) == 30]
     assert 10 < len(spans) < 60
     assert all(span in f"A  Fine Title {long_text}" or span.startswith("A Fine") for span in spans)
     questions = [text for text in found if text.startswith(("what ", "how ", "can ", "is there", "why is"))]
     assert 30 < len(questions) < 150
+
+
+def test_titles_spans_and_sentences_have_noise_too():
+    long_text = " ".join(f"Word{number}," for number in range(100))
+    background = set(CorpusStatistics.fit(CORPUS).document_frequency)
+    for kind, title in (("chunk", "A Fine Title"), ("sentence", "")):
+        found = texts(ask(kind, n=300, text=long_text, title=title))
+        stretches = [words for words in (text.split() for text in found) if len(words) >= 30]
+        assert len(stretches) > 10
+        own = set(long_text.split()) | set(title.split())
+        assert all(set(words) <= own | background and set(words) & own for words in stretches)
+        assert any(set(words) & background for words in stretches)
+        # Noise is drawn anew for each: some stretches have little, some much.
+        shares = [sum(word in background for word in words) / len(words) for words in stretches]
+        assert min(shares) < 0.1 < 0.4 < max(shares)
 
 
 def test_only_english_gets_question_words():
@@ -275,7 +290,7 @@ def test_only_english_gets_question_words():
 
 def test_sentence_queries_hold_the_sentence_once():
     sentence = "Calcium channels   open in the membrane of a cell."
-    found = texts(ask("sentence", n=40, text=sentence, title=""))
+    found = texts(ask("sentence", n=40, text=sentence, title="", using=engine(background_noise=0.0)))
     assert found.count("Calcium channels open in the membrane of a cell.") == 1
 
 

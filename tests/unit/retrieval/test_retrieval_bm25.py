@@ -18,9 +18,10 @@ from hypothesis import strategies as st
 from rank_bm25 import BM25Okapi
 
 from genret.config import RetrievalConfig
+from genret.corpus.stop_words import STOP_WORDS
 from genret.errors import InputError
 from genret.retrieval.base import retrieve_run
-from genret.retrieval.bm25 import STOP_WORDS, Bm25Retriever, WordAnalyzer, top_positive
+from genret.retrieval.bm25 import Bm25Retriever, WordAnalyzer, top_positive
 from genret.tables import passages_to_table, table_from_rows
 from genret.types import Passage
 
