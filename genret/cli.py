@@ -3,12 +3,14 @@
 import json
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from genret import __version__
 from genret.config import RunConfig, dump_config, load_config, parse_config, preset_names
@@ -20,6 +22,11 @@ from genret.runs import RunStore
 from genret.tables import passages_from_table
 from genret.terminal import TerminalReporter
 from genret.types import Passage, ScoredPassage
+
+# What shells and typer say of a process that was interrupted from the keyboard: 128 + SIGINT.
+_INTERRUPTED = 130
+_EXCERPT_CHARACTERS = 200
+_MOST_PASSAGES = 1000
 
 app = typer.Typer(
     name="genret",
@@ -41,9 +48,14 @@ FinishedRun = Annotated[str, typer.Argument(help="Folder or URL of a run.", meta
 
 
 @app.command("run")
-def run_command(source: Source, overrides: Overrides = None, folder: RunFolder = None) -> None:
+def run_command(
+    source: Source,
+    overrides: Overrides = None,
+    folder: RunFolder = None,
+    runs_folder: Annotated[Path, typer.Option(help="Where runs lie for which no --run is given.")] = Path("runs"),
+) -> None:
     """Run everything that is not done: corpus to report."""
-    config, store = _open(source, overrides, folder)
+    config, store = _open(source, overrides, folder, runs_folder)
     _run(config, store, None)
     _show_results(store)
 
@@ -79,18 +91,22 @@ def evaluate(source: Source, overrides: Overrides = None, folder: RunFolder = No
 @app.command()
 def query(
     folder: FinishedRun,
-    text: Annotated[str, typer.Argument(help="The query.")],
-    k: Annotated[int, typer.Option("-k", min=1, max=1000, help="How many passages.")] = 10,
+    text: Annotated[str, typer.Argument(help="The query.", metavar="TEXT")],
+    k: Annotated[int, typer.Option("-k", help=f"How many passages, from 1 to {_MOST_PASSAGES}.")] = 10,
     retriever: Annotated[
         str | None, typer.Option(help="Which retriever; default: the best trained one.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON lines instead of a table.")] = False,
 ) -> None:
     """Ask a finished run."""
+    if not 1 <= k <= _MOST_PASSAGES:
+        raise InputError(f"-k: expected a whole number from 1 to {_MOST_PASSAGES}, found {k}")
+    # A terminal in another encoding leaves bytes that are no characters.
+    text = text.encode("utf-8", "replace").decode("utf-8")
     store = RunStore.open_existing(folder)
     records = store.current()
     names = retriever_names(records)
-    if not names:
+    if not names or "corpus" not in records:
         raise InputError(f"{folder}: no retriever in this run yet; expected a run that was trained")
     config = _saved_config(store)
     chosen = load_retriever(store, records, retriever or names[0], config.retrieval)
@@ -135,18 +151,32 @@ def version_command() -> None:
     typer.echo(__version__)
 
 
-def main() -> None:
-    """Entry point: a user's mistake ends in one message and exit code 2, never in a traceback."""
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Entry point: a user's mistake ends in one message and exit code 2, never in a traceback.
+
+    Args:
+        arguments: Of the command line; those of the process where none are given.
+
+    Raises:
+        SystemExit: Always. 0: done; 2: wrong usage or bad input; 130: interrupted from the keyboard.
+    """
     try:
-        app()
+        app(args=arguments)
     except InputError as error:
         typer.echo(f"error: {error}", err=True)
         sys.exit(2)
+    except SystemExit as end:
+        if end.code == _INTERRUPTED:
+            typer.echo("interrupted: what is done stays done, and the same command goes on from there", err=True)
+        raise
+    sys.exit(0)
 
 
-def _open(source: str, overrides: list[str] | None, folder: str | None) -> tuple[RunConfig, RunStore]:
+def _open(
+    source: str, overrides: list[str] | None, folder: str | None, runs_folder: Path = Path("runs")
+) -> tuple[RunConfig, RunStore]:
     config = load_config(source, overrides or ())
-    return config, RunStore(folder if folder is not None else Path("runs") / config.name)
+    return config, RunStore(folder if folder is not None else runs_folder / config.name)
 
 
 def _run_until(source: str, overrides: list[str] | None, folder: str | None, stage: str) -> None:
@@ -170,12 +200,12 @@ def _saved_config(store: RunStore) -> RunConfig:
 def _show_results(store: RunStore) -> None:
     records = store.current()
     if "evaluation" not in records:
-        last = list(records)[-1] if records else "nothing"
-        raise InputError(f"{store.url}: not evaluated yet; expected the stage evaluation, found {last} as the last")
+        found = ", ".join(records) or "none"
+        raise InputError(f"{store.url}: not evaluated yet; expected the stage evaluation to be done, found {found}")
     console = Console()
     console.print(comparison_table(store.read_table(records["evaluation"], "measures")))
     if "report" in records:
-        console.print(f"report: {_join(store.url, 'report.html')}", highlight=False, soft_wrap=True)
+        console.print(f"report: {_join(store.url, 'report.html')}", highlight=False, markup=False, soft_wrap=True)
 
 
 def _join(url: object, name: str) -> str:
@@ -190,8 +220,10 @@ def _ranking_table(ranking: list[ScoredPassage], passages: dict[str, Passage]) -
     table.add_column("text", overflow="ellipsis", no_wrap=True)
     for rank, place in enumerate(ranking, start=1):
         passage = passages[place.passage_id]
-        excerpt = " ".join(passage.text.split())[:200]
-        table.add_row(str(rank), f"{place.score:.3f}", place.passage_id, excerpt)
+        # As Text, so that no square bracket is read as markup, and without what steers a terminal.
+        excerpt = "".join(character for character in passage.text if character.isprintable() or character.isspace())
+        excerpt = " ".join(excerpt.split())[:_EXCERPT_CHARACTERS]
+        table.add_row(str(rank), f"{place.score:.3f}", Text(place.passage_id), Text(excerpt))
     return table
 
 

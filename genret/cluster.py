@@ -1,6 +1,8 @@
 """Starting Ray, what it has, and one way to map batches over a pool of actors."""
 
+import math
 import os
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,6 +22,9 @@ ProgressFunction = Callable[[int, int], None]
 
 # Batches under way an actor: one being worked on, one waiting, so that no actor idles between two.
 _IN_FLIGHT = 2
+# Ray leaves all GPUs visible to a worker that asked for none; results would depend on hardware that the
+# configuration says is not used.
+NO_GPU = {"CUDA_VISIBLE_DEVICES": ""}
 # How often a batch may lose its actor: it may be the batch that kills it.
 _MOST_LOSSES = 3
 
@@ -51,9 +56,9 @@ def connected(compute: ComputeConfig) -> Iterator[dict[str, float]]:
         # A laptop's own Ray asks for as many CPUs as the section names, however few the machine has: they are
         # slots to Ray, and a machine with one core then runs slower instead of never.
         slots = max(compute.cpu_workers * compute.cpus_a_worker, _training_cpus(compute), os.cpu_count() or 1)
-        options |= {"include_dashboard": False, "num_cpus": int(slots)}
+        options |= {"include_dashboard": False, "num_cpus": math.ceil(slots)}
     try:
-        ray.init(address=address, **options)
+        ray.init(address=address or "local", **options)
     except (ConnectionError, ValueError) as error:
         raise InputError(f"compute.address: expected a running Ray cluster, found {address!r} ({error})") from error
     try:
@@ -89,6 +94,9 @@ class _Worker:
         # Called with the first batch: an error here would only say that the actor died.
         self._make = partial(factory, **arguments)
         self._apply: Callable[[Any], Any] | None = None
+
+    def ready(self) -> None:
+        """Answers once the actor runs."""
 
     def apply(self, batch: Any) -> Any:
         if self._apply is None:
@@ -136,7 +144,7 @@ def map_batches(
     try:
         for number, batch in islice(waiting, _IN_FLIGHT * min(compute.cpu_workers, total)):
             pool.submit(number, batch)
-        while pool.running:
+        while pool.busy:
             number, result = pool.next_result()
             finished[number] = result
             done += 1
@@ -155,36 +163,54 @@ def map_batches(
 class _Task:
     number: int
     batch: Any
-    actor: Any
+    actor: Any = None
     losses: int = 0
 
 
 class _Pool:
-    """Actors that hold the same function, and the batches that they are working on."""
+    """Actors that hold the same function, and the batches that they are working on.
+
+    Batches go only to actors that have started: on a cluster without room for all of them, those that run do all
+    the work, and the others may never start.
+    """
 
     def __init__(
         self, factory: Callable[..., Any], arguments: dict[str, Any], compute: ComputeConfig, gpus: float
     ) -> None:
-        self._class = ray.remote(num_cpus=compute.cpus_a_worker, num_gpus=gpus)(_Worker)
+        options: dict[str, Any] = {"num_cpus": compute.cpus_a_worker, "num_gpus": gpus}
+        if not gpus:
+            options["runtime_env"] = {"env_vars": NO_GPU}
+        self._class = ray.remote(**options)(_Worker)
         self._factory = factory
         self._arguments = ray.put(arguments)
         self._size = compute.cpu_workers
+        self._queue: deque[_Task] = deque()
+        self._starting: dict[Any, Any] = {}
         self._load: dict[Any, int] = {}
-        self.running: dict[Any, _Task] = {}
+        self._running: dict[Any, _Task] = {}
+
+    @property
+    def busy(self) -> bool:
+        """Whether any batch is not done."""
+        return bool(self._queue or self._running)
 
     def submit(self, number: int, batch: Any) -> None:
-        """Give a batch to the actor that has least to do."""
-        self._start(_Task(number, batch, None))
+        """Put a batch into the queue."""
+        self._queue.append(_Task(number, batch))
+        self._fill()
 
     def next_result(self) -> tuple[int, Any]:
         """Wait for any batch; one that lost its actor is begun again elsewhere."""
         while True:
-            ready, _ = ray.wait(list(self.running), num_returns=1)
-            task = self.running.pop(ready[0])
+            ready, _ = ray.wait([*self._starting, *self._running], num_returns=1)
+            if ready[0] in self._starting:
+                self._greet(ready[0])
+                continue
+            task = self._running.pop(ready[0])
             if task.actor in self._load:
                 self._load[task.actor] -= 1
             try:
-                return task.number, ray.get(ready[0])
+                result = ray.get(ready[0])
             except RayTaskError as error:
                 if isinstance(error.cause, InputError):
                     raise error.cause from error
@@ -194,22 +220,36 @@ class _Pool:
                 task.losses += 1
                 if task.losses > _MOST_LOSSES:
                     raise
-                self._start(task)
+                self._queue.appendleft(task)
+                self._fill()
+                continue
+            self._fill()
+            return task.number, result
 
     def close(self) -> None:
-        """End all actors."""
-        for actor in self._load:
+        """End all actors, also those that never started."""
+        for actor in (*self._load, *self._starting.values()):
             ray.kill(actor)
 
-    def _start(self, task: _Task) -> None:
-        idle = [actor for actor, load in self._load.items() if load < _IN_FLIGHT]
-        if len(self._load) < self._size and not any(self._load[actor] == 0 for actor in idle):
-            task.actor = self._class.remote(self._factory, self._arguments)
-            self._load[task.actor] = 0
-        else:
-            task.actor = min(idle or self._load, key=lambda actor: self._load[actor])
-        self._load[task.actor] += 1
-        self.running[task.actor.apply.remote(task.batch)] = task
+    def _greet(self, ready: Any) -> None:
+        actor = self._starting.pop(ready)
+        ray.get(ready)
+        self._load[actor] = 0
+        self._fill()
+
+    def _fill(self) -> None:
+        """Hand the queue to actors with room, and start more where it is longer than they can take."""
+        while self._queue:
+            free = [actor for actor, load in self._load.items() if load < _IN_FLIGHT]
+            if not free:
+                break
+            task = self._queue.popleft()
+            task.actor = min(free, key=lambda actor: self._load[actor])
+            self._load[task.actor] += 1
+            self._running[task.actor.apply.remote(task.batch)] = task
+        while len(self._load) + len(self._starting) < self._size and len(self._starting) < len(self._queue):
+            actor = self._class.remote(self._factory, self._arguments)
+            self._starting[actor.ready.remote()] = actor
 
 
 class ProgressBoard:

@@ -342,7 +342,7 @@ class ComputeConfig(Section):
 class RunConfig(Section):
     """A whole run."""
 
-    name: str = Field("run", min_length=1, pattern=r"^[\w.-]+$")
+    name: str = Field("run", min_length=1, pattern=r"^\w[\w.-]*$")
     """Name of the run; its folder is runs/NAME where none is given."""
     seed: int = Field(0, ge=0, le=2**31 - 1)
     """Seed of everything random."""
@@ -411,6 +411,8 @@ def _retrieval_problems(config: RunConfig) -> Iterator[str]:
             "retrieval.retrievers: rpo needs synthesis.preference_queries above 0, found "
             f"{list(retrieval.retrievers)} and 0"
         )
+    if len(set(retrieval.retrievers)) < len(retrieval.retrievers):
+        yield f"retrieval.retrievers: expected each once, found {list(retrieval.retrievers)}"
     generative = {"sft", "rpo"} & set(retrieval.retrievers)
     if generative and retrieval.search == "beam" and retrieval.beam < retrieval.depth:
         yield (f"retrieval.beam: expected at least retrieval.depth ({retrieval.depth}), found {retrieval.beam}")
@@ -434,7 +436,7 @@ _COMMENT_WIDTH = 96
 class _Scalars(yaml.resolver.Resolver):
     """What a scalar without quotes is: by YAML 1.2, where 1e-7 is a number and `no` and dates are text."""
 
-    yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {}
+    yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {}  # type: ignore[misc]
 
 
 for _name, _pattern, _first in (

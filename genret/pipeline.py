@@ -2,8 +2,8 @@
 
 import platform
 import time
-from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -11,10 +11,11 @@ from tempfile import TemporaryDirectory
 from typing import Any, Protocol
 
 import pyarrow as pa
+import torch
 
 from genret import __version__, tables
 from genret.cluster import connected, map_batches
-from genret.config import PretrainedModel, RunConfig, resolved_yaml
+from genret.config import PretrainedModel, RetrievalConfig, RunConfig, resolved_yaml
 from genret.corpus.prepare import prepare_corpus
 from genret.corpus.readers import source_fingerprint
 from genret.errors import InputError
@@ -34,6 +35,9 @@ from genret.training.base import build_base
 from genret.training.launch import TrainingTask, train
 from genret.training.mining import mine
 
+# Raised when a change of the code changes what some stage makes of the same input.
+_REVISION = 1
+_MINING_BATCH = 32
 _PACKAGES = ("ray", "torch", "transformers", "trl", "pyarrow", "bm25s", "ir-measures")
 
 
@@ -59,14 +63,14 @@ class Context:
         store: The run.
         reporter: What is told how far the stage is.
         records: The stages that are done, by name.
-        scratch: Folder of the store for the running stage's checkpoints.
+        mark: Fingerprint of the running stage.
     """
 
     config: RunConfig
     store: RunStore
     reporter: Reporter
     records: dict[str, StageRecord] = field(default_factory=dict)
-    scratch: str = ""
+    mark: str = ""
 
     def table(self, stage: str, name: str) -> pa.Table:
         """A table that an earlier stage wrote."""
@@ -109,15 +113,16 @@ def run(
         until: Stop after this stage.
 
     Returns:
-        The record of every stage, by name.
+        The record of every stage up to `until`, by name.
 
     Raises:
         InputError: Bad input; what was done before stays done.
     """
-    store.write_file("config.yaml", resolved_yaml(config))
+    stages = planned(config, until)
+    store.sweep()
     context = Context(config, store, reporter)
     with ExitStack() as stack:
-        for stage in planned(config, until):
+        for stage in stages:
             mark = stage_fingerprint(stage, config, context.records)
             record = store.find(stage.name, mark)
             reused = record is not None
@@ -125,8 +130,13 @@ def run(
                 if stage.name not in ("corpus", "report"):  # these two never need Ray
                     _connect_once(stack, config)
                 record = _run_stage(stage, context, mark)
+            elif stage.name in ("sft", "rpo"):
+                # Killed between the commit and the cleaning up, it would keep its checkpoints for good.
+                store.clear_scratch(stage.name, mark)
             context.records[stage.name] = record
-            store.set_current({name: done.fingerprint for name, done in context.records.items()})
+            # Both files are of one configuration, also if a later stage fails.
+            store.write_file("config.yaml", resolved_yaml(config))
+            store.set_current(_current(config, store, context.records))
             reporter.stage_finished(record, reused)
     for name in ("evaluation", "report"):
         if name in context.records:
@@ -135,8 +145,24 @@ def run(
     return context.records
 
 
+def _current(config: RunConfig, store: RunStore, records: Mapping[str, StageRecord]) -> dict[str, str]:
+    """Fingerprints of the stages that are done, those included that this configuration finished before.
+
+    Without the latter, a run that is stopped or asked for its first stages only would forget its models.
+    """
+    stages = planned(config)
+    names = {stage.name for stage in stages}
+    done = dict(records)
+    for stage in stages:
+        if stage.name not in done and names.intersection(stage.inputs) <= done.keys():
+            record = store.find(stage.name, stage_fingerprint(stage, config, done))
+            if record is not None:
+                done[stage.name] = record
+    return {stage.name: done[stage.name].fingerprint for stage in stages if stage.name in done}
+
+
 def _connect_once(stack: ExitStack, config: RunConfig) -> None:
-    # Entering again while connected changes nothing.
+    # Entering again while connected changes nothing: the first one, which started Ray, is left last.
     stack.enter_context(connected(config.compute))
 
 
@@ -154,14 +180,14 @@ def planned(config: RunConfig, until: str | None = None) -> list[Stage]:
 def stage_fingerprint(stage: Stage, config: RunConfig, records: Mapping[str, StageRecord]) -> str:
     """What decides a stage's output: its settings, and the fingerprints of what it reads."""
     inputs = {name: records[name].fingerprint for name in stage.inputs if name in records}
-    return fingerprint(stage.name, stage.settings(config), inputs)
+    return fingerprint(_REVISION, stage.name, stage.settings(config), inputs)
 
 
 def _run_stage(stage: Stage, context: Context, mark: str) -> StageRecord:
     context.reporter.stage_started(stage.name)
     begin = time.perf_counter()
     writer = context.store.begin(stage.name, mark)
-    context.scratch = context.store.scratch(stage.name, mark)
+    context.mark = mark
     details = stage.run(context, writer)
     record = writer.commit(
         details
@@ -235,24 +261,41 @@ def _examples(context: Context, writer: StageWriter) -> dict[str, Any]:
         context.table("synthesis", "queries"),
         context.config.seed,
     )
+    if not outputs["sft_examples"].num_rows:
+        raise InputError(
+            "examples: expected at least one training row, found none: there are no synthetic queries, and no passage "
+            "has text for examples.context2id"
+        )
     _write_tables(writer, outputs)
     return {}
 
 
 def _base(context: Context, writer: StageWriter) -> dict[str, Any]:
-    bundle = build_base(
-        context.config.sft,
-        context.table("corpus", "passages"),
-        context.table("identifiers", "identifiers"),
-        context.table("examples", "sft_examples"),
-        context.config.identifiers.type,
-        context.config.seed,
-    )
+    with _threads(context.config.compute.cpus_a_training_worker):
+        bundle = build_base(
+            context.config.sft,
+            context.table("corpus", "passages"),
+            context.table("identifiers", "identifiers"),
+            context.table("examples", "sft_examples"),
+            context.config.identifiers.type,
+            context.config.seed,
+        )
     with TemporaryDirectory(prefix="genret-base-") as folder:
         bundle.save(Path(folder))
         writer.write_folder("base", Path(folder))
     parameters = sum(weight.numel() for weight in bundle.model.parameters()) if bundle.model is not None else 0
     return {"parameters": parameters, "identifier_tokens": len(bundle.identifiers.tokens)}
+
+
+@contextmanager
+def _threads(count: float) -> Iterator[None]:
+    """A number of torch threads: sums in another order give other bits, and a driver in a job has one thread."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(max(1, int(count)))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _sft(context: Context, writer: StageWriter) -> dict[str, Any]:
@@ -287,7 +330,7 @@ def _train(
     log = train(
         task,
         config.compute,
-        context.scratch,
+        context.store.scratch(stage, context.mark),
         lambda folder: writer.write_folder(stage, folder),
         on_progress,
     )
@@ -296,8 +339,13 @@ def _train(
 
 
 def _mining(context: Context, writer: StageWriter) -> dict[str, Any]:
+    # The paper's beam search, whatever the evaluation searches with: its section must not decide the negatives.
+    search = context.config.retrieval.model_copy(
+        update={"search": "beam", "beam": context.config.mining.candidates, "batch_size": _MINING_BATCH}
+    )
+
     def rank(queries: pa.Table, k: int) -> pa.Table:
-        return _rank(context, "mining", "sft", queries, k)[0]
+        return _rank(context, "mining", "sft", queries, k, search)[0]
 
     outputs = mine(
         context.config.mining,
@@ -323,7 +371,7 @@ def _retrieval(context: Context, writer: StageWriter) -> dict[str, Any]:
     queries = context.table("corpus", "test_queries")
     runs, latencies = [], []
     for name in config.retrievers:
-        ranking, seconds = _rank(context, "retrieval", name, queries, config.depth)
+        ranking, seconds = _rank(context, "retrieval", name, queries, config.depth, config)
         runs.append(ranking)
         latencies.append(
             {
@@ -339,11 +387,11 @@ def _retrieval(context: Context, writer: StageWriter) -> dict[str, Any]:
 
 
 def _rank(
-    context: Context, stage: str, retriever: str, queries: pa.Table, k: int
+    context: Context, stage: str, retriever: str, queries: pa.Table, k: int, search: RetrievalConfig
 ) -> tuple[pa.Table, float]:
     """A retriever's `run` table over queries on the pool of actors, and the seconds that retrieving took."""
-    config = context.config
-    size = config.retrieval.batch_size
+    compute = context.config.compute
+    size = search.batch_size
     total = -(-queries.num_rows // size)
     batches = (queries.slice(start, size) for start in range(0, queries.num_rows, size))
     arguments = {
@@ -352,9 +400,9 @@ def _rank(
             name: record for name, record in context.records.items() if name in ("sft", "rpo", "bm25", "corpus")
         },
         "name": retriever,
-        "config": config.retrieval,
+        "config": search,
         "k": k,
-        "threads": max(1, int(config.compute.cpus_a_worker)),
+        "threads": max(1, int(compute.cpus_a_worker)),
     }
     parts, seconds = [], 0.0
     results = map_batches(
@@ -362,10 +410,10 @@ def _rank(
         total,
         open_retriever,
         arguments,
-        config.compute,
-        gpus=config.compute.gpus_a_worker if retriever != "bm25" else 0.0,
+        compute,
+        gpus=compute.gpus_a_worker if retriever != "bm25" else 0.0,
         progress=lambda done, number: context.reporter.progress(
-            stage, done * size, number * size, "queries", retriever
+            stage, min(done * size, queries.num_rows), queries.num_rows, "queries", retriever
         ),
     )
     for ranking, elapsed in results:
@@ -447,9 +495,8 @@ def _seeded(*sections: str) -> Callable[[RunConfig], Any]:
 
 
 def _corpus_settings(config: RunConfig) -> Any:
-    settings = config.corpus.model_dump(mode="json")
     # The content decides, not where it lies: a moved folder is the same corpus.
-    del settings["path"]
+    settings = config.corpus.model_dump(mode="json", exclude={"path", "queries_path", "qrels_path"})
     return settings | {"source": source_fingerprint(config.corpus)}
 
 

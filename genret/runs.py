@@ -332,7 +332,7 @@ class RunStore:
                 target.parent.mkdir(parents=True, exist_ok=True)
                 with self._storage.reading(f"{stored['path']}/{name}") as source, target.open("wb") as copy:
                     shutil.copyfileobj(source, copy, _COPY_BYTES)
-            _replace_folder(partial, folder)
+            _replace_folder(partial, folder, stored["files"])
         except OSError as error:
             shutil.rmtree(partial, ignore_errors=True)
             address = self._storage.address(stored["path"])
@@ -602,15 +602,19 @@ def _flush(path: Path) -> None:
         os.close(descriptor)
 
 
-def _replace_folder(partial: Path, folder: Path) -> None:
-    """Move a complete folder into place; what another process put there meanwhile is as good."""
-    shutil.rmtree(folder, ignore_errors=True)
+def _replace_folder(partial: Path, folder: Path, expected: Mapping[str, int]) -> None:
+    """Move a complete folder into place.
+
+    One that another process put there meanwhile stays, as somebody may be reading it; a damaged one goes.
+    """
     try:
         partial.rename(folder)
     except OSError:
-        if not folder.is_dir():
-            raise
-        shutil.rmtree(partial)
+        if folder.is_dir() and not _difference(expected, _sizes(folder)):
+            shutil.rmtree(partial)
+            return
+        shutil.rmtree(folder, ignore_errors=True)
+        partial.rename(folder)
 
 
 def _sizes(folder: Path) -> dict[str, int]:

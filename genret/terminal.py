@@ -46,7 +46,7 @@ class TerminalReporter:
         """Show that a stage begins."""
         self._begin = self._logged = time.perf_counter()
         if self._bars is None:
-            self._console.print(f"{stage:>12}  started")
+            self._line(f"{stage:>12}  started")
             return
         self._bars.start()
         self._task = self._bars.add_task(stage, total=None, unit="", rate="", note="")
@@ -54,7 +54,7 @@ class TerminalReporter:
     def progress(self, stage: str, done: int, total: int, unit: str, note: str) -> None:
         """Show how far a stage is."""
         now = time.perf_counter()
-        rate = f"{done / max(now - self._begin, 1e-6):,.0f}/s"
+        rate = _rate(done, now - self._begin)
         if self._bars is not None and self._task is not None:
             self._bars.update(
                 self._task,
@@ -68,9 +68,7 @@ class TerminalReporter:
         elif now - self._logged >= _LOG_SECONDS:
             self._logged = now
             left = (now - self._begin) / max(done, 1) * max(total - done, 0)
-            self._console.print(
-                f"{stage:>12}  {min(done, total):,} of {total:,} {unit} ({rate}, {left:.0f} s left) {note}".rstrip()
-            )
+            self._line(f"{stage:>12}  {min(done, total):,} of {total:,} {unit} ({rate}, {left:.0f} s left) {note}")
 
     def stage_finished(self, record: StageRecord, reused: bool) -> None:
         """Show what a stage made, and how long it took."""
@@ -84,9 +82,18 @@ class TerminalReporter:
             if name != "rejects" or entry["rows"]
         )
         taken = "done before" if reused else f"{record.details['seconds']:.1f} s"
-        self._console.print(f"{record.stage:>12}  {taken:>11}  {rows}".rstrip(), highlight=False)
+        self._line(f"{record.stage:>12}  {taken:>11}  {rows}")
 
     def close(self) -> None:
         """Leave the terminal as it was, also after an error."""
         if self._bars is not None:
             self._bars.stop()
+
+    def _line(self, text: str) -> None:
+        """Print a line as it is, however long it is."""
+        self._console.print(text.rstrip(), highlight=False, markup=False, soft_wrap=True)
+
+
+def _rate(done: int, seconds: float) -> str:
+    rate = done / max(seconds, 1e-6)
+    return f"{rate:,.0f}/s" if rate >= 10 else f"{rate:.1f}/s"

@@ -45,6 +45,8 @@ _SPAN_WORDS = 30
 _SPAN_CHARACTERS = 60  # where the words are longer than any script with spaces has them
 _LONGEST_MEAN_WORD = 20
 _MOST_WORDS = 32  # of a title or a sentence that becomes a query
+# Longer words (characters; mostly encoded data) are cut: a megabyte of it in one query is repeated in every epoch.
+_LONGEST_WORD = 64
 
 # Added to the idf, so that words that every passage has are drawn too; stop words count a quarter.
 _WEIGHT_FLOOR = 0.1
@@ -164,7 +166,7 @@ class ExtractiveEngine:
         return map(self._respond, requests)
 
     def _respond(self, request: Request) -> Response:
-        words = split_words(f"{request.title}\n{request.text}")
+        words = [word[:_LONGEST_WORD] for word in split_words(f"{request.title}\n{request.text}")]
         if not words:
             return Response(request.request_id, error="no words in title or text")
         if request.kind == "constraint" and not request.constraints:
@@ -246,7 +248,8 @@ class ExtractiveEngine:
 
     def _blur(self, text: str, rng: Random) -> str:
         """A stretch of text with some of its words replaced by words of the corpus."""
-        return " ".join(self._replace_some(text.split(), rng.random(), rng))
+        words = [word[:_LONGEST_WORD] for word in text.split()]
+        return " ".join(self._replace_some(words, rng.random(), rng))
 
     def _replace_some(self, words: list[str], level: float, rng: Random) -> list[str]:
         """The words with a share of `level * background_noise` replaced; one at least stays."""

@@ -43,7 +43,7 @@ class BatchedRetriever(ABC):
         self._check(queries, k)
         rankings: list[list[ScoredPassage]] = []
         for start in range(0, len(queries), self.batch_size):
-            batch = list(queries[start : start + self.batch_size])
+            batch = [_encodable(query) for query in queries[start : start + self.batch_size]]
             found = self._retrieve_batch(batch, k)
             if len(found) != len(batch):
                 raise RuntimeError(f"retriever {self.name}: {len(batch)} queries got {len(found)} rankings")
@@ -66,6 +66,11 @@ class BatchedRetriever(ABC):
                 raise InputError(
                     f"retriever {self.name}: query {number}: expected a string, found {query!r:.80}"
                 )
+
+
+def _encodable(query: str) -> str:
+    """The query with `?` for halves of surrogate pairs, which no tokenizer or stemmer takes."""
+    return query if query.isascii() else query.encode("utf-8", "replace").decode("utf-8")
 
 
 def retrieve_run(retriever: Retriever, queries: pa.Table, k: int) -> pa.Table:

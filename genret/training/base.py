@@ -20,14 +20,13 @@ from genret.config import PretrainedModel, ScratchModel, SftConfig
 from genret.decoding.trie import Trie
 from genret.errors import InputError
 from genret.training.batches import Collator, find_branchings, trie_children
-from genret.training.bundle import Bundle, BundleSettings
+from genret.training.bundle import ATTENTION, Bundle, BundleSettings
 from genret.training.encoding import encode_identifiers
-from genret.training.machine import choose_attention
 from genret.training.scratch import SEPARATOR, build_scratch_model, calibrate, train_tokenizer
 from genret.training.sft import build_sft_dataset
 
 # Identifiers count so many times in the tokenizer's training: their words shall be few tokens.
-_IDENTIFIER_REPEATS = 5
+_IDENTIFIER_REPEATS = 100
 _CALIBRATION_EXAMPLES = 768
 
 
@@ -158,7 +157,7 @@ def load_for_training(
     Raises:
         InputError: The bundle has no weights and no pretrained model is named, or its weights cannot be loaded.
     """
-    bundle = Bundle.load(folder, attention=choose_attention())
+    bundle = Bundle.load(folder)
     if bundle.model is None:
         if pretrained is None:
             raise InputError(f"{folder}: this bundle has no weights; expected a pretrained model beside it")
@@ -176,7 +175,7 @@ def _load_weights(pretrained: PretrainedModel) -> PreTrainedModel:
             pretrained.name,
             revision=pretrained.revision,
             dtype=torch.float32,
-            attn_implementation=choose_attention(),
+            attn_implementation=ATTENTION,
             trust_remote_code=False,
         )
     except (OSError, ValueError) as error:

@@ -1,7 +1,7 @@
 """A generative retriever on disk: a Hugging Face folder with the trie and all that decoding needs."""
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +14,15 @@ from genret.decoding.trie import Trie
 from genret.errors import InputError
 from genret.training.batches import IdentifierTokens
 
+ATTENTION = "sdpa"
+"""Transformers' `attn_implementation`, in training and in search. FlashAttention takes neither the block-diagonal
+masks of sequences packed in several rows nor the ancestor masks of the search: sequences would see each other."""
+
 _FORMAT = 1
 _SETTINGS = "genret.json"
+_TOKENS = "identifier_tokens.npy"
+_OFFSETS = "identifier_offsets.npy"
+_PASSAGES = "identifiers.parquet"
 
 
 @dataclass(frozen=True)
@@ -67,20 +74,19 @@ class Bundle:
             self.model.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
         self.trie.save(folder / "trie")
-        np.save(folder / "identifier_tokens.npy", self.identifiers.tokens, allow_pickle=False)
-        np.save(folder / "identifier_offsets.npy", self.identifiers.offsets, allow_pickle=False)
-        pq.write_table(self.passages, folder / "identifiers.parquet", compression="zstd")
+        np.save(folder / _TOKENS, self.identifiers.tokens, allow_pickle=False)
+        np.save(folder / _OFFSETS, self.identifiers.offsets, allow_pickle=False)
+        pq.write_table(self.passages, folder / _PASSAGES, compression="zstd")
         settings = {"format": _FORMAT, **asdict(self.settings)}
         (folder / _SETTINGS).write_text(json.dumps(settings, indent=2), encoding="utf-8")
 
     @classmethod
-    def load(cls, folder: Path, *, dtype: torch.dtype = torch.float32, attention: str = "sdpa") -> "Bundle":
+    def load(cls, folder: Path, *, dtype: torch.dtype = torch.float32) -> "Bundle":
         """Read a folder that `save` wrote.
 
         Args:
             folder: The folder.
             dtype: Number format of the weights.
-            attention: Transformers' `attn_implementation`.
 
         Returns:
             The retriever, its model in evaluation mode on the CPU; without a model where none was saved.
@@ -89,20 +95,23 @@ class Bundle:
             InputError: The folder is no saved retriever, or one of another format.
         """
         settings = _read_settings(folder)
+        for file in (_TOKENS, _OFFSETS, _PASSAGES):
+            if not (folder / file).is_file():
+                raise InputError(f"{folder}: expected the file {file}, found none")
         model = None
         if (folder / "config.json").is_file():
             model = AutoModelForCausalLM.from_pretrained(
-                folder, dtype=dtype, attn_implementation=attention, trust_remote_code=False
+                folder, dtype=dtype, attn_implementation=ATTENTION, trust_remote_code=False
             ).eval()
         return cls(
             model=model,
             tokenizer=AutoTokenizer.from_pretrained(folder, trust_remote_code=False),
             trie=Trie.load(folder / "trie"),
             identifiers=IdentifierTokens(
-                np.load(folder / "identifier_tokens.npy", allow_pickle=False),
-                np.load(folder / "identifier_offsets.npy", allow_pickle=False),
+                np.load(folder / _TOKENS, allow_pickle=False),
+                np.load(folder / _OFFSETS, allow_pickle=False),
             ),
-            passages=pq.read_table(folder / "identifiers.parquet"),
+            passages=pq.read_table(folder / _PASSAGES),
             settings=settings,
         )
 
@@ -115,7 +124,10 @@ def _read_settings(folder: Path) -> BundleSettings:
         settings = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise InputError(f"{path}: expected JSON, found something else ({error})") from error
-    if settings.get("format") != _FORMAT:
-        raise InputError(f"{path}: expected format {_FORMAT}, found {settings.get('format')!r}")
+    if not isinstance(settings, dict) or settings.get("format") != _FORMAT:
+        raise InputError(f"{path}: expected a JSON object of format {_FORMAT}, found {settings!r:.80}")
     del settings["format"]
+    expected = sorted(field.name for field in fields(BundleSettings))
+    if sorted(settings) != expected:
+        raise InputError(f"{path}: expected the fields {expected}, found {sorted(settings)}")
     return BundleSettings(**(settings | {"suffix": tuple(settings["suffix"])}))

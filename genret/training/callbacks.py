@@ -37,6 +37,14 @@ class ProgressCallback(TrainerCallback):
         """Start the clock."""
         self._begin = time.perf_counter()
 
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> TrainerControl:
+        """Save no checkpoint at the last step: resumed from there, the trainer would do one step more."""
+        if state.global_step >= state.max_steps:
+            control.should_save = False
+        return control
+
     def on_log(
         self,
         args: TrainingArguments,

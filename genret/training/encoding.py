@@ -34,7 +34,7 @@ def encode_identifiers(
     if kind == "atomic":
         ordinals = np.array([int(identifier) for identifier in identifiers], dtype=np.int64)
         return IdentifierTokens(first_row + ordinals, np.arange(len(ordinals) + 1, dtype=np.int64))
-    encoded = tokenizer(list(identifiers), add_special_tokens=False)["input_ids"]
+    encoded = tokenizer(list(identifiers), add_special_tokens=False, split_special_tokens=True)["input_ids"]
     sequences = [[*ids, tokenizer.eos_token_id] for ids in encoded]
     seen: dict[tuple[int, ...], int] = {}
     for number, sequence in enumerate(sequences):
@@ -55,6 +55,8 @@ def encode_prompts(
 ) -> list[list[int]]:
     """Token ids of prompts: the text, cut so that all fits into `max_tokens`, then the suffix.
 
+    What looks like a special token in a text ("</s>") is text.
+
     Args:
         texts: Query or context texts; the empty text gives the suffix alone.
         tokenizer: The model's tokenizer; a beginning-of-sequence token is added where it adds one.
@@ -67,7 +69,11 @@ def encode_prompts(
     if not texts:
         return []
     encoded = tokenizer(
-        list(texts), truncation=True, max_length=max(1, max_tokens - len(suffix)), verbose=False
+        list(texts),
+        truncation=True,
+        max_length=max(1, max_tokens - len(suffix)),
+        split_special_tokens=True,
+        verbose=False,
     )["input_ids"]
     eos = tokenizer.eos_token_id
     return [[*(ids[:-1] if ids and ids[-1] == eos else ids), *suffix] for ids in encoded]

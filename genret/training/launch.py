@@ -1,5 +1,6 @@
 """Training stages on Ray Train: workers, checkpoints in the run's storage, restarts."""
 
+import json
 import tempfile
 import threading
 from collections.abc import Callable, Mapping
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pyarrow as pa
+import pyarrow.fs as fs
 import pyarrow.parquet as pq
 import ray.train
 import torch
@@ -17,7 +19,7 @@ from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, Sc
 from ray.train.torch import TorchTrainer
 
 from genret import tables
-from genret.cluster import read_board, start_board
+from genret.cluster import NO_GPU, read_board, start_board
 from genret.config import ComputeConfig, PretrainedModel, RpoConfig, SftConfig
 from genret.errors import InputError
 from genret.runs import RunStore, StageRecord
@@ -33,6 +35,7 @@ _MEMORY_SETTINGS = {
     "MALLOC_MMAP_THRESHOLD_": str(2**30),
     "MALLOC_TRIM_THRESHOLD_": str(2**34),
 }
+_ATTEMPT = "train"
 _BUNDLE = "bundle"
 _LOG = "training_log.parquet"
 
@@ -82,7 +85,12 @@ def train(
 
     Returns:
         The `training_log` table.
+
+    Raises:
+        InputError: Raised by a worker.
+        TrainingFailedError: Any other error there, or more workers died than `max_failures` allows.
     """
+    _drop_broken_snapshot(scratch)
     board = start_board()
     trainer = TorchTrainer(
         _worker,
@@ -96,11 +104,13 @@ def train(
             },
         ),
         run_config=RunConfig(
-            name="train",
+            name=_ATTEMPT,
             storage_path=scratch,
             failure_config=FailureConfig(max_failures=compute.max_failures),
             checkpoint_config=CheckpointConfig(num_to_keep=1),
-            worker_runtime_env={"env_vars": _MEMORY_SETTINGS},
+            worker_runtime_env={
+                "env_vars": _MEMORY_SETTINGS | ({} if compute.gpus_a_training_worker else NO_GPU)
+            },
         ),
     )
     try:
@@ -110,6 +120,24 @@ def train(
     with result.checkpoint.as_directory() as folder:
         deliver(Path(folder) / _BUNDLE)
         return tables.check_table("training_log", pq.read_table(Path(folder) / _LOG))
+
+
+def _drop_broken_snapshot(scratch: str) -> None:
+    """Start anew where Ray Train's list of checkpoints is cut short.
+
+    Ray Train writes that file in place: a process killed at that moment leaves one that every later attempt would
+    stumble over.
+    """
+    filesystem, root = fs.FileSystem.from_uri(scratch) if "://" in scratch else (fs.LocalFileSystem(), scratch)
+    snapshot = f"{root}/{_ATTEMPT}/checkpoint_manager_snapshot.json"
+    if filesystem.get_file_info(snapshot).type != fs.FileType.File:
+        return
+    with filesystem.open_input_stream(snapshot) as stream:
+        content = stream.read()
+    try:
+        json.loads(content)
+    except ValueError:
+        filesystem.delete_dir(f"{root}/{_ATTEMPT}")
 
 
 def _fit(trainer: TorchTrainer, board: Any, on_progress: Callable[[int, int, Mapping[str, float]], None]) -> Any:

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from datasets import Dataset
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 from trl import DPOConfig, DPOTrainer
 
 from genret.config import RpoConfig
@@ -116,6 +117,23 @@ class RpoTrainer(DPOTrainer):
         children = self._children.to(self.accelerator.device) if self._children is not None else None
         chosen, rejected = identifier_log_probs(model, inputs, self._scoring, children).chunk(2)
         return chosen, rejected
+
+    def _precompute_ref_logps(self, dataset: Dataset, name: str, batch_size: int) -> Dataset:
+        """The dataset with the reference log-probabilities, computed by all workers together.
+
+        TRL's own hands them from the first worker to the others in a file of the dataset's cache, which an
+        in-memory dataset has in a folder of each process.
+        """
+        loader = self.accelerator.prepare(
+            DataLoader(dataset, batch_size=batch_size, collate_fn=self.data_collator, shuffle=False)
+        )
+        self.model.to(self.accelerator.device)
+        parts = [
+            self.accelerator.gather_for_metrics(self.compute_ref_log_probs(self.model, batch)) for batch in loader
+        ]
+        for column, values in zip(("ref_chosen_logps", "ref_rejected_logps"), zip(*parts, strict=True), strict=True):
+            dataset = dataset.add_column(column, torch.cat(values).float().cpu().tolist())
+        return dataset
 
     def compute_ref_log_probs(self, model: nn.Module, inputs: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
         """Log-probabilities of a batch's positives and negatives under the model before training."""

@@ -135,12 +135,15 @@ def trainer_arguments(
             f"batch_size: expected a multiple of micro_batch_size x workers = {config.micro_batch_size} x "
             f"{workers}, found {config.batch_size}"
         )
-    steps = max(1, math.ceil(config.epochs * n_examples / config.batch_size))
+    # A pass ends with a smaller batch, so it has whole steps.
+    steps = max(1, math.ceil(config.epochs * math.ceil(n_examples / config.batch_size)))
+    logging_steps = max(1, steps // _LOGGED_STEPS)
     saving: dict[str, Any] = {"save_strategy": "no"}
     if config.checkpoints:
         saving = {
             "save_strategy": "steps",
-            "save_steps": max(1, math.ceil(steps / (config.checkpoints + 1))),
+            # At a logged step: the loss summed since the last one is not in a checkpoint.
+            "save_steps": logging_steps * math.ceil(steps / (config.checkpoints + 1) / logging_steps),
             "save_total_limit": 1,
         }
     return saving | {
@@ -153,7 +156,7 @@ def trainer_arguments(
         "lr_scheduler_type": config.schedule,
         "bf16": config.precision == "bf16",
         "gradient_checkpointing": False,
-        "logging_steps": max(1, steps // _LOGGED_STEPS),
+        "logging_steps": logging_steps,
         "logging_first_step": True,
         "report_to": "none",
         "seed": seed,

@@ -14,13 +14,16 @@ from genret.cluster import connected, map_batches
 from genret.config import ComputeConfig
 from genret.errors import InputError
 
-
 # Actors cannot import a test module: its functions travel with what refers to them.
 register_pickle_by_value(sys.modules[__name__])
 
 
 def make_adder(amount: int) -> Callable[[list[int]], list[int]]:
     return lambda batch: [number + amount for number in batch]
+
+
+def make_squarer() -> Callable[[int], int]:
+    return lambda number: number * number
 
 
 def make_dying(marker: str) -> Callable[[int], int]:
@@ -56,6 +59,12 @@ def test_results_keep_the_order_of_the_batches(cluster: None, workers: int) -> N
     )
     assert list(found) == [[first + 10, second + 10] for first, second in batches]
     assert seen == [(done, 20) for done in range(1, 21)]
+
+
+def test_actors_that_find_no_room_are_not_waited_for(cluster: None) -> None:
+    """Ten actors of one CPU each on a cluster that has fewer: those that run do all the work."""
+    compute = ComputeConfig(cpu_workers=10, cpus_a_worker=1.0)
+    assert list(map_batches(range(30), 30, make_squarer, {}, compute)) == [n * n for n in range(30)]
 
 
 def test_nothing_to_do_starts_nothing(cluster: None) -> None:

@@ -171,6 +171,11 @@ def test_unknown_language_names_the_known_ones() -> None:
     assert WordAnalyzer("korean", stemming=False).words(["서울 그리고"]) == [["서울"]]
 
 
+def test_half_of_a_surrogate_pair_is_no_word() -> None:
+    retriever = Bm25Retriever.build(passages_of(TEXTS), RetrievalConfig())
+    assert found(retriever, "bark \ud800") == ["p2"]
+
+
 def test_every_stop_word_list_is_lower_case() -> None:
     for language, listed in STOP_WORDS.items():
         assert len(listed) > 20, language

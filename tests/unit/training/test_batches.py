@@ -33,11 +33,11 @@ def test_branchings_are_the_choices_of_a_plain_dictionary(sequences: list[tuple[
     tokens = IdentifierTokens(np.concatenate([np.array(s, dtype=np.int64) for s in sequences]), offsets)
     branchings = find_branchings(trie, tokens)
     for number, sequence in enumerate(sequences):
-        choices = [
-            depth
-            for depth in range(len(sequence))
-            if len({other[depth] for other in sequences if other[:depth] == sequence[:depth] and len(other) > depth}) > 1
-        ]
+        choices = []
+        for depth in range(len(sequence)):
+            same = [other for other in sequences if other[:depth] == sequence[:depth] and len(other) > depth]
+            if len({other[depth] for other in same}) > 1:
+                choices.append(depth)
         entries = slice(branchings.indptr[number], branchings.indptr[number + 1])
         assert branchings.depth[entries].tolist() == choices
         assert trie.child_token[branchings.target[entries]].tolist() == [sequence[depth] for depth in choices]

@@ -24,7 +24,9 @@ def test_equals_one_pass_an_example(make_bundle, monkeypatch, identifier_type, s
     for weight in bundle.model.parameters():
         torch.nn.init.normal_(weight, std=0.3)
     prompts = encode_prompts(PROMPTS, bundle.tokenizer, bundle.settings.suffix, 64)
-    expected = [reference_log_prob(bundle, prompt, index, scoring) for prompt, index in zip(prompts, CHOSEN, strict=True)]
+    expected = [
+        reference_log_prob(bundle, prompt, index, scoring) for prompt, index in zip(prompts, CHOSEN, strict=True)
+    ]
     collator = Collator(bundle.identifiers, find_branchings(bundle.trie, bundle.identifiers), scoring)
     add_fused_lm_head(bundle.model)
     children = trie_children(bundle.trie) if scoring == "trie" else None

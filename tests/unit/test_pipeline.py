@@ -1,0 +1,270 @@
+"""The order of the stages, and which change makes which of them run again."""
+
+import json
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+
+from genret.config import RunConfig, load_config
+from genret.errors import InputError
+from genret.pipeline import STAGES, planned, run, stage_fingerprint, stage_summary
+from genret.runs import RunStore, StageRecord
+
+NAMES = [stage.name for stage in STAGES]
+# What each change redoes. The stages that follow by their inputs are spelled out: a lost edge must fail here.
+AFTER_RETRIEVAL = {"retrieval", "evaluation", "report"}
+AFTER_SFT = {"sft", "mining", "rpo"} | AFTER_RETRIEVAL
+AFTER_EXAMPLES = {"examples", "base"} | AFTER_SFT
+EVERYTHING = {"corpus", "identifiers", "synthesis", "bm25"} | AFTER_EXAMPLES
+CHANGES = [
+    ("name=other", {"report"}),
+    ("seed=1", EVERYTHING - {"corpus", "bm25"}),
+    ("corpus.unit=chunk", EVERYTHING),
+    ("corpus.max_documents=3", EVERYTHING),
+    ("llm.background_noise=0.1", EVERYTHING - {"corpus", "bm25"}),
+    ("identifiers.keywords=2", EVERYTHING - {"corpus", "bm25", "synthesis"}),
+    ("identifiers.type=atomic", EVERYTHING - {"corpus", "bm25", "synthesis"}),
+    ("synthesis.chunk_queries=3", EVERYTHING - {"corpus", "bm25", "identifiers"}),
+    ("synthesis.preference_queries=7", EVERYTHING - {"corpus", "bm25", "identifiers"}),
+    ("examples.mix=concat", AFTER_EXAMPLES),
+    ("sft.model.layers=2", {"base"} | AFTER_SFT),
+    ("sft.scoring=vocabulary", {"base"} | AFTER_SFT),
+    ("sft.max_tokens=64", {"base"} | AFTER_SFT),
+    ("sft.learning_rate=1e-4", AFTER_SFT),
+    ("sft.epochs=3", AFTER_SFT),
+    ("mining.negatives=2", {"mining", "rpo"} | AFTER_RETRIEVAL),
+    ("rpo.beta=0.1", {"rpo"} | AFTER_RETRIEVAL),
+    ("retrieval.k1=0.9", {"bm25"} | AFTER_RETRIEVAL),
+    ("retrieval.stemming=false", {"bm25"} | AFTER_RETRIEVAL),
+    ("retrieval.search=exact", AFTER_RETRIEVAL),
+    ("retrieval.beam=20", AFTER_RETRIEVAL),
+    ("evaluation.measures=[HIT@1]", {"evaluation", "report"}),
+    ("evaluation.bootstrap_samples=100", {"evaluation", "report"}),
+    ("compute.cpu_workers=5", set()),
+    ("compute.address=auto", set()),
+    ("compute.cpus_a_training_worker=1", set()),
+    ("compute.max_failures=0", set()),
+]
+
+
+def write_corpus(folder: Path, texts: list[str]) -> Path:
+    (folder / "qrels").mkdir(parents=True)
+    rows = [json.dumps({"_id": f"d{number}", "text": text}) for number, text in enumerate(texts)]
+    (folder / "corpus.jsonl").write_text("\n".join(rows), encoding="utf-8")
+    (folder / "queries.jsonl").write_text('{"_id": "q", "text": "a question"}\n', encoding="utf-8")
+    (folder / "qrels" / "test.tsv").write_text("query-id\tcorpus-id\tscore\nq\td0\t1\n", encoding="utf-8")
+    return folder
+
+
+@pytest.fixture
+def corpus(tmp_path: Path) -> Path:
+    return write_corpus(tmp_path / "corpus", ["one text", "another text"])
+
+
+@pytest.fixture
+def config_of(corpus: Path):
+    def make(*overrides: str) -> RunConfig:
+        return load_config("scratch-semantic", [f"corpus.path={corpus}", *overrides])
+
+    return make
+
+
+def marks(config: RunConfig) -> dict[str, str]:
+    """The fingerprint of every stage, as a run gives them."""
+    records: dict[str, StageRecord] = {}
+    for stage in planned(config):
+        mark = stage_fingerprint(stage, config, records)
+        records[stage.name] = StageRecord(stage.name, mark, "", {}, {}, {}, {})
+    return {name: record.fingerprint for name, record in records.items()}
+
+
+class Recorder:
+    def __init__(self) -> None:
+        self.seen: list[tuple[str, str]] = []
+
+    def stage_started(self, stage: str) -> None:
+        self.seen.append(("started", stage))
+
+    def progress(self, stage: str, done: int, total: int, unit: str, note: str) -> None:
+        raise AssertionError("these stages report no progress")
+
+    def stage_finished(self, record: StageRecord, reused: bool) -> None:
+        self.seen.append(("reused" if reused else "finished", record.stage))
+
+
+# --- the order ---
+
+
+def test_every_stage_comes_after_its_inputs() -> None:
+    assert len(set(NAMES)) == len(NAMES)
+    for number, stage in enumerate(STAGES):
+        assert set(stage.inputs) <= set(NAMES[:number]), stage.name
+
+
+def test_planned_stops_after_a_stage(config_of) -> None:
+    assert [stage.name for stage in planned(config_of())] == NAMES
+    assert [stage.name for stage in planned(config_of(), "synthesis")] == ["corpus", "identifiers", "synthesis"]
+
+
+def test_no_preference_queries_no_preference_learning(config_of) -> None:
+    config = config_of("synthesis.preference_queries=0", "retrieval.retrievers=[sft, bm25]")
+    assert [stage.name for stage in planned(config)] == [name for name in NAMES if name not in ("mining", "rpo")]
+    with pytest.raises(InputError, match=r"stage: expected one of .*'sft'.* under this configuration, found 'rpo'"):
+        planned(config, "rpo")
+
+
+# --- what is redone ---
+
+
+@pytest.mark.parametrize(("change", "redone"), CHANGES, ids=[change for change, _ in CHANGES])
+def test_a_change_redoes_what_depends_on_it(config_of, change: str, redone: set[str]) -> None:
+    before, after = marks(config_of()), marks(config_of(change))
+    assert {name for name in NAMES if before[name] != after[name]} == redone
+
+
+def test_the_table_of_changes_has_every_section() -> None:
+    assert {change.partition("=")[0].partition(".")[0] for change, _ in CHANGES} == set(RunConfig.model_fields)
+
+
+def other_value(value: object) -> object:
+    """A value of the same kind; it need not be a legal one."""
+    if isinstance(value, bool):
+        return not value
+    if isinstance(value, int | float):
+        return value + 1
+    return f"{value}x" if isinstance(value, str) else (*value, "x")
+
+
+@pytest.mark.filterwarnings("ignore:Pydantic serializer warnings")
+@pytest.mark.parametrize("section", [name for name in RunConfig.model_fields if name not in ("name", "seed")])
+def test_every_field_of_every_section_but_compute_counts(config_of, section: str) -> None:
+    config = config_of()
+    before, part = marks(config), getattr(config, section)
+    for field in type(part).model_fields:
+        # These name what is read; the content counts, and other tests change it.
+        if f"{section}.{field}" in ("corpus.type", "corpus.path", "corpus.split", "sft.model"):
+            continue
+        changed = part.model_copy(update={field: other_value(getattr(part, field))})
+        after = marks(config.model_copy(update={section: changed}))
+        if f"{section}.{field}" in ("corpus.queries_path", "corpus.qrels_path"):
+            assert after["corpus"] == before["corpus"]
+        elif section == "compute":
+            assert after == before, field
+        else:
+            assert {name for name in NAMES if before[name] != after[name]} > {"report"}, field
+
+
+def test_the_content_of_the_corpus_decides_not_its_place(config_of, corpus: Path, tmp_path: Path) -> None:
+    before = marks(config_of())
+    moved = corpus.rename(tmp_path / "moved")
+    after = marks(config_of(f"corpus.path={moved}"))
+    assert {name for name in NAMES if before[name] != after[name]} == {"report"}  # it shows the configuration
+    with (moved / "corpus.jsonl").open("a", encoding="utf-8") as file:
+        file.write('\n{"_id": "new", "text": "more"}')
+    after = marks(config_of(f"corpus.path={moved}"))
+    assert all(before[name] != after[name] for name in NAMES)
+
+
+def test_moved_judgements_are_the_same_corpus(corpus: Path, tmp_path: Path) -> None:
+    def config() -> RunConfig:
+        settings = {"type": "jsonl", "path": corpus / "corpus.jsonl", "queries_path": queries, "qrels_path": qrels}
+        return load_config("scratch-semantic", [f"corpus.{name}={value}" for name, value in settings.items()])
+
+    queries, qrels = corpus / "queries.jsonl", corpus / "qrels" / "test.tsv"
+    before = marks(config())
+    queries, qrels = queries.rename(tmp_path / "q.jsonl"), qrels.rename(tmp_path / "r.tsv")
+    assert marks(config())["corpus"] == before["corpus"]
+
+
+def test_leaving_preference_learning_out_keeps_what_was_before_it(config_of) -> None:
+    without = config_of("synthesis.preference_queries=0", "retrieval.retrievers=[sft, bm25]")
+    before, after = marks(config_of()), marks(without)
+    assert {name for name in after if before[name] == after[name]} == {"corpus", "identifiers", "bm25"}
+
+
+# --- running ---
+
+
+def test_a_stage_is_run_once(config_of, tmp_path: Path) -> None:
+    store = RunStore(tmp_path / "run")
+    recorder = Recorder()
+    records = run(config_of(), store, recorder, "corpus")
+    assert list(records) == ["corpus"]
+    assert store.read_table(records["corpus"], "passages").column("text").to_pylist() == ["one text", "another text"]
+    assert records["corpus"].details["seed"] == 0
+    assert set(records["corpus"].details["versions"]) >= {"python", "genret", "ray", "torch"}
+    run(config_of("compute.cpu_workers=7"), store, recorder, "corpus")
+    assert recorder.seen == [("started", "corpus"), ("finished", "corpus"), ("reused", "corpus")]
+
+
+def test_a_failed_stage_leaves_the_run_as_it_was(config_of, corpus: Path, tmp_path: Path) -> None:
+    store = RunStore(tmp_path / "run")
+    run(config_of(), store, Recorder(), "corpus")
+    before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    (corpus / "corpus.jsonl").write_text('{"_id": "d0", "text": 5}\n', encoding="utf-8")
+    with pytest.raises(InputError, match=r"corpus.jsonl, line 1, field 'text': expected text, found 5"):
+        run(config_of("name=other"), store, Recorder(), "corpus")
+    assert {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()} == before
+
+
+def test_an_empty_path_is_named_before_anything_is_written(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"corpus.path: a corpus of type beir needs a path, found none"):
+        run(load_config("scratch-semantic"), RunStore(tmp_path / "run"), Recorder(), "corpus")
+    assert not (tmp_path / "run").exists()
+
+
+def write_records(store: RunStore, config: RunConfig) -> None:
+    """A run that is finished, of stages without any output."""
+    records: dict[str, StageRecord] = {}
+    for stage in planned(config):
+        writer = store.begin(stage.name, stage_fingerprint(stage, config, records))
+        records[stage.name] = writer.commit({"seconds": 1.0})
+    store.set_current({name: record.fingerprint for name, record in records.items()})
+
+
+def test_asking_for_the_first_stages_forgets_none_that_are_done(config_of, tmp_path: Path) -> None:
+    store = RunStore(tmp_path / "run")
+    write_records(store, config_of())
+    recorder = Recorder()
+    run(config_of(), store, recorder, "identifiers")
+    assert recorder.seen == [("reused", "corpus"), ("reused", "identifiers")]
+    assert list(store.current()) == NAMES
+
+
+def test_a_change_forgets_what_depends_on_it(config_of, tmp_path: Path) -> None:
+    store = RunStore(tmp_path / "run")
+    write_records(store, config_of())
+    run(config_of("rpo.beta=0.1"), store, Recorder(), "identifiers")
+    assert list(store.current()) == [name for name in NAMES if name not in {"rpo"} | AFTER_RETRIEVAL]
+    run(config_of(), store, Recorder(), "identifiers")
+    assert list(store.current()) == NAMES, "going back finds everything done"
+
+
+def test_what_a_killed_run_left_is_swept(config_of, tmp_path: Path) -> None:
+    folder = tmp_path / "run" / "tables" / "qrels"
+    folder.mkdir(parents=True)
+    old = folder / "corpus-0123456789abcdef-20200101T000000-01234567.parquet"
+    old.write_bytes(b"half")
+    run(config_of(), RunStore(tmp_path / "run"), Recorder(), "corpus")
+    assert not old.exists()
+    assert len(list(folder.iterdir())) == 1
+
+
+def test_a_stage_in_words() -> None:
+    tables = {"queries": {"path": "a", "rows": 3}, "rejects": {"path": "b", "rows": 2}}
+    record = StageRecord("synthesis", "0", "", tables, {}, {}, {"seconds": 1.5})
+    assert stage_summary(record) == {"stage": "synthesis", "seconds": 1.5, "rows": {"queries": 3}, "rejects": 2}
+    assert stage_summary(StageRecord("bm25", "0", "", {}, {}, {}, {"seconds": 1.5}))["rejects"] == 0
+
+
+def test_rejected_documents_are_counted(config_of, corpus: Path, tmp_path: Path) -> None:
+    with (corpus / "corpus.jsonl").open("a", encoding="utf-8") as file:
+        file.write('\n{"_id": "empty", "text": " "}')
+    store = RunStore(tmp_path / "run")
+    records = run(config_of(), store, Recorder(), "corpus")
+    assert stage_summary(records["corpus"])["rejects"] == 1
+    rejects: pa.Table = store.read_table(records["corpus"], "rejects")
+    assert rejects.column("reason").to_pylist() == [
+        f"{corpus}/corpus.jsonl, line 3: expected a text or a title, found none"
+    ]

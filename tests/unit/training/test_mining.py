@@ -1,0 +1,88 @@
+"""Mining in rounds, with a ranking that is known."""
+
+import pyarrow as pa
+import pytest
+
+from genret.config import MiningConfig
+from genret.tables import SCHEMAS, table_from_rows
+from genret.training import mining
+from genret.training.mining import mine
+
+PASSAGES = 12
+
+
+def identifiers() -> pa.Table:
+    return table_from_rows(
+        "identifiers",
+        ({"passage_id": f"p{n}", "identifier": f"name {n}", "source": "llm"} for n in range(PASSAGES)),
+    )
+
+
+def preference_queries(count: int) -> pa.Table:
+    return table_from_rows(
+        "preference_queries",
+        (
+            {"query_id": f"q{n}", "passage_id": f"p{n % PASSAGES}", "text": f"text {n}", "answer": "a"}
+            for n in range(count)
+        ),
+    )
+
+
+class Ranker:
+    """Ranks the positive of query n in place n modulo 5, from 0, behind the passages that follow it."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[int, int]] = []
+
+    def __call__(self, queries: pa.Table, k: int) -> pa.Table:
+        assert queries.column_names == ["query_id", "text"]
+        self.asked.append((queries.num_rows, k))
+        rows = []
+        for query_id in queries.column("query_id").to_pylist():
+            number = int(query_id[1:])
+            ranked = [(number + 1 + other) % PASSAGES for other in range(PASSAGES - 1)]
+            ranked.insert(number % 5, number % PASSAGES)
+            rows += [
+                {"query_id": query_id, "passage_id": f"p{n}", "rank": rank, "score": -float(rank), "retriever": "sft"}
+                for rank, n in enumerate(ranked[:k], start=1)
+            ]
+        return table_from_rows("run", rows)
+
+
+def test_what_is_ranked_above_the_positive_becomes_negatives() -> None:
+    pairs = mine(MiningConfig(negatives=2, candidates=4), preference_queries(5), identifiers(), Ranker(), 0)
+    found = [
+        (row["query_id"], row["prompt"], row["chosen"], row["rejected"], row["positive_rank"], row["negative_rank"])
+        for row in pairs["preference_pairs"].to_pylist()
+    ]
+    assert found == [
+        # q0 has its positive first; the positive of q4 is not among the four candidates.
+        ("q1", "text 1", "name 1", "name 2", 2, 1),
+        ("q2", "text 2", "name 2", "name 3", 3, 1),
+        ("q2", "text 2", "name 2", "name 4", 3, 2),
+        ("q3", "text 3", "name 3", "name 4", 4, 1),
+        ("q3", "text 3", "name 3", "name 5", 4, 2),
+        ("q4", "text 4", "name 4", "name 5", 0, 1),
+        ("q4", "text 4", "name 4", "name 6", 0, 2),
+    ]
+
+
+@pytest.mark.parametrize("strategy", ["top", "random"])
+@pytest.mark.parametrize("size", [1, 7, 23, 24])
+def test_rounds_change_nothing(monkeypatch: pytest.MonkeyPatch, strategy: str, size: int) -> None:
+    config = MiningConfig(strategy=strategy)
+    whole = mine(config, preference_queries(23), identifiers(), Ranker(), 3)["preference_pairs"]
+    monkeypatch.setattr(mining, "_QUERIES_A_ROUND", size)
+    ranker = Ranker()
+    rounds = mine(config, preference_queries(23), identifiers(), ranker, 3)["preference_pairs"]
+    assert rounds.equals(whole)
+    assert whole.num_rows > 23
+    assert [rows for rows, _ in ranker.asked] == [min(size, 23 - start) for start in range(0, 23, size)]
+    assert {k for _, k in ranker.asked} == {config.candidates}
+
+
+def test_no_query_no_pair() -> None:
+    outputs = mine(MiningConfig(), preference_queries(0), identifiers(), Ranker(), 0)
+    assert list(outputs) == ["preference_pairs"]
+    assert outputs["preference_pairs"].num_rows == 0
+    assert outputs["preference_pairs"].schema.equals(SCHEMAS["preference_pairs"])
