@@ -11,6 +11,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
+from transformers.utils.logging import disable_progress_bar
 
 from genret import __version__
 from genret.config import RunConfig, dump_config, load_config, parse_config, preset_names
@@ -160,6 +161,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     Raises:
         SystemExit: Always. 0: done; 2: wrong usage or bad input; 130: interrupted from the keyboard.
     """
+    disable_progress_bar()  # of transformers, which would draw over ours
     try:
         app(args=arguments)
     except InputError as error:
