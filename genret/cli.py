@@ -124,7 +124,8 @@ def query(
         return
     console = Console()
     console.print(_ranking_table(ranking, passages))
-    console.print(f"{len(ranking)} passages by {chosen.name} in {seconds * 1000:.0f} ms", highlight=False)
+    noun = "passage" if len(ranking) == 1 else "passages"
+    console.print(f"{len(ranking)} {noun} by {chosen.name} in {seconds * 1000:.0f} ms", highlight=False)
 
 
 @app.command()
@@ -205,7 +206,11 @@ def _show_results(store: RunStore) -> None:
         found = ", ".join(records) or "none"
         raise InputError(f"{store.url}: not evaluated yet; expected the stage evaluation to be done, found {found}")
     console = Console()
-    console.print(comparison_table(store.read_table(records["evaluation"], "measures")))
+    measures = store.read_table(records["evaluation"], "measures")
+    if measures.num_rows:
+        console.print(comparison_table(measures))
+    else:
+        console.print("nothing to compare: the corpus has no queries with a relevant document")
     if "report" in records:
         console.print(f"report: {_join(store.url, 'report.html')}", highlight=False, markup=False, soft_wrap=True)
 

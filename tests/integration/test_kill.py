@@ -66,7 +66,6 @@ def test_killed_in_every_stage_it_ends_with_the_tables_of_an_undisturbed_run(
     disturbed = tmp_path / "disturbed"
     for stage in STAGES:
         kill_in(stage.name, tiny_settings, disturbed, tmp_path / f"{stage.name}.log")
-        assert stage.name not in RunStore(disturbed).current() or stage.name in ("corpus", "report")
     subprocess.run(command(tiny_settings, disturbed), check=True, timeout=600, capture_output=True)
     expected, found = tables(RunStore(undisturbed)), tables(RunStore(disturbed))
     assert expected.keys() == found.keys()

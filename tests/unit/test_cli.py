@@ -405,17 +405,27 @@ def test_no_report_before_the_evaluation(genret, searchable: Path) -> None:
     assert errors == f"error: {expected}\n"
 
 
-def test_report_shows_the_comparison(genret, searchable: Path) -> None:
-    store = RunStore(searchable)
+def write_measures(folder: Path, rows: list[dict]) -> None:
+    store = RunStore(folder)
     writer = store.begin("evaluation", "0123456789abcdef")
-    row = {"retriever": "bm25", "measure": "HIT@1", "value": 0.125, "n_queries": 8, "ci_low": 0.0, "ci_high": 0.5}
-    writer.write_table("measures", table_from_rows("measures", [row]))
+    writer.write_table("measures", table_from_rows("measures", rows))
     writer.commit({"seconds": 1.0})
     store.set_current({"evaluation": "0123456789abcdef"})
-    code, output, _ = genret("report", searchable)
+
+
+def test_report_shows_the_comparison(genret, run_folder: Path) -> None:
+    row = {"retriever": "bm25", "measure": "HIT@1", "value": 0.125, "n_queries": 8, "ci_low": 0.0, "ci_high": 0.5}
+    write_measures(run_folder, [row])
+    code, output, _ = genret("report", run_folder)
     assert code == 0
     assert "HIT@1" in output
     assert re.search(r"bm25 +12\.5", output)
+
+
+def test_report_of_a_corpus_without_queries_says_so(genret, run_folder: Path) -> None:
+    write_measures(run_folder, [])
+    code, output, _ = genret("report", run_folder)
+    assert (code, output) == (0, "nothing to compare: the corpus has no queries with a relevant document\n")
 
 
 # --- the rest ---

@@ -163,8 +163,8 @@ def test_unknown_keys_are_named_with_the_nearest(text, message):
         ("seed: true", "seed: expected a whole number from 0 to 2147483647, found true"),
         ('seed: "1"', 'seed: expected a whole number from 0 to 2147483647, found "1"'),
         ("seed:", "seed: expected a whole number from 0 to 2147483647, found nothing"),
-        ("name: 2024", r"name: expected text that matches ^[\w.-]+$, found 2024 (put it in quotes)"),
-        ("name: a b", r'name: expected text that matches ^[\w.-]+$, found "a b"'),
+        ("name: 2024", r"name: expected text that matches ^\w[\w.-]*$, found 2024 (put it in quotes)"),
+        ("name: a b", r'name: expected text that matches ^\w[\w.-]*$, found "a b"'),
         ("rpo: {beta: 0}", "rpo.beta: expected a number above 0 and at most 10, found 0"),
         ("rpo: {beta: 1e999}", "rpo.beta: expected a number above 0 and at most 10, found Infinity"),
         ("rpo: {beta: .nan}", 'rpo.beta: expected a number above 0 and at most 10, found ".nan"'),
@@ -458,7 +458,7 @@ def test_dumps_load_back(text):
 def test_any_values_survive_a_dump(text, fields, name, rate, suffix):
     config = RunConfig.model_validate(
         {
-            "name": name.replace("~", "a"),
+            "name": f"_{name}" if name[0] in ".-" else name.replace("~", "a"),
             "corpus": {"id_field": text, "path": text},
             "synthesis": {"constraint_fields": fields},
             "sft": {
