@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Annotated, NoReturn
 
 import typer
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -220,11 +221,11 @@ def _join(url: object, name: str) -> str:
 
 
 def _ranking_table(ranking: list[ScoredPassage], passages: dict[str, Passage]) -> Table:
-    table = Table(show_edge=False, pad_edge=False)
-    table.add_column("rank", justify="right")
-    table.add_column("score", justify="right")
-    table.add_column("passage", overflow="fold")
-    table.add_column("text", overflow="ellipsis", no_wrap=True)
+    table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, expand=True)
+    table.add_column("rank", justify="right", no_wrap=True)
+    table.add_column("score", justify="right", no_wrap=True)
+    table.add_column("passage", no_wrap=True, overflow="ellipsis", max_width=36)
+    table.add_column("text", no_wrap=True, overflow="ellipsis", ratio=1)
     for rank, place in enumerate(ranking, start=1):
         passage = passages[place.passage_id]
         # As Text, so that no square bracket is read as markup, and without what steers a terminal.
