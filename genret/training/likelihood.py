@@ -81,7 +81,8 @@ def _ragged_log_probs(
     segment = torch.repeat_interleave(torch.arange(len(width), device=width.device), width)
     first = width.cumsum(0) - width
     child = torch.arange(len(segment), device=width.device) - first[segment] + begin[segment]
-    logits = (states[segment] * F.embedding(children.token[child], weight)).sum(-1).float()
+    # As embeddings, whose gradient is summed in one order whatever the number of threads; that of indexing is not.
+    logits = (F.embedding(segment, states) * F.embedding(children.token[child], weight)).sum(-1).float()
     highest = torch.full_like(width, 0, dtype=torch.float32).scatter_reduce(
         0, segment, logits.detach(), "amax", include_self=False
     )
