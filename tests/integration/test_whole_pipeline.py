@@ -1,4 +1,4 @@
-"""The whole pipeline on real Ray, real TRL and a real (tiny) model."""
+"""All stages together on real Ray, real TRL and a real (tiny) model."""
 
 import json
 import subprocess
