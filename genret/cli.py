@@ -55,11 +55,13 @@ def run_command(
     overrides: Overrides = None,
     folder: RunFolder = None,
     runs_folder: Annotated[Path, typer.Option(help="Where runs lie for which no --run is given.")] = Path("runs"),
+    until: Annotated[str | None, typer.Option(help="Stop after this stage.", metavar="STAGE")] = None,
 ) -> None:
     """Run everything that is not done: corpus to report."""
     config, store = _open(source, overrides, folder, runs_folder)
-    _run(config, store, None)
-    _show_results(store)
+    _run(config, store, until)
+    if until is None:
+        _show_results(store)
 
 
 @app.command()
@@ -198,14 +200,16 @@ def _run(config: RunConfig, store: RunStore, until: str | None) -> None:
 
 def _saved_config(store: RunStore) -> RunConfig:
     """The configuration that a run was last started with."""
-    return parse_config(store.read_file("config.yaml"), f"{store.url}/config.yaml")
+    return parse_config(store.read_file("config.yaml"), store.address("config.yaml"))
 
 
 def _show_results(store: RunStore) -> None:
     records = store.current()
     if "evaluation" not in records:
         found = ", ".join(records) or "none"
-        raise InputError(f"{store.url}: not evaluated yet; expected the stage evaluation to be done, found {found}")
+        raise InputError(
+            f"{store.address()}: not evaluated yet; expected the stage evaluation to be done, found {found}"
+        )
     console = Console()
     measures = store.read_table(records["evaluation"], "measures")
     if measures.num_rows:
@@ -213,11 +217,7 @@ def _show_results(store: RunStore) -> None:
     else:
         console.print("nothing to compare: the corpus has no queries with a relevant document")
     if "report" in records:
-        console.print(f"report: {_join(store.url, 'report.html')}", highlight=False, markup=False, soft_wrap=True)
-
-
-def _join(url: object, name: str) -> str:
-    return f"{str(url).rstrip('/')}/{name}"
+        console.print(f"report: {store.address('report.html')}", highlight=False, markup=False, soft_wrap=True)
 
 
 def _ranking_table(ranking: list[ScoredPassage], passages: dict[str, Passage]) -> Table:

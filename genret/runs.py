@@ -145,6 +145,10 @@ class RunStore:
         """The absolute local path or the URL; a store opened with it is the same store."""
         return self._storage.url
 
+    def address(self, name: str = "") -> str:
+        """Path or URL of the run, or of a file in it, to be shown: without options and passwords."""
+        return self._storage.address(name)
+
     def find(self, stage: str, fingerprint: str) -> StageRecord | None:
         """The record of a finished stage, or None where it never finished with this fingerprint.
 
