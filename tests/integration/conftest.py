@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import secrets
 import signal
 import socket
 import subprocess
@@ -85,21 +86,25 @@ def tiny_settings(beir_folder: Path) -> list[str]:
 
 
 @pytest.fixture
-def ray_head(tmp_path: Path) -> Iterator[str]:
-    """A Ray head with a job server on this machine; yields the job server's address."""
+def ray_head() -> Iterator[tuple[str, dict[str, str]]]:
+    """A Ray head with a job server: its address, and an environment with the token that it asks for."""
     ray_command = str(Path(sys.executable).parent / "ray")
     port, dashboard = _free_port(), _free_port()
-    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    environment = os.environ | {
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": secrets.token_hex(32),
+    }
     head = subprocess.Popen(
         [ray_command, "start", "--head", "--block", "--port", str(port), "--num-cpus", "2",
          "--include-dashboard", "true", "--dashboard-port", str(dashboard), "--dashboard-host", "127.0.0.1",
-         "--node-ip-address", "127.0.0.1"],
+         "--dashboard-agent-listen-port", str(_free_port()), "--node-ip-address", "127.0.0.1"],
         env=environment, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
     address = f"http://127.0.0.1:{dashboard}"
     try:
         _wait_until_answers(f"{address}/api/version", head)
-        yield address
+        yield address, environment
     finally:
         os.killpg(head.pid, signal.SIGTERM)
         head.wait(timeout=60)

@@ -14,8 +14,9 @@ BIN = Path(sys.executable).parent
 
 @pytest.mark.slow
 def test_submitted_job_gives_the_measures_of_a_local_run(
-    tiny_settings: list[str], tmp_path: Path, ray_head: str
+    tiny_settings: list[str], tmp_path: Path, ray_head: tuple[str, dict[str, str]]
 ) -> None:
+    address, environment = ray_head
     flags = [part for setting in tiny_settings for part in ("--set", setting)]
     local, submitted = tmp_path / "local", tmp_path / "submitted"
     subprocess.run(
@@ -23,9 +24,9 @@ def test_submitted_job_gives_the_measures_of_a_local_run(
         check=True, capture_output=True, timeout=600,
     )  # fmt: skip
     result = subprocess.run(
-        [str(BIN / "ray"), "job", "submit", "--address", ray_head, "--working-dir", str(PROJECT), "--",
+        [str(BIN / "ray"), "job", "submit", "--address", address, "--working-dir", str(PROJECT), "--",
          "python", "jobs/full_pipeline.py", "scratch-semantic", "--run", str(submitted), *flags],
-        capture_output=True, text=True, timeout=600, cwd=PROJECT,
+        capture_output=True, text=True, timeout=600, cwd=PROJECT, env=environment,
     )  # fmt: skip
     assert result.returncode == 0, result.stdout + result.stderr
     assert "NDCG@10" in result.stdout
