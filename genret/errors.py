@@ -1,4 +1,4 @@
-"""The error that a user can mend, kept apart from defects of the program."""
+"""The errors that a person is told without a traceback, kept apart from defects of the program."""
 
 
 class InputError(Exception):
@@ -6,4 +6,12 @@ class InputError(Exception):
 
     The message names the thing, what was expected and what was found. The command line prints it without a
     traceback and ends with exit code 2.
+    """
+
+
+class EngineError(Exception):
+    """Something outside that a run needs, such as the server of a language model, does not do its work.
+
+    The message says what it did instead, what is done and kept, and how to go on. The command line prints it
+    without a traceback and ends with exit code 1.
     """

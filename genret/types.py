@@ -32,6 +32,7 @@ class Query:
 
     query_id: str
     text: str
+    metadata: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

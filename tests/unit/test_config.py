@@ -41,6 +41,7 @@ retrieval:
   retrievers: [sft, bm25]
 """
 
+HTTP = "llm: {{type: http, base_url: 'https://host/v1', model: x, {}}}"
 PRETRAINED = "sft: {model: {type: pretrained, name: some/model}, scoring: vocabulary}"
 
 
@@ -145,7 +146,7 @@ def test_anchors_and_merges_work_and_overrides_change_one_place_only():
             "my.yaml, line 4: sft.model.hiden_size: unknown key; did you mean hidden_size?; known here: ",
         ),
         (
-            "llm: {keywords: 3}",
+            "llm: {type: extractive, keywords: 3}",
             "my.yaml, line 1: llm.keywords: unknown key; did you mean identifiers.keywords?",
         ),
         ("1: 2", "my.yaml, line 1: 1: unknown key; known here: name, seed"),
@@ -178,15 +179,28 @@ def test_unknown_keys_are_named_with_the_nearest(text, message):
         ("corpus:", "corpus: expected a section with keys and values, found nothing"),
         (
             "retrieval: {retrievers: sft}",
-            'retrieval.retrievers: expected a list, not empty, of one of sft, rpo, bm25, found "sft"',
+            'retrieval.retrievers: expected a list, not empty, of one of sft, rpo, bm25, fusion, found "sft"',
         ),
         (
             "retrieval: {retrievers: []}",
-            "retrieval.retrievers: expected a list, not empty, of one of sft, rpo, bm25, found []",
+            "retrieval.retrievers: expected a list, not empty, of one of sft, rpo, bm25, fusion, found []",
         ),
         (
             "retrieval: {retrievers: [sft, bm52]}",
-            'retrieval.retrievers[1]: expected one of sft, rpo, bm25, found "bm52"; did you mean bm25?',
+            'retrieval.retrievers[1]: expected one of sft, rpo, bm25, fusion, found "bm52"; did you mean bm25?',
+        ),
+        (
+            "retrieval: {fusion: {parts: [rpo, fusion]}}",
+            'retrieval.fusion.parts[1]: expected one of sft, rpo, bm25, found "fusion"',
+        ),
+        (
+            "retrieval: {fusion: {weights: [1, 0]}}",
+            "retrieval.fusion.weights[1]: expected a number above 0 and at most 1e+06, found 0",
+        ),
+        ("retrieval: {fusion: {method: rrf}}", "retrieval.fusion.method: expected one of reciprocal_rank, scores"),
+        (
+            "evaluation: {permutations: 10}",
+            "evaluation.permutations: expected a whole number from 1000 to 1000000, found 10",
         ),
         (
             "identifiers: {type: [atomic]}",
@@ -203,13 +217,24 @@ def test_unknown_keys_are_named_with_the_nearest(text, message):
         ),
         (
             "llm: {type: extractve}",
-            'llm.type: expected extractive, found "extractve"; did you mean extractive?',
+            'llm.type: expected one of extractive, http, vllm, found "extractve"; did you mean extractive?',
         ),
         (
             "sft: {model: {type: pretraind, name: x}}",
             'sft.model.type: expected one of scratch, pretrained, found "pretraind"; did you mean pretr',
         ),
         ("sft: {model: {layers: 1}}", "sft.model.type: expected one of scratch, pretrained, found nothing"),
+        ("llm: {type: http, model: x}", "llm.base_url: expected text that matches ^http"),
+        ("llm: {type: http, model: x, base_url: 'localhost:8000'}", "llm.base_url: expected text that matches ^http"),
+        (
+            "llm: {type: http, model: x, base_url: 'http://me:secret@host/v1'}",
+            "llm.base_url: expected text that matches ^http",
+        ),
+        ("llm: {type: http, model: '', base_url: 'http://host/v1'}", "llm.model: expected text that is not empty"),
+        (HTTP.format("api_key_variable: sk-123"), "llm.api_key_variable: expected text that matches ^([A-Za-z_]"),
+        (HTTP.format("extra_body: [top_k]"), 'llm.extra_body: expected keys and values, found ["top_k"]'),
+        (HTTP.format("extra_body: {seed: 1, n: 2}"), "llm.extra_body: expected fields that no other setting decides, "),
+        (HTTP.format("extra_body: {x: [1e999]}"), "llm.extra_body: expected finite numbers, found infinity"),
         (
             "sft: {model: {type: pretrained}}",
             "sft.model.name: expected text that is not empty, found nothing",
@@ -242,12 +267,32 @@ def test_values_are_refused_with_what_was_expected_and_found(text, message):
             "identifiers: {keywords: 5, max_keywords: 4}",
             "identifiers.max_keywords: expected at least keywords (5)",
         ),
-        ("llm: {min_terms: 5, max_terms: 4}", "llm.max_terms: expected at least min_terms (5), found 4"),
+        (
+            "llm: {type: extractive, min_terms: 5, max_terms: 4}",
+            "llm.max_terms: expected at least min_terms (5), found 4",
+        ),
         (
             "synthesis: {preference_queries: 0}",
             "retrieval.retrievers: rpo needs synthesis.preference_queries above 0, found ['sft', 'rpo', 'bm25'] and 0",
         ),
         ("retrieval: {beam: 5}", "retrieval.beam: expected at least retrieval.depth (10), found 5"),
+        (
+            "retrieval: {retrievers: [sft, fusion], fusion: {parts: [rpo, sft, bm25]}}",
+            "retrieval.retrievers: expected all of retrieval.fusion.parts beside fusion, found no rpo, bm25",
+        ),
+        (
+            "retrieval: {retrievers: [rpo, bm25, fusion], fusion: {depth: 11}}",
+            "retrieval.fusion.depth: expected at most retrieval.depth (10), found 11",
+        ),
+        (
+            "retrieval: {fusion: {parts: [rpo, rpo]}}",
+            "retrieval.fusion.parts: expected at least two, each once, found ['rpo', 'rpo']",
+        ),
+        ("retrieval: {fusion: {parts: [bm25]}}", "retrieval.fusion.parts: expected at least two, each once"),
+        (
+            "retrieval: {fusion: {weights: [1]}}",
+            "retrieval.fusion.weights: expected none or one for each of the 2 parts, found 1",
+        ),
         (
             "retrieval: {depth: 10}\nevaluation: {measures: [HIT@5, NDCG@20]}",
             "retrieval.depth: expected at least the cut-off of each of evaluation.measures (NDCG@20), found 10",
@@ -283,6 +328,8 @@ def test_values_that_do_not_go_together_are_refused_with_both(text, message):
         "synthesis: {preference_queries: 0}\nretrieval: {retrievers: [sft]}\nrpo: {batch_size: 3}",
         "retrieval: {beam: 5, search: exact}",
         "retrieval: {beam: 5, retrievers: [bm25]}",
+        "retrieval: {retrievers: [fusion, bm25, rpo], fusion: {weights: [1, 0.5], depth: 10}}",
+        "retrieval: {retrievers: [sft], fusion: {depth: 1000}}",
         "retrieval: {depth: 40, beam: 40}\nevaluation: {measures: [HIT@40]}",
         "sft: {scoring: vocabulary, loss: all}",
         "synthesis: {constraint_queries: 2, constraint_fields: [source]}",
@@ -389,7 +436,7 @@ YAML_WORDS = ["sft", "seed", "model", "type", "scratch", "&a ", "*a", "<<", "!!i
 YAML_SIGNS = [*"10.e:{}[],'\"-?&*#|>%@\\ \n\u2028", ": ", "\n  ", "- "]
 
 
-@settings(max_examples=300)
+@settings(max_examples=300, deadline=None)
 @given(st.lists(st.sampled_from(YAML_WORDS + YAML_SIGNS)).map("".join) | st.text())
 def test_any_text_is_a_configuration_or_an_input_error(text):
     try:
@@ -441,13 +488,14 @@ def test_presets_load_and_their_dumps_load_back(name):
     assert parse_config(resolved_yaml(config), "resolved") == config
 
 
-@pytest.mark.parametrize("text", ["{}", SMALL, PRETRAINED])
+@pytest.mark.parametrize("text", ["{}", SMALL, PRETRAINED, HTTP.format("extra_body: {a: {b: [1, null, x, 1e-3]}}")])
 def test_dumps_load_back(text):
     config = parse_config(text, "my.yaml")
     assert parse_config(dump_config(config), "dump") == config
     assert parse_config(resolved_yaml(config), "resolved") == config
 
 
+@settings(deadline=None)
 @given(
     text=st.text(st.characters(exclude_categories=["Cs"])),
     fields=st.lists(st.text(st.characters(exclude_categories=["Cs"]))),
@@ -515,6 +563,11 @@ def test_the_walk_over_sections_finds_them_all():
 )
 def test_every_field_is_used(section, name):
     root = Path(genret.__file__).parent
-    sources = [path for path in root.rglob("*.py") if path != root / "config.py"]
+    sources = [path for path in root.rglob("*.py") if path.parent != root / "config"]
     used = re.compile(rf'\.{name}\b|"{name}"')
     assert any(used.search(path.read_text(encoding="utf-8")) for path in sources), f"{section}.{name} is dead"
+
+
+def test_multihop_queries_need_a_language_model() -> None:
+    with pytest.raises(InputError, match=r"synthesis\.multihop_queries: expected 0 with llm\.type extractive, found 3"):
+        load_config("quickstart", ["synthesis.multihop_queries=3"])

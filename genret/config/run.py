@@ -1,0 +1,137 @@
+"""The whole configuration, and the rules between its sections."""
+
+from collections.abc import Iterator
+
+from pydantic import Field, model_validator
+
+from genret.config.data import CorpusConfig, ExamplesConfig, IdentifiersConfig, SynthesisConfig
+from genret.config.engines import ExtractiveConfig, LlmConfig
+from genret.config.retrieval import EvaluationConfig, RetrievalConfig
+from genret.config.section import Section, refuse
+from genret.config.training import MiningConfig, RpoConfig, SftConfig
+
+
+class ComputeConfig(Section):
+    """What the stages may use. The only section that differs between a laptop and a cluster."""
+
+    address: str = ""
+    """Ray address; empty: the cluster of the environment (RAY_ADDRESS, a submitted job), else a local Ray."""
+    cpu_workers: int = Field(2, ge=1, le=10_000)
+    """Actors that synthesise, mine and retrieve side by side."""
+    cpus_a_worker: float = Field(1.0, gt=0.0, le=256.0)
+    """CPUs of each of them."""
+    gpus_a_worker: float = Field(0.0, ge=0.0, le=8.0)
+    """GPUs of each of them that holds a model."""
+    training_workers: int = Field(1, ge=1, le=10_000)
+    """Ray Train workers."""
+    cpus_a_training_worker: float = Field(2.0, gt=0.0, le=256.0)
+    """CPUs of each training worker; also its number of torch threads, so that a run is repeatable."""
+    gpus_a_training_worker: int = Field(0, ge=0, le=1)
+    """GPUs of each training worker."""
+    max_failures: int = Field(3, ge=0, le=1000)
+    """How often training starts again after a worker died."""
+
+
+class RunConfig(Section):
+    """A whole run."""
+
+    name: str = Field("run", min_length=1, pattern=r"^\w[\w.-]*$")
+    """Name of the run; its folder is runs/NAME where none is given."""
+    seed: int = Field(0, ge=0, le=2**31 - 1)
+    """Seed of everything random."""
+    corpus: CorpusConfig = CorpusConfig()
+    """Where the documents come from, and what the unit of retrieval is."""
+    llm: LlmConfig = ExtractiveConfig()
+    """What writes keywords, queries and answers."""
+    identifiers: IdentifiersConfig = IdentifiersConfig()
+    """How passages get their identifiers (docids)."""
+    synthesis: SynthesisConfig = SynthesisConfig()
+    """How many synthetic queries to write, and of which kinds."""
+    examples: ExamplesConfig = ExamplesConfig()
+    """How texts and queries become training rows (paper, sections 3.2 and 3.3)."""
+    sft: SftConfig = SftConfig()
+    """Supervised fine-tuning: Context2ID and Query2ID (paper, section 3.1 and appendix A)."""
+    mining: MiningConfig = MiningConfig()
+    """Which false positives become negatives (paper, section 4.3)."""
+    rpo: RpoConfig = RpoConfig()
+    """Regularised preference optimisation (paper, section 4.1 and appendix A)."""
+    retrieval: RetrievalConfig = RetrievalConfig()
+    """The retrievers that are compared, and how they search."""
+    evaluation: EvaluationConfig = EvaluationConfig()
+    """What is measured, and how sure the figures are."""
+    compute: ComputeConfig = ComputeConfig()
+    """What the stages may use. The only section that differs between a laptop and a cluster."""
+
+    @model_validator(mode="after")
+    def _check_sections(self) -> "RunConfig":
+        refuse([*_batch_problems(self), *_synthesis_problems(self), *_retrieval_problems(self)])
+        return self
+
+
+def _batch_problems(config: RunConfig) -> Iterator[str]:
+    stages: dict[str, SftConfig | RpoConfig] = {"sft": config.sft}
+    if config.synthesis.preference_queries:
+        stages["rpo"] = config.rpo
+    workers = config.compute.training_workers
+    for name, stage in stages.items():
+        if stage.batch_size % (stage.micro_batch_size * workers):
+            yield (
+                f"{name}.batch_size: expected a multiple of {name}.micro_batch_size x "
+                f"compute.training_workers ({stage.micro_batch_size} x {workers}), found {stage.batch_size}"
+            )
+
+
+def _synthesis_problems(config: RunConfig) -> Iterator[str]:
+    synthesis = config.synthesis
+    if synthesis.constraint_queries and not synthesis.constraint_fields:
+        yield (
+            "synthesis.constraint_fields: expected at least one with "
+            f"synthesis.constraint_queries {synthesis.constraint_queries}, found none"
+        )
+    if config.examples.context2id == "none" and not (
+        synthesis.chunk_queries or synthesis.sentence_queries or synthesis.constraint_queries
+    ):
+        yield (
+            "examples.context2id: expected chunk or sentence where synthesis.chunk_queries, sentence_queries "
+            "and constraint_queries are all 0, found none; nothing is left to train on"
+        )
+    if synthesis.multihop_queries and config.llm.type == "extractive":
+        yield (
+            f"synthesis.multihop_queries: expected 0 with llm.type extractive, found {synthesis.multihop_queries}; "
+            "queries over several passages need a language model"
+        )
+
+
+def _fusion_problems(retrieval: RetrievalConfig) -> Iterator[str]:
+    if missing := [part for part in retrieval.fusion.parts if part not in retrieval.retrievers]:
+        # Its ranking is made of theirs.
+        yield (
+            f"retrieval.retrievers: expected all of retrieval.fusion.parts beside fusion, found no {', '.join(missing)}"
+        )
+    if retrieval.fusion.depth > retrieval.depth:
+        yield (
+            f"retrieval.fusion.depth: expected at most retrieval.depth ({retrieval.depth}), "
+            f"found {retrieval.fusion.depth}"
+        )
+
+
+def _retrieval_problems(config: RunConfig) -> Iterator[str]:
+    retrieval = config.retrieval
+    if "rpo" in retrieval.retrievers and not config.synthesis.preference_queries:
+        yield (
+            "retrieval.retrievers: rpo needs synthesis.preference_queries above 0, found "
+            f"{list(retrieval.retrievers)} and 0"
+        )
+    if len(set(retrieval.retrievers)) < len(retrieval.retrievers):
+        yield f"retrieval.retrievers: expected each once, found {list(retrieval.retrievers)}"
+    if "fusion" in retrieval.retrievers:
+        yield from _fusion_problems(retrieval)
+    generative = {"sft", "rpo"} & set(retrieval.retrievers)
+    if generative and retrieval.search == "beam" and retrieval.beam < retrieval.depth:
+        yield (f"retrieval.beam: expected at least retrieval.depth ({retrieval.depth}), found {retrieval.beam}")
+    deepest = max(config.evaluation.measures, key=lambda measure: int(measure.partition("@")[2]))
+    if retrieval.depth < int(deepest.partition("@")[2]):
+        yield (
+            f"retrieval.depth: expected at least the cut-off of each of evaluation.measures ({deepest}), "
+            f"found {retrieval.depth}"
+        )
