@@ -3,21 +3,29 @@
 Every appended token sees the prompt, its own ancestors and itself, by a mask, and has its own position. So
 nothing in the cache is copied or reordered when hypotheses branch (the technique of SpecInfer, arXiv
 2305.09781).
+
+The tokens of all queries go through the model as one row, without padding: only attention itself lays them out by
+query, in a function of our own that transformers calls in every layer
+(https://huggingface.co/docs/transformers/attention_interface).
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import nn
-from transformers.cache_utils import Cache, DynamicLayer
+from transformers import AttentionInterface
 
-from genret.decoding.trie import ranges
+from genret.decoding.trie import Ints, ranges
 from genret.errors import InputError
 
+# The name under which transformers knows our attention function.
+TREE_ATTENTION = "genret_tree"
 # The cache of a batch is made smaller once no more than this share of its queries is still searched.
 KEEP_SHARE = 0.75
 # Free room for appended tokens in a new cache; it grows by half when that is used up.
@@ -25,53 +33,147 @@ FIRST_ROOM = 64
 # How far the same computation may stray when it is done in another order, relative to its largest value.
 TOLERANCE = {torch.float64: 1e-5, torch.float32: 1e-3}
 LOW_PRECISION_TOLERANCE = 5e-2
-ATTENTION = ("sdpa", "eager")
 LAYER_TYPES = {"full_attention", "sliding_attention"}
 
-Ints = npt.NDArray[np.int64]
+Mask = npt.NDArray[np.bool_]
 
 
-class _RoomyLayer(DynamicLayer):
-    """Keys and values of one layer in a buffer with room to grow: appending writes in place.
+class _LayerCache:
+    """Keys and values of one layer, `[rows, room, heads, head_dim]`: appending writes in place."""
 
-    `keys` and `values`, `[batch, heads, length, head_dim]`, are views of the part in use.
+    def __init__(self) -> None:
+        self.keys = self.values = torch.empty(0)
+
+    def write(self, states: tuple[torch.Tensor, torch.Tensor], slots: torch.Tensor, rows: int, room: int) -> None:
+        """Put states `[tokens, heads, head_dim]` into slots, row * room + column."""
+        if self.keys.numel() == 0:
+            # Not uninitialised memory: a weight of 0 times NaN is NaN.
+            self.keys, self.values = (state.new_zeros(rows, room, *state.shape[1:]) for state in states)
+        elif self.keys.shape[1] < room:
+            self.keys, self.values = (_widened(buffer, room) for buffer in (self.keys, self.values))
+        for buffer, state in zip((self.keys, self.values), states, strict=True):
+            buffer.flatten(0, 1)[slots] = state
+
+    def keep(self, rows: torch.Tensor) -> None:
+        """Forget all other rows."""
+        self.keys, self.values = self.keys[rows], self.values[rows]
+
+
+def _widened(buffer: torch.Tensor, room: int) -> torch.Tensor:
+    wider = buffer.new_zeros(buffer.shape[0], room, *buffer.shape[2:])
+    wider[:, : buffer.shape[1]] = buffer
+    return wider
+
+
+@dataclass(frozen=True)
+class _Pass:
+    """Where the tokens of one pass stand.
+
+    Attributes:
+        layers: The caches of all layers.
+        windows: How far back each layer looks, None for all the way.
+        rows: Rows of the cache.
+        room: Columns that it has room for.
+        columns: Columns in use, those of this pass included.
+        slots: `[tokens]`, row * room + column of each token.
+        width: The most tokens of a row in this pass.
+        places: `[tokens]`, row * width + place of each token in its row; None where no row has fewer than `width`.
+        masks: By window, `[rows, 1, width, columns]`, what is added to attention scores; None for causal attention in
+            rows of `width` columns.
     """
 
-    def update(
-        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        if not self.is_initialized:
-            self.lazy_initialization(key_states, value_states)
-            self._room = (self._empty(key_states, FIRST_ROOM), self._empty(value_states, FIRST_ROOM))
-            self._length = 0
-        stop = self._length + key_states.shape[-2]
-        if stop > self._room[0].shape[-2]:
-            extra = max(stop, self._length * 3 // 2) - self._length
-            old = (self._room[0][:, :, : self._length], self._room[1][:, :, : self._length])
-            self._room = (self._empty(old[0], extra), self._empty(old[1], extra))
-            self._write(0, *old)
-        self._write(self._length, key_states, value_states)
-        self._length = stop
-        self._show()
-        return self.keys, self.values
+    layers: Sequence[_LayerCache]
+    windows: Sequence[int | None]
+    rows: int
+    room: int
+    columns: int
+    slots: torch.Tensor
+    width: int
+    places: torch.Tensor | None
+    masks: Mapping[int | None, torch.Tensor | None]
 
-    def batch_select_indices(self, indices: torch.Tensor) -> None:
-        self._room = (self._room[0][indices], self._room[1][indices])
-        self._show()
+    def by_row(self, states: torch.Tensor) -> torch.Tensor:
+        """States `[tokens, ...]` as `[rows, width, ...]`."""
+        if self.places is None:
+            return states.unflatten(0, (self.rows, self.width))
+        padded = states.new_zeros(self.rows * self.width, *states.shape[1:])
+        padded[self.places] = states
+        return padded.unflatten(0, (self.rows, self.width))
 
-    @staticmethod
-    def _empty(like: torch.Tensor, extra: int) -> torch.Tensor:
-        batch, heads, length, width = like.shape
-        return like.new_empty(batch, heads, length + extra, width)
+    def by_token(self, states: torch.Tensor) -> torch.Tensor:
+        """States `[rows, width, ...]` as `[tokens, ...]`."""
+        flat = states.flatten(0, 1)
+        return flat if self.places is None else flat[self.places]
 
-    def _write(self, start: int, keys: torch.Tensor, values: torch.Tensor) -> None:
-        stop = start + keys.shape[-2]
-        self._room[0][:, :, start:stop] = keys
-        self._room[1][:, :, start:stop] = values
 
-    def _show(self) -> None:
-        self.keys = self._room[0][:, :, : self._length]
-        self.values = self._room[1][:, :, : self._length]
+_CURRENT: ContextVar[_Pass] = ContextVar("the pass that a model is in")
+
+
+def _tree_attention(
+    module: Any,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: Any,
+    scaling: float | None = None,
+    softcap: float | None = None,
+    **_: Any,
+) -> tuple[torch.Tensor, None]:
+    """Attention of one layer over the cache of the current pass; called by transformers.
+
+    Args:
+        module: The layer's attention module.
+        query: `[1, heads, tokens, head_dim]`.
+        key: `[1, key_heads, tokens, head_dim]`, `key_heads` a divisor of `heads`.
+        value: As `key`.
+        attention_mask: None: the pass has its own.
+        scaling: Factor of the scores.
+        softcap: Bound of the scores, as Gemma 2 has it.
+
+    Returns:
+        `[1, tokens, heads, head_dim]`, and no attention weights.
+    """
+    current = _CURRENT.get()
+    layer = current.layers[module.layer_idx]
+    layer.write((key[0].transpose(0, 1), value[0].transpose(0, 1)), current.slots, current.rows, current.room)
+    keys, values = (buffer[:, : current.columns].transpose(1, 2) for buffer in (layer.keys, layer.values))
+    asking = current.by_row(query[0].transpose(0, 1)).transpose(1, 2)
+    mask = current.masks[current.windows[module.layer_idx]]
+    if mask is None and softcap is None:
+        mixed = nn.functional.scaled_dot_product_attention(
+            asking, keys, values, is_causal=True, scale=scaling, enable_gqa=keys.shape[1] != asking.shape[1]
+        )
+    else:
+        mixed = _masked_attention(asking, keys, values, mask, scaling, softcap)
+    return current.by_token(mixed.transpose(1, 2))[None], None
+
+
+def _masked_attention(
+    query: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    mask: torch.Tensor | None,
+    scaling: float | None,
+    softcap: float | None,
+) -> torch.Tensor:
+    """Attention `[rows, heads, width, head_dim]` under a mask; heads that share keys count as further queries."""
+    rows, heads, width, size = query.shape
+    shared = heads // keys.shape[1]
+    query = query.reshape(rows, keys.shape[1], shared * width, size)
+    if mask is None:
+        visible = torch.ones(width, keys.shape[2], dtype=torch.bool, device=query.device).tril()
+        mask = torch.zeros_like(visible, dtype=query.dtype).masked_fill(~visible, -torch.inf)[None, None]
+    mask = mask.repeat(1, 1, shared, 1)
+    if softcap is None:
+        mixed = nn.functional.scaled_dot_product_attention(query, keys, values, attn_mask=mask, scale=scaling)
+    else:
+        scores = query @ keys.transpose(2, 3) * (size**-0.5 if scaling is None else scaling)
+        scores = softcap * torch.tanh(scores / softcap) + mask
+        mixed = scores.softmax(-1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(values.dtype) @ values
+    return mixed.reshape(rows, heads, width, -1)
+
+
+AttentionInterface.register(TREE_ATTENTION, _tree_attention)
 
 
 class TreeDecoder:
@@ -91,28 +193,21 @@ class TreeDecoder:
     head: nn.Linear | None
 
     def __init__(self, model: Any) -> None:
-        """Take a model, and check on a few tokens that its attention can be steered.
+        """Take a model, and check on a few tokens that its attention can be replaced.
 
         Args:
-            model: A Hugging Face causal language model with `attn_implementation` "sdpa" or "eager", and full
-                or sliding-window attention in every layer.
+            model: A Hugging Face causal language model that uses transformers' attention interface, with full or
+                sliding-window attention in every layer.
 
         Raises:
-            InputError: Another attention implementation or kind of layer, or a model that does not heed 4-D
-                masks and position ids.
+            InputError: Another kind of layer, or a model that computes something else with our attention than with
+                its own, such as one without the interface or with position biases.
         """
         self.model = model
         self.decoder = model.get_decoder()
         self.config = self.decoder.config
         self.dtype, self.device = model.dtype, model.device
-        self.layer_types = _layer_types(self.config)
-        self.window: int | None = self.config.sliding_window if "sliding_attention" in self.layer_types else None
-        self.eager = self.config._attn_implementation == "eager"
-        if self.config._attn_implementation not in ATTENTION:
-            raise InputError(
-                f"{type(model).__name__}: expected attn_implementation {' or '.join(ATTENTION)}, found "
-                f"{self.config._attn_implementation!r}: tree attention needs masks of its own"
-            )
+        self.windows = _windows(self.config)
         self.vocabulary_size = int(model.get_input_embeddings().num_embeddings)
         with self.evaluating():
             self.head = self._find_head()
@@ -131,70 +226,50 @@ class TreeDecoder:
         finally:
             self.model.train(training)
 
-    def begin(
-        self, prompts: Sequence[npt.ArrayLike], prefix: npt.ArrayLike, pad: int
-    ) -> tuple["TreeSession", torch.Tensor]:
+    def begin(self, prompts: Sequence[npt.ArrayLike], prefix: npt.ArrayLike) -> tuple["TreeSession", torch.Tensor]:
         """Put prompts, and tokens that follow all of them, into a cache.
 
-        Rows are padded on the right, where causal attention cannot see: no mask is needed, so that the
-        fastest attention kernel serves this pass.
+        This pass is plain causal attention: no mask is needed, so that the fastest attention kernel serves it.
 
         Args:
             prompts: Token ids, at least one a prompt.
             prefix: Token ids `[f]` that every identifier begins with; may be empty.
-            pad: A token id to pad with; its value has no influence.
 
         Returns:
             The session, and states `[len(prompts), 1 + f, width]`: those of the last prompt token and of the
             prefix.
         """
         rows = [np.concatenate((np.asarray(prompt, np.int64), np.asarray(prefix, np.int64))) for prompt in prompts]
-        total = np.array([len(row) for row in rows])
-        ids = np.full((len(rows), total.max()), pad, dtype=np.int64)
-        valid = np.arange(ids.shape[1]) < total[:, None]
-        ids[valid] = np.concatenate(rows)
-        positions = np.broadcast_to(np.arange(ids.shape[1]), ids.shape)
-        cache = Cache(layer_class_to_replicate=_RoomyLayer)
-        states = self.forward(ids, positions, None, cache)
         n_prefix = np.size(prefix)
-        wanted = total[:, None] - 1 - n_prefix + np.arange(n_prefix + 1)
-        rows_index = torch.arange(len(rows), device=self.device)[:, None]
-        session = TreeSession(self, cache, total - n_prefix, valid, pad)
-        return session, states[rows_index, self.tensor(wanted)]
+        session = TreeSession(self, np.array([len(row) for row in rows]), n_prefix)
+        states = session.begin(np.concatenate(rows))
+        wanted = np.cumsum([len(row) for row in rows])[:, None] - 1 - n_prefix + np.arange(n_prefix + 1)
+        return session, states[self.tensor(wanted)]
 
-    def forward(
-        self, ids: Ints, positions: Ints, mask: dict[str, npt.NDArray[np.bool_]] | None, cache: Cache
-    ) -> torch.Tensor:
-        """One pass; `mask` holds a boolean `[batch, new, total]` for each kind of layer, or is None for
-        causal.
-        """
+    def forward(self, ids: Ints, positions: Ints, current: _Pass) -> torch.Tensor:
+        """The states `[tokens, width]` of tokens `[tokens]` that stand at `positions` of their sequences."""
         module = self.model if self.head is None else self.decoder
-        output = module(
-            input_ids=self.tensor(ids),
-            position_ids=self.tensor(positions),
-            attention_mask=None if mask is None else self._attention_mask(mask),
-            past_key_values=cache,
-            use_cache=True,
-        )
-        return output.logits if self.head is None else output.last_hidden_state
+        own = self.config._attn_implementation
+        token = _CURRENT.set(current)
+        self.config._attn_implementation = TREE_ATTENTION
+        try:
+            output = module(
+                input_ids=self.tensor(ids)[None], position_ids=self.tensor(positions)[None], use_cache=False
+            )
+        finally:
+            self.config._attn_implementation = own
+            _CURRENT.reset(token)
+        return (output.logits if self.head is None else output.last_hidden_state)[0]
 
     def tensor(self, array: npt.NDArray[Any]) -> torch.Tensor:
         """The array on the model's device."""
         # A copy: read-only arrays, such as memory maps, cannot be shared with torch.
         return torch.tensor(array, device=self.device)
 
-    def _attention_mask(self, masks: dict[str, npt.NDArray[np.bool_]]) -> Any:
-        ready = {kind: self._one_mask(mask) for kind, mask in masks.items()}
-        # Models with layers of two kinds look masks up by kind; others take the mask itself.
-        return ready if len(ready) > 1 else next(iter(ready.values()))
-
-    def _one_mask(self, mask: npt.NDArray[np.bool_]) -> torch.Tensor:
-        visible = self.tensor(mask)[:, None]
-        if not self.eager:
-            return visible
-        # Eager attention adds its mask to the scores.
-        nothing = torch.zeros((), dtype=self.dtype, device=self.device)
-        return torch.where(visible, nothing, torch.finfo(self.dtype).min)
+    def mask(self, visible: Mask) -> torch.Tensor:
+        """What is added to attention scores `[rows, 1, width, columns]`, from what each token of a row sees."""
+        shown = self.tensor(visible)[:, None]
+        return torch.zeros_like(shown, dtype=self.dtype).masked_fill_(~shown, -torch.inf)
 
     def _find_head(self) -> nn.Linear | None:
         """The output layer, if nothing happens to states before it and nothing to logits after it.
@@ -225,30 +300,30 @@ class TreeDecoder:
         return head if same else None
 
     def _check_tree(self) -> None:
-        """Two prompts of different length, each with two continuations: as one tree, and as plain
-        sequences.
+        """Two prompts of different length, each with two continuations: as one tree, and by the model's own attention.
         """
         token = np.arange(5) % self.vocabulary_size
         prompts = [token[:2], token[:1]]
-        session, _ = self.begin(prompts, token[:0], 0)
         query = np.array([0, 0, 1, 1])
-        paths = np.full((4, 2), -1, dtype=np.int32)
         tails = np.concatenate([token[2:4], token[3:5], token[3:5], token[2:4]])
         try:
+            session, _ = self.begin(prompts, token[:0])
+            paths = np.full((4, 2), -1, dtype=np.int32)
             states = session.append(query, np.zeros(4, np.int64), np.full(4, 2), tails, paths)
-        except (ValueError, TypeError, RuntimeError, IndexError) as error:
+        except (ValueError, TypeError, RuntimeError, IndexError, AttributeError) as error:
             raise InputError(f"{self._refusal()} ({error})") from error
+        module = self.model if self.head is None else self.decoder
         for number, row in enumerate(query):
-            plain = np.concatenate((prompts[row], tails[2 * number : 2 * number + 2]))[None]
-            cache = Cache(layer_class_to_replicate=_RoomyLayer)
-            expected = self.forward(plain, np.arange(plain.shape[1])[None], None, cache)[0, -2:]
+            plain = np.concatenate((prompts[row], tails[2 * number : 2 * number + 2]))
+            output = module(input_ids=self.tensor(plain)[None], use_cache=False)
+            expected = (output.logits if self.head is None else output.last_hidden_state)[0, -2:]
             if not self._close(states[2 * number : 2 * number + 2], expected):
                 raise InputError(self._refusal())
 
     def _refusal(self) -> str:
         return (
-            f"{type(self.model).__name__}: expected a decoder that heeds a mask and a position id for each token, "
-            "found one that does not; its hypotheses cannot share a cache"
+            f"{type(self.model).__name__}: expected a decoder that uses transformers' attention interface and heeds a "
+            "position id for each token, found one that does not; its hypotheses cannot share a cache"
         )
 
     def _close(self, found: torch.Tensor, expected: torch.Tensor) -> bool:
@@ -260,25 +335,32 @@ class TreeDecoder:
 class TreeSession:
     """A batch of prompts in the cache, and the hypotheses appended to them so far."""
 
-    def __init__(
-        self, decoder: TreeDecoder, cache: Cache, lengths: Ints, valid: npt.NDArray[np.bool_], pad: int
-    ) -> None:
-        """Start from a cache that holds the prompts.
+    def __init__(self, decoder: TreeDecoder, totals: Ints, n_prefix: int) -> None:
+        """Make room for prompts.
 
         Args:
             decoder: The model.
-            cache: With one row a query.
-            lengths: `[queries]`, tokens of each prompt: position of its first identifier token.
-            valid: `[queries, columns]`, which columns hold the prompt (and the shared prefix) and not
-                padding.
-            pad: A token id to pad with.
+            totals: `[queries]`, tokens of each prompt and the prefix that follows all of them.
+            n_prefix: Tokens of that prefix.
         """
-        self.decoder, self.cache, self.lengths, self.pad = decoder, cache, lengths, pad
-        self.columns = valid.shape[1]
+        self.decoder = decoder
+        # Position of each query's first identifier token.
+        self.lengths = totals - n_prefix
+        self._layers = [_LayerCache() for _ in decoder.windows]
         # By row of the cache; a query's row changes when others leave the batch.
-        self.prompt = valid
-        self.positions = np.broadcast_to(np.arange(self.columns), valid.shape)
-        self.row_of = np.arange(len(lengths))
+        self._prompt = self._used = totals
+        self._row_of = np.arange(len(totals))
+        self._positions = np.zeros((len(totals), int(totals.max()) + FIRST_ROOM), dtype=np.int64)
+
+    def begin(self, ids: Ints) -> torch.Tensor:
+        """Read the prompts, which stand one after the other in `ids`; states `[len(ids), width]`."""
+        row = np.repeat(np.arange(len(self._prompt)), self._prompt)
+        place = ranges(np.zeros_like(self._prompt), self._prompt)
+        width = int(self._prompt.max())
+        near: Mask | None = None
+        if self._beyond_window(width - 1):
+            near = np.tri(width, dtype=bool)[None].repeat(len(self._prompt), axis=0)
+        return self._pass(ids, row, place, place, place, width, near)
 
     def append(
         self, query: Ints, start: Ints, length: Ints, tokens: Ints, paths: npt.NDArray[np.int32]
@@ -299,59 +381,91 @@ class TreeSession:
             States `[length.sum(), width]`, on the model's device.
         """
         self._leave(query)
-        rows = self.row_of[query]
         run = np.repeat(np.arange(len(query)), length)
-        token_row = rows[run]
+        row = self._row_of[query][run]
         # Runs of a row stand side by side in the new columns.
-        in_row = np.bincount(rows, weights=length, minlength=len(self.prompt)).astype(np.int64)
-        place = np.arange(len(token_row)) - (np.cumsum(in_row) - in_row)[token_row]
+        in_row = np.bincount(row, minlength=len(self._prompt))
+        place = ranges(np.zeros_like(in_row), in_row)
         depth = ranges(start, length)
-        column = self.columns + place
+        column = self._used[row] + place
         paths[run, depth] = column
+        self._used = self._used + in_row
         width = int(in_row.max())
-        ids = np.full((len(self.prompt), width), self.pad, dtype=np.int64)
-        ids[token_row, place] = tokens
-        positions = np.zeros(ids.shape, dtype=np.int64)
-        positions[token_row, place] = self.lengths[query][run] + depth
-        mask = self._mask(token_row, place, depth, column, paths[run, : int(depth.max()) + 1], width)
-        self.positions = np.concatenate((self.positions, positions), axis=1)
-        states = self.decoder.forward(ids, positions, self._by_kind(mask, positions), self.cache)
-        self.columns += width
-        return states.reshape(-1, states.shape[-1])[self.decoder.tensor(token_row * width + place)]
+        visible = self._visible(row, place, depth, column, paths[run, : int(depth.max()) + 1], width)
+        return self._pass(tokens, row, place, column, self.lengths[query][run] + depth, width, visible)
 
-    def _mask(
+    def _pass(
+        self, ids: Ints, row: Ints, place: Ints, column: Ints, position: Ints, width: int, visible: Mask | None
+    ) -> torch.Tensor:
+        columns = int(self._used.max())
+        if columns > self._positions.shape[1]:
+            wider = np.zeros((len(self._positions), columns * 3 // 2), dtype=np.int64)
+            wider[:, : self._positions.shape[1]] = self._positions
+            self._positions = wider
+        self._positions[row, column] = position
+        rows, room = self._positions.shape
+        tensor = self.decoder.tensor
+        current = _Pass(
+            layers=self._layers,
+            windows=self.decoder.windows,
+            rows=rows,
+            room=room,
+            columns=columns,
+            slots=tensor(row * room + column),
+            width=width,
+            places=None if len(ids) == rows * width else tensor(row * width + place),
+            masks=self._masks(row, place, position, visible),
+        )
+        return self.decoder.forward(ids, position, current)
+
+    def _visible(
         self, row: Ints, place: Ints, depth: Ints, column: Ints, paths: npt.NDArray[np.int32], width: int
-    ) -> npt.NDArray[np.bool_]:
-        mask = np.zeros((len(self.prompt), width, self.columns + width), dtype=bool)
-        mask[:, :, : self.prompt.shape[1]] = self.prompt[:, None]
+    ) -> Mask:
+        shape = (len(self._prompt), width, int(self._used.max()))
+        # Places without a token see their prompt too: attention to nothing is not a number.
+        visible = np.broadcast_to((np.arange(shape[2]) < self._prompt[:, None])[:, None], shape).copy()
         is_ancestor = (np.arange(paths.shape[1]) <= depth[:, None]) & (paths >= 0)
-        mask[row[:, None], place[:, None], np.where(is_ancestor, paths, column[:, None])] = True
-        return mask
+        visible[row[:, None], place[:, None], np.where(is_ancestor, paths, column[:, None])] = True
+        return visible
 
-    def _by_kind(self, mask: npt.NDArray[np.bool_], positions: Ints) -> dict[str, npt.NDArray[np.bool_]]:
-        window = self.decoder.window
-        if window is None or self.positions.max() < window:
-            return {"full_attention": mask}
-        near = positions[:, :, None] - self.positions[:, None, :] < window
-        return {kind: mask & near if kind == "sliding_attention" else mask for kind in self.decoder.layer_types}
+    def _masks(
+        self, row: Ints, place: Ints, position: Ints, visible: Mask | None
+    ) -> dict[int | None, torch.Tensor | None]:
+        if visible is None:
+            return dict.fromkeys(self.decoder.windows)
+        everything = self.decoder.mask(visible)
+        masks: dict[int | None, torch.Tensor | None] = dict.fromkeys(self.decoder.windows, everything)
+        for window in {window for window in masks if window is not None and self._beyond_window(int(position.max()))}:
+            asking = np.zeros(visible.shape[:2], dtype=np.int64)
+            asking[row, place] = position
+            near = asking[:, :, None] - self._positions[:, None, : visible.shape[2]] < window
+            masks[window] = self.decoder.mask(visible & near)
+        return masks
+
+    def _beyond_window(self, position: int) -> bool:
+        return any(window is not None and position >= window for window in self.decoder.windows)
 
     def _leave(self, query: Ints) -> None:
         """Take the rows of queries that are done out of the cache, once that spares enough."""
         present = np.unique(query)
-        if len(present) > KEEP_SHARE * len(self.prompt):
+        if len(present) > KEEP_SHARE * len(self._prompt):
             return
-        rows = self.row_of[present]
-        self.cache.batch_select_indices(self.decoder.tensor(rows))
-        self.prompt, self.positions = self.prompt[rows], self.positions[rows]
-        self.row_of = np.full(len(self.lengths), -1)
-        self.row_of[present] = np.arange(len(present))
+        rows = self._row_of[present]
+        kept = self.decoder.tensor(rows)
+        for layer in self._layers:
+            layer.keep(kept)
+        self._prompt, self._used, self._positions = self._prompt[rows], self._used[rows], self._positions[rows]
+        self._row_of = np.full(len(self.lengths), -1)
+        self._row_of[present] = np.arange(len(present))
 
 
-def _layer_types(config: Any) -> list[str]:
+def _windows(config: Any) -> list[int | None]:
+    """How far back each layer looks."""
+    window = getattr(config, "sliding_window", None)
     kinds = getattr(config, "layer_types", None)
     if not kinds:
-        kinds = ["sliding_attention" if getattr(config, "sliding_window", None) else "full_attention"]
+        kinds = ["sliding_attention" if window else "full_attention"] * config.num_hidden_layers
     unknown = set(kinds) - LAYER_TYPES
     if unknown:
         raise InputError(f"{config.model_type}: expected layers of {sorted(LAYER_TYPES)}, found {sorted(unknown)}")
-    return sorted(set(kinds))
+    return [window if kind == "sliding_attention" else None for kind in kinds]

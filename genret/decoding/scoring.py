@@ -8,7 +8,7 @@ import numpy.typing as npt
 import torch
 
 from genret.decoding.attention import TreeDecoder
-from genret.decoding.trie import IntArray, Trie, ranges
+from genret.decoding.trie import IntArray, Paths, ranges
 from genret.errors import InputError
 
 Scoring: TypeAlias = Literal["trie", "vocabulary"]
@@ -16,8 +16,13 @@ Scoring: TypeAlias = Literal["trie", "vocabulary"]
 # Nodes with more children are scored one at a time by a matrix product, those with fewer all at once by dot
 # products.
 WIDE = 256
-# Elements of the largest temporary tensor: logits over the vocabulary, or gathered rows of the output layer.
+# Elements of the largest temporary tensor: gathered rows of the output layer, or logits over the vocabulary where a
+# model gives nothing else.
 CHUNK_ELEMENTS = 1 << 24
+# Logits that are only summed over are made by so many at a time: few enough to stay in a CPU's cache, many enough for
+# a matrix product to be worth it. A GPU takes all that fit in CHUNK_ELEMENTS.
+CACHED_ELEMENTS = 1 << 18
+LEAST_SLAB = 1024
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
@@ -43,21 +48,23 @@ class Scores:
 class LeafFilter:
     """Which leaves may be returned, and so which children lead anywhere."""
 
-    def __init__(self, trie: Trie, allowed: npt.NDArray[np.bool_]) -> None:
+    def __init__(self, trie: Paths, allowed: npt.NDArray[np.bool_]) -> None:
         """Count the allowed leaves before each leaf.
 
         Args:
             trie: The trie.
-            allowed: bool `[n]`, by position of the identifier in the input.
+            allowed: bool `[n]`, by position of the identifier in the input. Removed ones are never allowed.
         """
         self.trie = trie
+        if trie.alive is not None:
+            allowed = allowed & trie.alive
         self.count = int(np.count_nonzero(allowed))
-        self._before = np.concatenate(([0], np.cumsum(allowed[trie.order])))
+        self._before = np.concatenate(([0], np.cumsum(allowed[trie.positions(np.arange(len(trie)))])))
 
     def children(self, child: IntArray) -> npt.NDArray[np.bool_]:
         """Which children (positions in `Trie.child`) have an allowed leaf below them."""
-        lo, hi = self.trie.child_interval(child)
-        return self._before[hi] > self._before[lo]
+        below = [self._before[hi] > self._before[lo] for lo, hi in self.trie.leaf_intervals(child)]
+        return np.logical_or.reduce(below)
 
 
 class Scorer:
@@ -65,7 +72,7 @@ class Scorer:
     training.
     """
 
-    def __init__(self, decoder: TreeDecoder, trie: Trie, scoring: Scoring) -> None:
+    def __init__(self, decoder: TreeDecoder, trie: Paths, scoring: Scoring) -> None:
         """Prepare the rows of the output layer for the children of the root.
 
         Args:
@@ -85,15 +92,13 @@ class Scorer:
             )
         self.decoder, self.trie = decoder, trie
         self.over_vocabulary = scoring == "vocabulary"
-        # Whether states are turned into logits of all tokens (or are such logits).
-        self.dense = self.over_vocabulary or decoder.head is None
+        # Whether states are logits of all tokens already.
+        self.dense = decoder.head is None
         # Sums of exponentials want single precision at least.
         self.dtype = torch.promote_types(decoder.dtype, torch.float32)
-        # The last entry serves the node -1: none.
-        self._child_count = np.append(np.diff(trie.child_indptr), 0).astype(np.int64)
         self._root_rows = None
-        if not self.dense and self._child_count[0] > WIDE:
-            self._root_rows = self._rows(0)
+        if not self.dense and trie.has_choice and len(trie.children(trie.root)[0]) > WIDE:
+            self._root_rows = self._rows(trie.root)
 
     def score(
         self,
@@ -144,31 +149,53 @@ class Scorer:
         limit: int | None,
     ) -> Scores:
         if self.dense:
-            states = self._logits(states)
+            states = states.to(self.dtype)
+        normaliser = self._normaliser(states) if self.over_vocabulary else None
         target_logprob = np.zeros(len(target))
         asked = np.flatnonzero(target >= 0)
         target_logprob[asked] = self._narrow(states, asked, target[asked])
-        count = self._child_count[node]
+        first, count = np.zeros_like(node), np.zeros_like(node)
+        standing = np.flatnonzero(node >= 0)
+        first[standing], count[standing] = self.trie.child_span(node[standing])
         narrow = np.flatnonzero((count > 0) & (count <= WIDE))
-        child = ranges(self.trie.child_indptr[node[narrow]], count[narrow])
+        child = ranges(first[narrow], count[narrow])
         owner = np.repeat(narrow, count[narrow])
-        logprob = self._narrow(states, owner, self.trie.child_token[child].astype(np.int64))
-        if not self.over_vocabulary:
+        logprob = self._narrow(states, owner, self.trie.child_tokens(child))
+        if normaliser is None:
             logprob = _log_softmax(logprob, count[narrow])
+        else:
+            target_logprob[asked] -= normaliser[asked]
+            logprob -= normaliser[owner]
         parts = [(owner, child, logprob)]
         wide = np.flatnonzero(count > WIDE)
         for number in np.unique(node[wide]):
             member = wide[node[wide] == number]
-            top, place = self._wide(states, member, int(number), leaf_filter, limit)
-            child = self.trie.child_indptr[number] + place
-            parts.append((np.repeat(member, top.shape[1]), child.ravel(), top.ravel()))
+            top, place = self._wide(states, member, int(number), normaliser, leaf_filter, limit)
+            parts.append((np.repeat(member, top.shape[1]), (first[member[0]] + place).ravel(), top.ravel()))
         return _collect(target_logprob, parts, leaf_filter)
 
-    def _logits(self, states: torch.Tensor) -> torch.Tensor:
-        """Of all tokens; already normalised where that is over the vocabulary."""
+    def _normaliser(self, states: torch.Tensor) -> Floats:
+        """`[s]`, the logarithm of the sum of exponentials of all logits: what vocabulary scoring divides by.
+
+        The sum is made slab by slab of the vocabulary (the online softmax of arXiv 1805.02867), so that logits that
+        nobody asks for never leave the cache.
+        """
         head = self.decoder.head
-        logits = (states if head is None else head(states)).to(self.dtype)
-        return torch.log_softmax(logits, dim=-1) if self.over_vocabulary else logits
+        if head is None:
+            return _numpy(states.logsumexp(-1))
+        elements = CACHED_ELEMENTS if states.device.type == "cpu" else CHUNK_ELEMENTS
+        slab = max(LEAST_SLAB, elements // max(1, len(states)))
+        highest = torch.full((len(states), 1), -torch.inf, dtype=self.dtype, device=states.device)
+        total = torch.zeros_like(highest)
+        for at in range(0, head.out_features, slab):
+            bias = None if head.bias is None else head.bias[at : at + slab]
+            logits = torch.nn.functional.linear(states, head.weight[at : at + slab], bias).to(self.dtype)
+            above = torch.maximum(highest, logits.amax(-1, keepdim=True))
+            # Nothing but -inf so far: any finite number keeps the exponentials at 0.
+            level = above.masked_fill(above.isneginf(), 0)
+            total = total * (highest - level).exp() + logits.sub_(level).exp_().sum(-1, keepdim=True)
+            highest = above
+        return _numpy((highest + total.log())[:, 0])
 
     def _rows(self, node: int) -> tuple[torch.Tensor, torch.Tensor | None]:
         """The output layer's rows and biases for a node's children: a view where they are contiguous."""
@@ -182,7 +209,7 @@ class Scorer:
         return head.weight.detach()[index], None if head.bias is None else head.bias.detach()[index]
 
     def _narrow(self, states: torch.Tensor, owner: Ints, token: Ints) -> Floats:
-        """Logits (over the vocabulary: log-probabilities) of `token[i]` after state `owner[i]`."""
+        """Logits of `token[i]` after state `owner[i]`."""
         owner_index, token_index = self.decoder.tensor(owner), self.decoder.tensor(token)
         if self.dense:
             return _numpy(states[owner_index, token_index])
@@ -201,22 +228,26 @@ class Scorer:
         states: torch.Tensor,
         member: Ints,
         node: int,
+        normaliser: Floats | None,
         leaf_filter: LeafFilter | None,
         limit: int | None,
     ) -> tuple[Floats, Ints]:
         """Of one node's children: log-probabilities and places among them, `[members, kept]`."""
         index = self.decoder.tensor(member)
         if self.dense:
-            raw = states[index[:, None], self.decoder.tensor(self.trie.children(node)[0].astype(np.int64))]
+            raw = states[index[:, None], self.decoder.tensor(self.trie.children(node)[0])]
         else:
-            rows, bias = self._root_rows if node == 0 and self._root_rows is not None else self._rows(node)
+            rows, bias = self._root_rows if node == self.trie.root and self._root_rows is not None else self._rows(node)
             raw = torch.nn.functional.linear(states[index], rows, bias).to(self.dtype)
-        # A softmax over nothing but -inf is not a number, but here only that no child is possible.
-        logprob = raw if self.over_vocabulary else torch.where(raw.isneginf(), raw, raw.log_softmax(-1))
+        if normaliser is not None:
+            logprob = raw - self.decoder.tensor(normaliser[member])[:, None].to(raw.dtype)
+        else:
+            # A softmax over nothing but -inf is not a number, but here only that no child is possible.
+            logprob = torch.where(raw.isneginf(), raw, raw.log_softmax(-1))
         n_children = raw.shape[1]
         if leaf_filter is not None:
-            start = int(self.trie.child_indptr[node])
-            useless = ~leaf_filter.children(np.arange(start, start + n_children))
+            start, count = self.trie.child_span(np.array([node]))
+            useless = ~leaf_filter.children(ranges(start, count))
             logprob = logprob.masked_fill(self.decoder.tensor(useless), -torch.inf)
         if limit is None or limit >= n_children:
             return _numpy(logprob), np.broadcast_to(np.arange(n_children), logprob.shape)

@@ -18,7 +18,8 @@ result is at least as good as the best open hypothesis the results are the true 
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from copy import copy
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any, Literal, TypeAlias
 
@@ -28,7 +29,7 @@ import torch
 
 from genret.decoding.attention import TreeDecoder
 from genret.decoding.scoring import Floats, Ints, LeafFilter, Scorer, Scores, Scoring
-from genret.decoding.trie import Trie, ranges
+from genret.decoding.trie import Paths, ranges
 from genret.errors import InputError
 
 Mode: TypeAlias = Literal["beam", "exact"]
@@ -77,23 +78,36 @@ class SearchResult:
 class TrieSearch:
     """A model and a trie, ready for queries. Made anew when the model's weights change."""
 
-    def __init__(self, model: Any, trie: Trie, scoring: Scoring, *, pad_token_id: int = 0) -> None:
+    def __init__(self, model: Any, trie: Paths, scoring: Scoring) -> None:
         """Check that the model and the trie fit each other.
 
         Args:
-            model: A Hugging Face causal language model on any device, in any floating type, loaded with
-                `attn_implementation` "sdpa" or "eager".
+            model: A Hugging Face causal language model on any device, in any floating type.
             trie: The identifiers.
             scoring: "trie" or "vocabulary".
-            pad_token_id: A token to fill rows with; its value has no influence.
 
         Raises:
             InputError: The model cannot be used for tree attention, or lacks tokens of the trie.
         """
-        self.trie = trie
         self.decoder = TreeDecoder(model)
+        self._look_at(trie, scoring)
+
+    def over(self, trie: Paths) -> "TrieSearch":
+        """The same model over other identifiers, such as those that an overlay has added to.
+
+        Spares the check of the model. A search that is under way goes on over the identifiers that it began with.
+
+        Raises:
+            InputError: The model lacks tokens of the trie.
+        """
+        other = copy(self)
+        other._look_at(trie, "vocabulary" if self.scorer.over_vocabulary else "trie")
+        return other
+
+    def _look_at(self, trie: Paths, scoring: Scoring) -> None:
+        self.trie = trie
         self.scorer = Scorer(self.decoder, trie, scoring)
-        self.pad_token_id = pad_token_id
+        self._alive = None if trie.alive is None else LeafFilter(trie, trie.alive)
 
     def search(
         self,
@@ -130,7 +144,7 @@ class TrieSearch:
             FloatingPointError: The model's logits are not numbers.
         """
         arrays = self._check(prompts, k, mode, beam, max_expansions)
-        leaf_filter = None if allowed is None else self._filter(allowed)
+        leaf_filter = self._alive if allowed is None else self._filter(allowed)
         k = min(k, len(self.trie) if leaf_filter is None else leaf_filter.count)
         if not arrays or k == 0:
             return [SearchResult(np.empty(0, np.int64), np.empty(0), True, 0) for _ in arrays]
@@ -189,7 +203,7 @@ class TrieSearch:
 
 def search(
     model: Any,
-    trie: Trie,
+    trie: Paths,
     prompts: Sequence[Sequence[int]],
     *,
     k: int,
@@ -199,10 +213,9 @@ def search(
     allowed: npt.NDArray[np.bool_] | LeafFilter | None = None,
     max_expansions: int | None = None,
     deadline_seconds: float | None = None,
-    pad_token_id: int = 0,
 ) -> list[SearchResult]:
     """One search; see `TrieSearch` and its `search`. For more than one batch, keep a `TrieSearch`."""
-    return TrieSearch(model, trie, scoring, pad_token_id=pad_token_id).search(
+    return TrieSearch(model, trie, scoring).search(
         prompts,
         k=k,
         mode=mode,
@@ -268,26 +281,22 @@ class _Batch:
         self.expanded = np.zeros(self.size, dtype=np.int64)
         # Columns of each expansion's tokens in the cache, by place in the identifier.
         self.paths = np.full((self.size, self.trie.max_length), -1, dtype=np.int32)
-        self._decoder, self._prompts, self._pad = search.decoder, prompts, search.pad_token_id
-        self._tokens_per_pass = TOKENS_PER_PASS.get(self._decoder.device.type, OTHER_TOKENS_PER_PASS)
+        self._decoder, self._prompts = search.decoder, prompts
+        self.tokens_per_pass = TOKENS_PER_PASS.get(self._decoder.device.type, OTHER_TOKENS_PER_PASS)
 
     def late(self) -> bool:
         """Whether no further pass may begin."""
         return self.deadline is not None and time.monotonic() >= self.deadline
-
-    def length(self, leaf: Ints) -> Ints:
-        """How many tokens the identifiers at leaves have."""
-        return self.trie.token_offsets[leaf + 1].astype(np.int64) - self.trie.token_offsets[leaf]
 
     def begin(self) -> tuple[Hypotheses, _Expansions]:
         """Read the prompts and the tokens that all identifiers share: one hypothesis a query, expanded."""
         roots = np.zeros(self.size, dtype=HYPOTHESIS)
         roots["query"] = roots["expansion"] = np.arange(self.size)
         roots["start"] = roots["parent"] = -1
-        roots["target"] = 0 if len(self.trie.node_depth) else ~0
+        roots["target"] = self.trie.root
         self._look_ahead(roots)
-        prefix = self.trie.tokens[: int(roots["stop"][0])]
-        self._session, states = self._decoder.begin(self._prompts, prefix, self._pad)
+        prefix = self.trie.read(roots["leaf"][:1], np.zeros(1, np.int64), roots["stop"][:1])
+        self._session, states = self._decoder.begin(self._prompts, prefix)
         n_states = np.full(self.size, states.shape[1])
         return roots, self._score(roots, states.reshape(-1, states.shape[-1]), n_states)
 
@@ -307,8 +316,8 @@ class _Batch:
         position = ranges(first, count)
         made = np.repeat(self.moved_on(parents, found, entry), count)
         made["score"] += found.logprob[position]
-        made["leaf"] = self.trie.child_interval(found.child[position])[0]
-        made["target"] = self.trie.child[found.child[position]]
+        made["leaf"] = self.trie.leaf_intervals(found.child[position])[0][0]
+        made["target"] = self.trie.child_targets(found.child[position])
         self._look_ahead(made)
         return made
 
@@ -320,22 +329,24 @@ class _Batch:
         made["stop"] = made["choice"]
         return made
 
-    def expand(self, hypotheses: Hypotheses) -> _Expansions:
+    def expand(self, hypotheses: Hypotheses, needed: Ints | None = None) -> _Expansions:
         """Read hypotheses from `start` to their next choice, in one pass; over the vocabulary perhaps less far.
 
         Sets `stop`, and `expansion`, the numbers under which `parent` of later hypotheses refers to these.
 
         Args:
             hypotheses: By ascending query; none is complete.
+            needed: `[len(hypotheses)]`, tokens before this place are read in any case.
         """
         hypotheses["expansion"] = len(self.paths) + np.arange(len(hypotheses))
         if self.over_vocabulary:
-            ahead = max(1, self._tokens_per_pass // len(hypotheses))
-            hypotheses["stop"] = np.minimum(hypotheses["choice"], hypotheses["start"] + ahead)
+            ahead = hypotheses["start"] + max(1, self.tokens_per_pass // len(hypotheses))
+            hypotheses["stop"] = np.minimum(
+                hypotheses["choice"], ahead if needed is None else np.maximum(ahead, needed)
+            )
         start = hypotheses["start"].astype(np.int64)
         length = hypotheses["stop"] - start
-        first = self.trie.token_offsets[hypotheses["leaf"]] + start
-        tokens = self.trie.tokens[ranges(first, length)].astype(np.int64)
+        tokens = self.trie.read(hypotheses["leaf"], start, length)
         paths = self.paths[hypotheses["parent"]]
         states = self._session.append(hypotheses["query"], start, length, tokens, paths)
         self.paths = np.concatenate((self.paths, paths))
@@ -344,9 +355,9 @@ class _Batch:
 
     def _look_ahead(self, hypotheses: Hypotheses) -> None:
         """Set `choice`, and `stop` with it."""
-        choice = self.length(hypotheses["leaf"]) - 1
+        choice = self.trie.lengths(hypotheses["leaf"]) - 1
         inner = hypotheses["target"] >= 0
-        choice[inner] = self.trie.node_depth[hypotheses["target"][inner]]
+        choice[inner] = self.trie.depths(hypotheses["target"][inner])
         hypotheses["choice"] = hypotheses["stop"] = choice
 
     def _score(self, hypotheses: Hypotheses, states: torch.Tensor, n_states: Ints) -> _Expansions:
@@ -359,8 +370,8 @@ class _Batch:
         node[last] = np.where(at_node, hypotheses["target"], -1)
         target = np.full(len(states), -1)
         if self.over_vocabulary:
-            following = self.trie.token_offsets[hypotheses["leaf"]] + hypotheses["start"] + 1
-            target = np.where(node >= 0, -1, self.trie.tokens[ranges(following, n_states)])
+            following = self.trie.read(hypotheses["leaf"], hypotheses["start"] + 1, n_states)
+            target = np.where(node >= 0, -1, following)
         scores = self.scorer.score(states, target, node, self.leaf_filter, self.limit)
         return _Expansions.of(scores, n_states, self.trie.max_length + 1)
 
@@ -385,6 +396,10 @@ class _Results:
         best = sequence[rank < self.k]
         self.query, self.leaf, self.score = self.query[best], self.leaf[best], self.score[best]
 
+    def copy(self) -> "_Results":
+        """Results that can be added to on their own."""
+        return replace(self)
+
     def threshold(self) -> Floats:
         """`[size]`, the k-th score of each query, or -inf where there are fewer."""
         _, rank = _ranking(self.query, self.score, self.leaf)
@@ -392,10 +407,10 @@ class _Results:
         threshold[self.query[rank == self.k - 1]] = self.score[rank == self.k - 1]
         return threshold
 
-    def results(self, trie: Trie, exact: npt.NDArray[np.bool_], expansions: Ints) -> list[SearchResult]:
+    def results(self, trie: Paths, exact: npt.NDArray[np.bool_], expansions: Ints) -> list[SearchResult]:
         """As the caller wants them."""
         bounds = np.searchsorted(self.query, np.arange(self.size + 1))
-        indices = trie.order[self.leaf].astype(np.int64)
+        indices = trie.positions(self.leaf)
         return [
             SearchResult(indices[a:b], self.score[a:b], bool(exact[number]), int(expansions[number]))
             for number, (a, b) in enumerate(pairwise(bounds))
@@ -419,7 +434,7 @@ def _beam_search(batch: _Batch, k: int, width: int) -> list[SearchResult]:
     results = _Results(batch.size, k)
     # The best score of any hypothesis that fell out of a query's beam.
     lost = np.full(batch.size, -np.inf)
-    while len(running):
+    while len(running := _finish(batch, running, found, results)):
         # No hypothesis of a query has a choice before this place, so that none would be pruned on the way.
         now = np.full(batch.size, np.iinfo(np.int32).max)
         np.minimum.at(now, running["query"], running["stop"])
@@ -436,11 +451,68 @@ def _beam_search(batch: _Batch, k: int, width: int) -> list[SearchResult]:
             np.maximum.at(lost, running["query"], running["score"])
             break
         else:
-            unread = _unread(batch, running)
-            expanding = running[unread]
-            found = found.extended(batch.expand(expanding))
-            running[unread] = expanding
+            running = running[running["score"] >= _sure_threshold(batch, running, results, width)[running["query"]]]
+            unread = np.flatnonzero(_unread(batch, running))
+            if len(unread) > batch.tokens_per_pass and not batch.over_vocabulary:
+                # Those of later places may be pruned before they are needed.
+                unread = unread[running["stop"][unread] == now[running["query"][unread]]]
+            if len(unread):
+                expanding = running[unread]
+                found = found.extended(batch.expand(expanding, _next_choice(batch, running)[expanding["query"]]))
+                running[unread] = expanding
     return results.results(batch.trie, results.threshold() >= lost, batch.expanded)
+
+
+def _finish(batch: _Batch, running: Hypotheses, found: _Expansions, results: _Results) -> Hypotheses:
+    """Take out the queries whose hypotheses have no choice left and are read to their ends: all are results.
+
+    There are at most as many as the beam is wide, so that none can be pruned any more.
+    """
+    is_open = _unread(batch, running) | (running["target"] >= 0)
+    if batch.over_vocabulary:
+        is_open |= running["stop"] < running["choice"]
+    goes_on = np.zeros(batch.size, dtype=bool)
+    goes_on[running["query"][is_open]] = True
+    going_on = goes_on[running["query"]]
+    if not going_on.all():
+        done = running[~going_on]
+        score = _score_with(batch, done, done["choice"].astype(np.int64), found)
+        results.add(done["query"].astype(np.int64), done["leaf"], score)
+    return running[going_on]
+
+
+def _sure_threshold(batch: _Batch, running: Hypotheses, results: _Results, width: int) -> Floats:
+    """`[queries]`, a score that the k-th result of a beam search will at least have; -inf where that is not known.
+
+    Over the trie the score of a hypothesis with a single leaf is final. It becomes a result if no more than
+    `width - 1` others can ever be ahead of it. Probabilities only part along the trie: an open hypothesis with score s
+    has, at any depth, at most exp(s - S) descendants with a score of S or more.
+    """
+    if batch.over_vocabulary:
+        return results.threshold()
+    query, place = running["query"], _rank_in_run(running["query"])
+    score = np.full((batch.size, int(place.max(initial=0)) + 1), -np.inf)
+    is_open = np.zeros(score.shape, dtype=bool)
+    score[query, place] = running["score"]
+    is_open[query, place] = running["target"] >= 0
+    with np.errstate(invalid="ignore"):
+        # The margin is for rounding; beyond e^50 the number does not matter.
+        ahead = np.floor(np.exp(np.minimum(score[:, None] - score[:, :, None], 50)) * (1 + 1e-9))
+    ahead = np.where(is_open[:, None], ahead, np.minimum(ahead, 1))
+    # Every hypothesis counts itself, and free places, with a score of -inf, are nobody's rivals.
+    sure = ~is_open & (np.nansum(ahead, axis=2) <= width) & (score > -np.inf)
+    certain = results.copy()
+    owner, column = np.nonzero(sure)
+    certain.add(owner, np.zeros_like(owner), score[owner, column])
+    return certain.threshold()
+
+
+def _next_choice(batch: _Batch, running: Hypotheses) -> Ints:
+    """`[queries]`, the first place where a hypothesis of the query has a choice: nothing can be pruned before it."""
+    place = np.full(batch.size, np.iinfo(np.int32).max, dtype=np.int64)
+    choosing = running["target"] >= 0
+    np.minimum.at(place, running["query"][choosing], running["choice"][choosing])
+    return place
 
 
 def _unread(batch: _Batch, running: Hypotheses) -> npt.NDArray[np.bool_]:
@@ -487,10 +559,7 @@ def _step(
     gone = ~result & ~running
     np.maximum.at(lost, candidates["query"][gone], score[gone])
 
-    best = np.full(batch.size, -np.inf)
-    np.maximum.at(best, candidates["query"][running], score[running])
-    still_open = best > results.threshold()
-    return candidates[running & still_open[candidates["query"]]]
+    return candidates[running & (score > results.threshold()[candidates["query"]])]
 
 
 def _score_with(batch: _Batch, hypotheses: Hypotheses, place: Ints, found: _Expansions) -> Floats:

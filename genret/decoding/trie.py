@@ -2,12 +2,13 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +24,65 @@ SMALL_INDEX_BYTES = 64 * 2**20
 LEAVES_PER_BLOCK = 1 << 20
 
 IntArray = npt.NDArray[np.integer[Any]]
+Ints = npt.NDArray[np.int64]
+
+
+class Paths(Protocol):
+    """What a search reads of a trie: `Trie`, and `overlay.GrownTrie`, which has more identifiers and fewer.
+
+    The positions of a node's children are a range of whole numbers, in ascending order of their tokens. `Trie`
+    says what each method returns.
+    """
+
+    @property
+    def alive(self) -> npt.NDArray[np.bool_] | None:
+        """Bool `[n]` by position of the identifier in the input: those that were not removed. None: all of them."""
+
+    @property
+    def has_choice(self) -> bool:
+        """Whether there is a node at all: more than one identifier."""
+
+    @property
+    def root(self) -> int:
+        """The first node of every path, or `~leaf` if there is a single identifier."""
+
+    @property
+    def max_length(self) -> int:
+        """The length of the longest identifier."""
+
+    @property
+    def max_token(self) -> int:
+        """The largest token of any identifier."""
+
+    def __len__(self) -> int:
+        """How many identifiers there are, removed ones with them."""
+
+    def children(self, node: int) -> tuple[IntArray, IntArray]:
+        """The tokens that may follow a node, ascending, and what they lead to."""
+
+    def child_span(self, node: IntArray) -> tuple[Ints, Ints]:
+        """The position of each node's first child, and how many children it has."""
+
+    def child_tokens(self, position: IntArray) -> Ints:
+        """The tokens that lead to the children at positions."""
+
+    def child_targets(self, position: IntArray) -> Ints:
+        """What children at positions lead to: a node, or `~leaf`."""
+
+    def leaf_intervals(self, position: IntArray) -> tuple[tuple[Ints, Ints], ...]:
+        """The leaves below children, as intervals; the first leaf of the first one is always a leaf below."""
+
+    def depths(self, node: IntArray) -> Ints:
+        """How many tokens stand before the choice at nodes."""
+
+    def lengths(self, leaf: IntArray) -> Ints:
+        """How many tokens the identifiers at leaves have."""
+
+    def read(self, leaf: IntArray, start: IntArray, length: IntArray) -> Ints:
+        """Stretches of the identifiers at leaves, one after the other."""
+
+    def positions(self, leaf: IntArray) -> Ints:
+        """The positions in the input of the identifiers at leaves."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,7 +125,9 @@ class Trie:
             getattr(self, field.name).flags.writeable = False
 
     @classmethod
-    def build(cls, tokens: npt.ArrayLike, offsets: npt.ArrayLike) -> "Trie":
+    def build(
+        cls, tokens: npt.ArrayLike, offsets: npt.ArrayLike, *, name: Callable[[int], str] = "identifier {}".format
+    ) -> "Trie":
         """Sort identifiers and find the nodes at which they part.
 
         The work is a sort of the identifiers that share a prefix, once a depth: identifiers that are told
@@ -76,6 +138,7 @@ class Trie:
                 2**31)`.
             offsets: Integers `[n + 1]`, from 0 to `total`: identifier `i` is `tokens[offsets[i]:offsets[i +
                 1]]`.
+            name: What errors call the identifier at a position.
 
         Returns:
             The trie; the identifiers keep their positions `0 .. n - 1` in `order`.
@@ -84,23 +147,35 @@ class Trie:
             InputError: No identifier at all, malformed offsets, a token out of range, an empty identifier,
                 two equal ones, or one that is a prefix of another; names the positions.
         """
-        token_array, offset_array = _checked_input(np.asarray(tokens), np.asarray(offsets))
-        order, nodes, children = _sort_and_branch(token_array, offset_array)
+        token_array, offset_array = checked_input(np.asarray(tokens), np.asarray(offsets), name)
+        order, nodes, children = _sort_and_branch(token_array, offset_array, name)
         sorted_tokens, sorted_offsets = _in_order(token_array, offset_array, order)
         return cls(
             tokens=sorted_tokens,
-            token_offsets=_compact(sorted_offsets),
-            order=_compact(order),
+            token_offsets=compact(sorted_offsets),
+            order=compact(order),
             **_depth_first(nodes, children),
         )
 
     @classmethod
     def from_sequences(cls, identifiers: Sequence[Sequence[int]]) -> "Trie":
         """The trie of identifiers given as sequences of tokens; see `build`."""
-        lengths = np.fromiter((len(identifier) for identifier in identifiers), np.int64, len(identifiers))
-        offsets = np.concatenate(([0], np.cumsum(lengths)))
-        tokens = np.fromiter(chain.from_iterable(identifiers), np.int64, int(offsets[-1]))
-        return cls.build(tokens, offsets)
+        return cls.build(*flattened(identifiers))
+
+    @property
+    def alive(self) -> npt.NDArray[np.bool_] | None:
+        """None: nothing is ever removed from this trie. `overlay.GrownTrie` removes."""
+        return None
+
+    @property
+    def has_choice(self) -> bool:
+        """Whether there is a node at all: more than one identifier."""
+        return len(self.node_depth) > 0
+
+    @property
+    def root(self) -> int:
+        """The first node of every path, or `~leaf` if there is a single identifier."""
+        return 0 if self.has_choice else ~0
 
     def __len__(self) -> int:
         """How many identifiers there are."""
@@ -114,6 +189,7 @@ class Trie:
         leaf.flags.writeable = False
         return leaf
 
+    # The header of a saved trie holds the next two and the checksums, so that opening one reads no array for them.
     @cached_property
     def max_length(self) -> int:
         """The length of the longest identifier."""
@@ -123,6 +199,11 @@ class Trie:
     def max_token(self) -> int:
         """The largest token of any identifier."""
         return int(self.tokens.max())
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """A checksum of all arrays, the same in memory and on disk: two tries with one fingerprint are equal."""
+        return _fingerprint({field.name: _sha256_in_memory(getattr(self, field.name)) for field in fields(self)})
 
     def identifier(self, position: int) -> IntArray:
         """The tokens of the identifier at a position of the input."""
@@ -134,21 +215,67 @@ class Trie:
         start, stop = self.child_indptr[node], self.child_indptr[node + 1]
         return self.child_token[start:stop], self.child[start:stop]
 
-    def child_interval(self, position: IntArray) -> tuple[IntArray, IntArray]:
+    def child_span(self, node: IntArray) -> tuple[Ints, Ints]:
+        """Where the children of nodes stand.
+
+        Args:
+            node: Integers `[a]`, nodes.
+
+        Returns:
+            The position of each node's first child, and how many children it has; int64 `[a]`.
+        """
+        start = self.child_indptr[node].astype(np.int64)
+        return start, self.child_indptr[np.asarray(node) + 1] - start
+
+    def child_tokens(self, position: IntArray) -> Ints:
+        """The tokens that lead to the children at positions, int64."""
+        return self.child_token[position].astype(np.int64)
+
+    def child_targets(self, position: IntArray) -> Ints:
+        """What children at positions lead to, int64: a node, or `~leaf`."""
+        return self.child[position].astype(np.int64)
+
+    def leaf_intervals(self, position: IntArray) -> tuple[tuple[Ints, Ints], ...]:
         """The leaves below children.
 
         Args:
-            position: Integers of any shape, positions in `child`.
+            position: Integers of any shape, positions of children.
 
         Returns:
-            First leaf and one past the last leaf, int64, in the shape of `position`.
+            Pairs of first leaf and one past the last leaf, int64, in the shape of `position`: one pair here, as leaves
+            stand in sorted order. The first leaf of the first pair is always a leaf below.
         """
-        child = self.child[position].astype(np.int64)
+        child = self.child_targets(position)
+        if len(self.node_lo) == 0:
+            return ((~child, ~child + 1),)
         is_leaf = child < 0
         node = np.where(is_leaf, 0, child)
-        if len(self.node_lo) == 0:
-            return ~child, ~child + 1
-        return np.where(is_leaf, ~child, self.node_lo[node]), np.where(is_leaf, ~child + 1, self.node_hi[node])
+        return ((np.where(is_leaf, ~child, self.node_lo[node]), np.where(is_leaf, ~child + 1, self.node_hi[node])),)
+
+    def depths(self, node: IntArray) -> Ints:
+        """How many tokens stand before the choice at nodes, int64."""
+        return self.node_depth[node].astype(np.int64)
+
+    def lengths(self, leaf: IntArray) -> Ints:
+        """How many tokens the identifiers at leaves have, int64."""
+        return self.token_offsets[np.asarray(leaf) + 1].astype(np.int64) - self.token_offsets[leaf]
+
+    def read(self, leaf: IntArray, start: IntArray, length: IntArray) -> Ints:
+        """Stretches of the identifiers at leaves.
+
+        Args:
+            leaf: Integers `[a]`.
+            start: Integers `[a]`, how many tokens stand before each stretch.
+            length: Integers `[a]`, how many tokens each stretch has.
+
+        Returns:
+            int64 `[length.sum()]`, one stretch after the other.
+        """
+        return self.tokens[ranges(self.token_offsets[leaf] + start, length)].astype(np.int64)
+
+    def positions(self, leaf: IntArray) -> Ints:
+        """The positions in the input of the identifiers at leaves, int64."""
+        return self.order[leaf].astype(np.int64)
 
     def branches(self) -> tuple[IntArray, IntArray, IntArray]:
         """The choices on the path of each identifier, in input order.
@@ -179,16 +306,9 @@ class Trie:
         Args:
             folder: A local folder; it is made if it is not there.
         """
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / HEADER).unlink(missing_ok=True)
-        entries = {
-            field.name: _write_array(folder / f"{field.name}.npy", getattr(self, field.name)) for field in fields(self)
-        }
-        header = {"format": FORMAT, "version": VERSION, "identifiers": len(self), "arrays": entries}
-        partial = folder / f"{HEADER}.partial"
-        partial.write_text(json.dumps(header, indent=2) + "\n", encoding="utf-8")
-        partial.replace(folder / HEADER)
+        arrays = {field.name: getattr(self, field.name) for field in fields(self)}
+        facts = {"identifiers": len(self), "max_length": self.max_length, "max_token": self.max_token}
+        write_arrays(Path(folder), HEADER, {"format": FORMAT, "version": VERSION, **facts}, arrays)
 
     @classmethod
     def load(cls, folder: str | Path, *, verify: bool | None = None) -> "Trie":
@@ -207,12 +327,22 @@ class Trie:
                 it.
         """
         folder = Path(folder)
-        entries = _read_header(folder)
-        total = sum(entry["bytes"] for entry in entries.values())
-        check = verify if verify is not None else total <= SMALL_INDEX_BYTES
-        trie = cls(**{name: _read_array(folder / f"{name}.npy", entry, check) for name, entry in entries.items()})
+        names = [field.name for field in fields(cls)]
+        header, arrays = read_arrays(folder, HEADER, FORMAT, VERSION, names, verify=verify)
+        trie = cls(**arrays)
         _check_shapes(folder, trie)
+        known = {name: header[name] for name in ("max_length", "max_token") if isinstance(header.get(name), int)}
+        checksums = {name: header["arrays"][name]["sha256"] for name in names}
+        # Where cached properties keep their values.
+        vars(trie).update(known, fingerprint=_fingerprint(checksums))
         return trie
+
+
+def flattened(identifiers: Sequence[Sequence[int]]) -> tuple[Ints, Ints]:
+    """Identifiers given as sequences of tokens, in the form that `Trie.build` takes: all tokens, and offsets."""
+    lengths = np.fromiter((len(identifier) for identifier in identifiers), np.int64, len(identifiers))
+    offsets = np.concatenate(([0], np.cumsum(lengths)))
+    return np.fromiter(chain.from_iterable(identifiers), np.int64, int(offsets[-1])), offsets
 
 
 def ranges(starts: IntArray, lengths: IntArray) -> npt.NDArray[np.int64]:
@@ -224,7 +354,10 @@ def ranges(starts: IntArray, lengths: IntArray) -> npt.NDArray[np.int64]:
     return np.repeat(np.asarray(starts, dtype=np.int64) - before, lengths) + np.arange(int(lengths.sum()))
 
 
-def _checked_input(tokens: IntArray, offsets: IntArray) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]:
+def checked_input(
+    tokens: IntArray, offsets: IntArray, name: Callable[[int], str]
+) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]:
+    """Tokens and offsets as `Trie.build` takes them, checked: tokens as int32, offsets as int64."""
     if offsets.ndim != 1 or tokens.ndim != 1 or len(offsets) < 2:
         raise InputError(
             f"identifiers: expected flat tokens and at least one identifier, "
@@ -238,18 +371,18 @@ def _checked_input(tokens: IntArray, offsets: IntArray) -> tuple[npt.NDArray[np.
             f"found offsets from {starts[0]} to {starts[-1]}"
         )
     if not lengths.all():
-        raise InputError(f"identifier {int(np.argmin(lengths))} is empty; expected at least one token")
+        raise InputError(f"{name(int(np.argmin(lengths)))} is empty; expected at least one token")
     if not np.issubdtype(tokens.dtype, np.integer):
         raise InputError(f"identifiers: expected integer tokens, found {tokens.dtype}")
     if tokens.min() < 0 or tokens.max() >= 2**31:
         wrong = int(np.argmax((tokens < 0) | (tokens >= 2**31)))
         owner = int(np.searchsorted(starts, wrong, side="right")) - 1
-        raise InputError(f"identifier {owner}: expected tokens from 0 to 2**31 - 1, found {tokens[wrong]}")
+        raise InputError(f"{name(owner)}: expected tokens from 0 to 2**31 - 1, found {tokens[wrong]}")
     return tokens.astype(np.int32, copy=False), starts
 
 
 def _sort_and_branch(
-    tokens: npt.NDArray[np.int32], offsets: npt.NDArray[np.int64]
+    tokens: npt.NDArray[np.int32], offsets: npt.NDArray[np.int64], name: Callable[[int], str]
 ) -> tuple[npt.NDArray[np.int64], dict[str, IntArray], dict[str, IntArray]]:
     """Sort by one more token at each depth; groups that are still alike go on to the next.
 
@@ -271,7 +404,7 @@ def _sort_and_branch(
     entry = np.full(1, -1, dtype=np.int64)
     while len(place):
         member = order[place]
-        _check_prefixes(member, group, lengths, depth)
+        _check_prefixes(member, group, lengths, depth, name)
         token = tokens[offsets[member] + depth].astype(np.int64)
         sequence = np.argsort(group * stride + token)
         order[place], token = member[sequence], token[sequence]
@@ -314,7 +447,9 @@ def _sort_and_branch(
     return order, joined_nodes, joined_children
 
 
-def _check_prefixes(member: IntArray, group: IntArray, lengths: IntArray, depth: int) -> None:
+def _check_prefixes(
+    member: IntArray, group: IntArray, lengths: IntArray, depth: int, name: Callable[[int], str]
+) -> None:
     """Every group holds at least two identifiers with the same first `depth` tokens: none of them may end
     here.
     """
@@ -324,11 +459,20 @@ def _check_prefixes(member: IntArray, group: IntArray, lengths: IntArray, depth:
     here = member[group == group[ended[0]]]
     same = np.sort(here[lengths[here] == depth])
     if len(same) > 1:
-        raise InputError(f"identifiers {same[0]} and {same[1]} are the same; expected identifiers to be unique")
-    longer = here[lengths[here] > depth].min()
-    raise InputError(
-        f"identifier {same[0]} is a prefix of identifier {longer}; "
-        "end every identifier with an end-of-sequence token, so that none is a prefix of another"
+        raise same_error(name(int(same[0])), name(int(same[1])))
+    raise prefix_error(name(int(same[0])), name(int(here[lengths[here] > depth].min())))
+
+
+def same_error(one: str, other: str) -> InputError:
+    """The error for two identifiers that are the same, by their names."""
+    return InputError(f"{one} and {other} are the same; expected identifiers to be unique")
+
+
+def prefix_error(short: str, long: str) -> InputError:
+    """The error for an identifier that is a prefix of another, by their names."""
+    return InputError(
+        f"{short} is a prefix of {long}; end every identifier with an end-of-sequence token, so that none is a prefix "
+        "of another"
     )
 
 
@@ -345,12 +489,12 @@ def _depth_first(nodes: dict[str, IntArray], children: dict[str, IntArray]) -> d
     target = np.where(is_leaf, ~children["lo"], number[np.where(is_leaf, 0, node)]) if len(node) else node
     counts = np.bincount(parent, minlength=len(sequence))
     return {
-        "node_lo": _compact(nodes["lo"][sequence]),
-        "node_hi": _compact(nodes["hi"][sequence]),
-        "node_depth": _compact(nodes["depth"][sequence]),
-        "child_indptr": _compact(np.concatenate(([0], np.cumsum(counts)))),
+        "node_lo": compact(nodes["lo"][sequence]),
+        "node_hi": compact(nodes["hi"][sequence]),
+        "node_depth": compact(nodes["depth"][sequence]),
+        "child_indptr": compact(np.concatenate(([0], np.cumsum(counts)))),
         "child_token": children["token"][by_parent].astype(np.int32),
-        "child": _compact(target[by_parent]),
+        "child": compact(target[by_parent]),
     }
 
 
@@ -373,10 +517,55 @@ def _concatenate(parts: list[IntArray]) -> IntArray:
     return np.concatenate(parts) if parts else np.empty(0, dtype=np.int64)
 
 
-def _compact(array: IntArray) -> IntArray:
+def compact(array: IntArray) -> IntArray:
     """The same numbers as int32 where they fit."""
     fits = array.size == 0 or (array.min() >= -(2**31) and array.max() < 2**31)
     return array.astype(np.int32 if fits else np.int64)
+
+
+def write_arrays(folder: Path, header_name: str, facts: Mapping[str, Any], arrays: Mapping[str, IntArray]) -> None:
+    """Write arrays as .npy files, and last of all a header with facts and with the arrays' sizes and checksums.
+
+    Without the header there is nothing to load: what a process that dies half-way leaves behind is refused. Those who
+    have memory-mapped the arrays of before keep what they read.
+
+    Args:
+        folder: A local folder; it is made if it is not there.
+        header_name: The header's file name.
+        facts: JSON values to stand in the header, `format` and `version` among them.
+        arrays: Arrays by name.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / header_name).unlink(missing_ok=True)
+    entries = {name: _write_array(folder / f"{name}.npy", array) for name, array in arrays.items()}
+    partial = folder / f"{header_name}.partial"
+    partial.write_text(json.dumps({**facts, "arrays": entries}, indent=2) + "\n", encoding="utf-8")
+    partial.replace(folder / header_name)
+
+
+def read_arrays(
+    folder: Path, header_name: str, form: str, version: int, names: Collection[str], *, verify: bool | None
+) -> tuple[dict[str, Any], dict[str, IntArray]]:
+    """Open what `write_arrays` wrote.
+
+    Args:
+        folder: The folder.
+        header_name: The header's file name.
+        form: The expected `format`.
+        version: The expected `version`.
+        names: The names of the expected arrays.
+        verify: Compare checksums; by default if the arrays have up to 64 MiB. Sizes are always compared.
+
+    Returns:
+        The header, and the arrays by name, memory-mapped.
+
+    Raises:
+        InputError: A file is missing, truncated, altered, of another format or version; names it.
+    """
+    header = _read_header(folder / header_name, form, version, names)
+    entries = header["arrays"]
+    check = verify if verify is not None else sum(entry["bytes"] for entry in entries.values()) <= SMALL_INDEX_BYTES
+    return header, {name: _read_array(folder / f"{name}.npy", entries[name], check) for name in names}
 
 
 def _write_array(path: Path, array: IntArray) -> dict[str, Any]:
@@ -398,26 +587,35 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _read_header(folder: Path) -> dict[str, dict[str, Any]]:
-    path = folder / HEADER
+def _sha256_in_memory(array: IntArray) -> str:
+    """The checksum of the file that `_write_array` would make of an array."""
+    digest = hashlib.sha256()
+    np.save(SimpleNamespace(write=digest.update), array, allow_pickle=False)
+    return digest.hexdigest()
+
+
+def _fingerprint(checksums: Mapping[str, str]) -> str:
+    return hashlib.sha256(json.dumps(checksums, sort_keys=True).encode()).hexdigest()
+
+
+def _read_header(path: Path, form: str, version: int, names: Collection[str]) -> dict[str, Any]:
     try:
         header = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise InputError(f"{path}: expected the header of a saved trie ({error.strerror})") from error
     except ValueError as error:
         raise InputError(f"{path}: expected JSON, found something else ({error})") from error
-    if not isinstance(header, dict) or header.get("format") != FORMAT:
-        raise InputError(f"{path}: expected the format {FORMAT!r}, found something else")
-    if header.get("version") != VERSION:
-        raise InputError(f"{path}: expected version {VERSION}, found {header.get('version')!r}")
+    if not isinstance(header, dict) or header.get("format") != form:
+        raise InputError(f"{path}: expected the format {form!r}, found something else")
+    if header.get("version") != version:
+        raise InputError(f"{path}: expected version {version}, found {header.get('version')!r}")
     entries = header.get("arrays")
-    expected = [field.name for field in fields(Trie)]
-    if not isinstance(entries, dict) or sorted(entries) != sorted(expected):
-        raise InputError(f"{path}: expected the arrays {expected}, found {sorted(entries or [])}")
+    if not isinstance(entries, dict) or sorted(entries) != sorted(names):
+        raise InputError(f"{path}: expected the arrays {sorted(names)}, found {sorted(entries or [])}")
     for name, entry in entries.items():
         if not isinstance(entry, dict) or {"dtype", "shape", "bytes", "sha256"} - set(entry):
             raise InputError(f"{path}: array {name!r}: expected dtype, shape, bytes and sha256, found {entry!r:.80}")
-    return entries
+    return header
 
 
 def _read_array(path: Path, entry: dict[str, Any], verify: bool) -> IntArray:

@@ -209,9 +209,8 @@ def test_a_query_does_not_depend_on_its_batch(model: Any, how: scoring.Scoring, 
     finder = TrieSearch(model, trie, how)
     together = finder.search(prompts, k=5, mode=mode, beam=5)
     backwards = finder.search(prompts[::-1], k=5, mode=mode, beam=5)[::-1]
-    padded = TrieSearch(model, trie, how, pad_token_id=9).search(prompts, k=5, mode=mode, beam=5)
     alone = [finder.search([prompt], k=5, mode=mode, beam=5)[0] for prompt in prompts]
-    for other in (backwards, padded, alone):
+    for other in (backwards, alone):
         for one, two in zip(together, other, strict=True):
             assert one.indices.tolist() == two.indices.tolist()
             np.testing.assert_allclose(one.scores, two.scores, atol=1e-9)
@@ -221,8 +220,8 @@ def test_a_query_does_not_depend_on_its_batch(model: Any, how: scoring.Scoring, 
 def test_reading_ahead_changes_the_work_and_not_the_result(
     model: Any, monkeypatch: pytest.MonkeyPatch, mode: search.Mode
 ) -> None:
-    # Over many tokens identifiers part early, and end in forced tokens.
-    identifiers = some_identifiers(200, tokens=range(3, 60))
+    # Over so many tokens identifiers part early, and end in forced tokens, but not all at the same place.
+    identifiers = some_identifiers(200, tokens=range(3, 20))
     finder = TrieSearch(model, Trie.from_sequences(identifiers), "vocabulary")
     prompts = some_prompts(2, 11, 5)
     results = []
@@ -232,7 +231,7 @@ def test_reading_ahead_changes_the_work_and_not_the_result(
     for one, two in zip(*results, strict=True):
         assert one.indices.tolist() == two.indices.tolist()
         np.testing.assert_allclose(one.scores, two.scores, atol=1e-9)
-        assert one.expansions > two.expansions
+    assert sum(one.expansions for one in results[0]) > sum(two.expansions for two in results[1])
 
 
 @pytest.mark.parametrize("mode", ["beam", "exact"])
@@ -375,7 +374,9 @@ ARCHITECTURES = {
     # A bias in the output layer.
     "phi": PhiConfig(**SHAPE),
     # Softcapped logits, windows in every other layer.
-    "gemma2, eager": Gemma2Config(**SHAPE, head_dim=8, sliding_window=6, final_logit_softcapping=2.0),
+    "gemma2, eager": Gemma2Config(
+        **SHAPE, head_dim=8, sliding_window=6, final_logit_softcapping=2.0, attn_logit_softcapping=1.5
+    ),
     # Scaled logits.
     "granite": GraniteConfig(**SHAPE, logits_scaling=3.0),
     # Learned positions.
@@ -502,9 +503,6 @@ def test_models_and_tries_that_do_not_fit_are_refused(model: Any) -> None:
         TrieSearch(model, Trie.from_sequences([[VOCABULARY], [1]]), "trie")
     with pytest.raises(InputError, match="scoring: expected 'trie' or 'vocabulary', found 'beam'"):
         TrieSearch(model, Trie.from_sequences([[3], [1]]), "beam")  # type: ignore[arg-type]
-    flexible = build(LlamaConfig(**SHAPE), torch.float32, attn="flex_attention")
-    with pytest.raises(InputError, match="expected attn_implementation sdpa or eager, found 'flex_attention'"):
-        TrieSearch(flexible, Trie.from_sequences([[3], [1]]), "trie")
 
 
 def test_a_model_without_tree_attention_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -516,9 +514,9 @@ def test_a_model_without_tree_attention_is_refused(monkeypatch: pytest.MonkeyPat
         return forward(x, torch.arange(position_ids.shape[1]).expand_as(position_ids))
 
     monkeypatch.setattr(rotary, "forward", ignoring)
-    with pytest.raises(InputError, match=r"Llama.*expected a decoder that heeds a mask and a position id"):
+    with pytest.raises(InputError, match=r"Llama.*expected a decoder that uses transformers' attention"):
         TrieSearch(llama, Trie.from_sequences([[3], [1]]), "trie")
-    # Linear biases instead of positions: the model refuses the mask itself.
+    # Linear biases instead of positions, in attention code of its own.
     config = BloomConfig(vocab_size=VOCABULARY, hidden_size=32, n_layer=2, n_head=4, initializer_range=0.4)
     bloom = build(config, attn="eager")
     with pytest.raises(InputError, match="Bloom"):
@@ -548,9 +546,9 @@ def test_the_cache_shrinks_when_queries_are_done(model: Any, monkeypatch: pytest
     rows: list[int] = []
     forward = attention.TreeDecoder.forward
 
-    def recorded(self: Any, ids: np.ndarray, *arguments: Any) -> torch.Tensor:
-        rows.append(len(ids))
-        return forward(self, ids, *arguments)
+    def recorded(self: Any, ids: np.ndarray, positions: np.ndarray, current: Any) -> torch.Tensor:
+        rows.append(current.rows)
+        return forward(self, ids, positions, current)
 
     monkeypatch.setattr(attention.TreeDecoder, "forward", recorded)
     finder.search(some_prompts(*range(1, 13)), k=1, mode="exact", beam=1)

@@ -59,7 +59,7 @@ def test_children_split_the_leaves_of_their_node(identifiers: list[list[int]]) -
     trie = Trie.from_sequences(identifiers)
     for node in range(len(trie.node_lo)):
         start, stop = trie.child_indptr[node], trie.child_indptr[node + 1]
-        lo, hi = trie.child_interval(np.arange(start, stop))
+        ((lo, hi),) = trie.leaf_intervals(np.arange(start, stop))
         assert lo[0] == trie.node_lo[node] and hi[-1] == trie.node_hi[node]
         assert (lo[1:] == hi[:-1]).all() and (hi > lo).all()
         for token, child, first, last in zip(*trie.children(node), lo, hi, strict=True):
@@ -101,7 +101,7 @@ def test_only_unique_prefix_free_identifiers_make_a_trie(identifiers: list[list[
 @pytest.mark.parametrize(
     ("identifiers", "message"),
     [
-        ([[1, 2], [3], [1, 2]], "identifiers 0 and 2 are the same"),
+        ([[1, 2], [3], [1, 2]], "identifier 0 and identifier 2 are the same"),
         ([[1, 2, 3], [4], [1, 2]], "identifier 2 is a prefix of identifier 0; end every identifier"),
         ([[1], []], "identifier 1 is empty"),
         ([[1], [2, -3]], "identifier 1: expected tokens from 0 to 2[*][*]31 - 1, found -3"),
@@ -232,3 +232,23 @@ def test_a_save_that_stopped_half_way_is_no_trie(saved: Path) -> None:
     (saved / "trie.json").unlink()
     with pytest.raises(InputError, match="expected the header of a saved trie"):
         Trie.load(saved)
+
+
+def test_the_header_knows_the_longest_identifier_and_the_largest_token(saved: Path) -> None:
+    header = json.loads((saved / "trie.json").read_text())
+    assert (header["max_length"], header["max_token"]) == (3, 4)
+    # Taken from the header, and not counted again.
+    (saved / "trie.json").write_text(json.dumps(header | {"max_length": 30, "max_token": 40}))
+    loaded = Trie.load(saved)
+    assert (loaded.max_length, loaded.max_token) == (30, 40)
+    del header["max_length"], header["max_token"]
+    (saved / "trie.json").write_text(json.dumps(header))
+    loaded = Trie.load(saved)
+    assert (loaded.max_length, loaded.max_token) == (3, 4)
+
+
+def test_a_fingerprint_tells_tries_apart(saved: Path) -> None:
+    trie = Trie.from_sequences([[1, 2, END], [1, 3, END], [4, END]])
+    assert Trie.load(saved).fingerprint == trie.fingerprint
+    assert Trie.from_sequences([[4, END], [1, 2, END], [1, 3, END]]).fingerprint != trie.fingerprint
+    assert Trie.from_sequences([[1, 2, END], [1, 3, END], [5, END]]).fingerprint != trie.fingerprint

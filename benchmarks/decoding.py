@@ -1,0 +1,89 @@
+"""What decoding costs and whether it is right, beside transformers' `generate` and other references in the same run.
+
+    python benchmarks/decoding.py [--part speed floor exact scale filters gpu] [--quick] [--run FOLDER]
+                                  [--cells PATTERN] [--threads N] [--json FILE] [--write FILE]
+
+- speed: queries a second against `generate` and a masked beam search, on the CPU, and whether the results agree.
+- floor: time outside the model's forward passes, and the whole search against the passes alone on the bare model.
+- exact: exact search against brute force, and what beam search misses; with --run for a trained model also.
+- scale: ten million identifiers: time and memory to build, size, time to open, search against ten thousand.
+- filters: what metadata filters cost, and whether they hold.
+- gpu: a model of seven billion parameters on a GPU, if there is one.
+
+Prints Markdown tables as it goes. All weights, identifiers and prompts are random, from fixed seeds.
+"""
+
+import argparse
+import importlib
+import json
+import re
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from decoding_parts.settings import Settings
+from decoding_parts.tables import Table, machine, update_file
+from decoding_parts.timing import Limits
+from transformers.utils import logging
+
+PARTS = ("speed", "floor", "exact", "scale", "filters", "gpu")
+
+
+def main() -> None:
+    """Run the parts, and keep what they found."""
+    arguments = parse_arguments()
+    logging.set_verbosity_error()
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
+    limits = Limits(arguments.repeats, arguments.budget)
+    settings = Settings(limits, arguments.quick, arguments.run, arguments.identifiers, arguments.cells)
+    print(f"{machine()}; at most {limits.repeats} repeats and {limits.budget_seconds:g} s a side")
+    collected: dict[str, list[Table]] = {}
+    for name in arguments.part:
+        # Only the parts that run are imported: a GPU machine need not have what finished runs are read with.
+        collected[name] = importlib.import_module(f"decoding_parts.{name}").run(settings)
+        if arguments.json is not None:
+            write_json(arguments.json, collected)
+        if arguments.write is not None and collected[name]:
+            update_file(arguments.write, f"decoding {name}", section(name, collected[name], settings))
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--part", nargs="+", choices=PARTS, default=PARTS)
+    parser.add_argument("--quick", action="store_true", help="the small model and few identifiers only")
+    parser.add_argument("--run", type=Path, metavar="FOLDER", help="a finished run, for the part exact")
+    parser.add_argument("--identifiers", type=int, default=10_000_000, help="of the part scale (default: 10,000,000)")
+    parser.add_argument(
+        "--cells", type=re.compile, default="", metavar="PATTERN",
+        help='cells of the part speed: "MODEL VOCABULARY IDENTIFIERS SCORING BATCH", as in "^2x256" or "5000 trie 32$"',
+    )  # fmt: skip
+    parser.add_argument("--repeats", type=int, default=5, help="measured runs of each side (default: 5)")
+    parser.add_argument("--budget", type=float, default=60.0, help="seconds after which a side is not repeated")
+    parser.add_argument("--threads", type=int, help="CPU threads (default: torch's own choice)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all rows as JSON")
+    parser.add_argument("--write", type=Path, metavar="FILE", help="write the tables into this Markdown file")
+    return parser.parse_args()
+
+
+def write_json(path: Path, collected: dict[str, list[Table]]) -> None:
+    """All tables by part, with the machine."""
+    tables = {name: [asdict(table) for table in of_part] for name, of_part in collected.items()}
+    path.write_text(json.dumps({"machine": machine(), "parts": tables}, indent=2) + "\n", encoding="utf-8")
+
+
+def section(name: str, of_part: list[Table], settings: Settings) -> str:
+    """The tables of one part under the command that makes them."""
+    command = f"python benchmarks/decoding.py --part {name}"
+    command += f" --repeats {settings.limits.repeats} --budget {settings.limits.budget_seconds:g}"
+    command += " --quick" if settings.quick else ""
+    command += f" --cells '{settings.cells.pattern}'" if name == "speed" and settings.cells.pattern else ""
+    command += f" --threads {torch.get_num_threads()}"
+    command += f" --run {settings.run.name}" if settings.run is not None and name == "exact" else ""
+    command += f" --identifiers {settings.identifiers}" if name == "scale" else ""
+    head = f"## Decoding: {name}\n\n    {command}\n\n{machine()}. Seeds are fixed.\n"
+    return "\n".join([head, *(table.markdown() for table in of_part)])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""The parts of the decoding benchmark, one module each, and what they share."""

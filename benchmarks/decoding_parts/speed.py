@@ -1,0 +1,119 @@
+"""Queries a second of the search, of transformers' `generate` and of a masked beam search."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import product
+from typing import Any
+
+from decoding_parts.baselines import SCORINGS, WIDTH, GenerateSearch, MaskedBeamSearch, PrefixArrays, Scoring, agreement
+from decoding_parts.data import Identifiers, Shape, keyword_identifiers, prompts, random_model, shape
+from decoding_parts.settings import Settings
+from decoding_parts.tables import Table
+from decoding_parts.timing import Runs, interleave
+from genret.decoding.search import TrieSearch
+from genret.decoding.trie import Trie
+
+NOTE = """\
+"search", "generate" and "masked": queries a second on the CPU, by the median of the repeats ("repeats" has their
+number for the search, the masked beam search and `generate`); the three take turns, and the same prompts of 16 to
+48 tokens go to all. "times": the search's queries a second by the other's. `generate` is transformers'
+`generate(num_beams=10, num_return_sequences=10, length_penalty=0.0, prefix_allowed_tokens_fn=...)` over a trie of
+dictionaries, with `renormalize_logits=True` for trie scoring. "masked" is a masked beam search with a trie in
+compressed sparse rows: prompts read once, all logits of all beams at every token, the cache put into its new order
+at every token. "same": queries with the same ten identifiers in the same order as the search's; "gap": the largest
+difference of two scores at the same rank. Identifiers are made of keywords and have 6 to 20 tokens."""
+
+SIZES = ((2, 256), (12, 768))
+VOCABULARIES = (12_000, 32_000)
+COUNTS = (5_000, 100_000)
+BATCHES = (1, 32)
+
+Prompts = Sequence[Sequence[int]]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What is measured at a time."""
+
+    size: Shape
+    identifiers: int
+    scoring: Scoring
+    batch: int
+
+    @property
+    def name(self) -> str:
+        """By which it is asked for."""
+        size = self.size
+        return f"{size.layers}x{size.hidden} {size.vocabulary} {self.identifiers} {self.scoring} {self.batch}"
+
+
+class Sides:
+    """Three searches over the same identifiers with the same model."""
+
+    def __init__(self, model: Any, identifiers: Identifiers, scoring: Scoring) -> None:
+        ours = TrieSearch(model, Trie.from_sequences(identifiers), scoring)
+        masked = MaskedBeamSearch(model, PrefixArrays.build(identifiers), scoring)
+        generate = GenerateSearch(model, identifiers, scoring)
+        self.searches: dict[str, Callable[[Prompts], Sequence[Any]]] = {
+            "search": lambda queries: ours.search(queries, k=WIDTH, beam=WIDTH),
+            "masked": masked.search,
+            "generate": generate.search,
+        }
+
+
+def run(settings: Settings) -> list[Table]:
+    """Measure every combination of model, vocabulary, identifiers, scoring and batch that is asked for."""
+    table = Table("Speed", NOTE)
+    for group in groups(settings):
+        model = random_model(group[0].size)
+        identifiers = keyword_identifiers(group[0].identifiers, group[0].size.vocabulary)
+        for scoring in SCORINGS:
+            cells = [cell for cell in group if cell.scoring == scoring]
+            sides = Sides(model, identifiers, scoring) if cells else None
+            for cell in cells:
+                assert sides is not None
+                measure(table, cell, sides, settings)
+    return [table]
+
+
+def groups(settings: Settings) -> Iterator[list[Cell]]:
+    """The cells that are asked for, those with the same model and identifiers together."""
+    sizes, counts = (SIZES[:1], COUNTS[:1]) if settings.quick else (SIZES, COUNTS)
+    for (layers, hidden), vocabulary, count in product(sizes, VOCABULARIES, counts):
+        size = shape(layers, hidden, vocabulary)
+        cells = [Cell(size, count, scoring, batch) for scoring, batch in product(SCORINGS, BATCHES)]
+        if wanted := [cell for cell in cells if settings.cells.search(cell.name)]:
+            yield wanted
+
+
+def measure(table: Table, cell: Cell, sides: Sides, settings: Settings) -> None:
+    """Add the row of a cell."""
+    queries = prompts(cell.batch, cell.size.vocabulary)
+    runs = interleave({name: _bound(search, queries) for name, search in sides.searches.items()}, settings.limits)
+    ours, masked, generate = runs["search"], runs["masked"], runs["generate"]
+    with_masked, with_generate = (agreement(ours.answer, other.answer) for other in (masked, generate))
+    table.add(
+        model=str(cell.size),
+        vocabulary=cell.size.vocabulary,
+        identifiers=cell.identifiers,
+        scoring=cell.scoring,
+        batch=cell.batch,
+        search=_rate(cell, ours),
+        generate=_rate(cell, generate),
+        times_generate=generate.median / ours.median,
+        same_as_generate=str(with_generate),
+        gap=with_generate.gap,
+        masked=_rate(cell, masked),
+        times_masked=masked.median / ours.median,
+        same_as_masked=str(with_masked),
+        gap_to_masked=with_masked.gap,
+        repeats="/".join(str(len(side.measured)) for side in (ours, masked, generate)),
+    )
+
+
+def _bound(search: Callable[[Prompts], Any], queries: Prompts) -> Callable[[], Any]:
+    return lambda: search(queries)
+
+
+def _rate(cell: Cell, runs: Runs) -> float:
+    return cell.batch / runs.median

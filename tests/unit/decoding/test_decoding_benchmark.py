@@ -1,0 +1,114 @@
+import importlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from genret.decoding.search import TrieSearch
+from genret.decoding.trie import Trie
+
+BENCHMARKS = Path(__file__).parents[3] / "benchmarks"
+SCORINGS = ("trie", "vocabulary")
+
+
+@pytest.fixture
+def part(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Imports a module of the decoding benchmark by name."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    return lambda name: importlib.import_module(f"decoding_parts.{name}")
+
+
+@pytest.fixture
+def small(part: Any) -> Any:
+    """A tiny model, identifiers over its vocabulary, and prompts of different lengths."""
+    data = part("data")
+    model = data.random_model(data.shape(2, 64, 200), torch.float64)
+    return model, data.keyword_identifiers(200, 200), data.prompts(5, 200)
+
+
+@pytest.mark.parametrize("scoring", SCORINGS)
+def test_both_baselines_find_what_the_search_finds(part: Any, small: Any, scoring: Any) -> None:
+    model, identifiers, prompts = small
+    baselines = part("baselines")
+    ours = TrieSearch(model, Trie.from_sequences(identifiers), scoring).search(prompts, k=10, beam=10)
+    masked = baselines.MaskedBeamSearch(model, baselines.PrefixArrays.build(identifiers), scoring)
+    generate = baselines.GenerateSearch(model, identifiers, scoring)
+    for found in (masked.search(prompts), generate.search(prompts)):
+        compared = baselines.agreement(ours, found)
+        assert compared.same == compared.queries == 5
+        assert compared.gap < 1e-4
+
+
+@pytest.mark.parametrize("scoring", SCORINGS)
+def test_few_identifiers_leave_the_masked_beam_unfilled(part: Any, small: Any, scoring: Any) -> None:
+    model, identifiers, prompts = small
+    baselines = part("baselines")
+    few = identifiers[:4]
+    masked = baselines.MaskedBeamSearch(model, baselines.PrefixArrays.build(few), scoring).search(prompts[:1])
+    (ours,) = TrieSearch(model, Trie.from_sequences(few), scoring).search(prompts[:1], k=10)
+    assert masked[0].indices.tolist() == ours.indices.tolist()
+    np.testing.assert_allclose(masked[0].scores, ours.scores, atol=1e-4)
+
+
+@pytest.mark.parametrize("scoring", SCORINGS)
+def test_brute_force_finds_what_exact_search_finds(part: Any, small: Any, scoring: Any) -> None:
+    model, identifiers, prompts = small
+    brute, agreement = part("brute"), part("baselines").agreement
+    force = brute.BruteForce(model, identifiers)
+    truth = [brute.best(force.scores(prompt)[scoring], 10) for prompt in prompts]
+    ours = TrieSearch(model, Trie.from_sequences(identifiers), scoring).search(prompts, k=10, mode="exact")
+    compared = agreement(ours, truth)
+    assert compared.same == 5 and compared.gap < 1e-9
+
+
+def test_prefix_arrays_spell_all_identifiers(part: Any, small: Any) -> None:
+    _, identifiers, _ = small
+    prefixes = part("baselines").PrefixArrays.build(identifiers)
+    spelled = {}
+    for leaf in np.flatnonzero(prefixes.identifier >= 0):
+        tokens, state = [], leaf
+        while state:
+            tokens.append(int(prefixes.token[state - 1]))
+            state = prefixes.parent[state]
+        spelled[int(prefixes.identifier[leaf])] = tokens[::-1]
+    assert [spelled[number] for number in range(len(identifiers))] == identifiers
+    assert len(prefixes.parent) == 1 + len({tuple(tokens[:end]) for tokens in identifiers for end in range(1, 21)})
+
+
+def test_necessary_passes_skip_depths_without_a_choice(part: Any) -> None:
+    # 1 -> 2 -> {3, 4}; 5 -> 6 -> 7; every identifier ends in 9.
+    prefixes = part("baselines").PrefixArrays.build([[1, 2, 3, 9], [1, 2, 4, 9], [5, 6, 7, 9]])
+    floor = part("floor")
+    # The prefixes of one token, of two, and of three; all are open, in two queries of which one ends after a token.
+    levels = prefixes.levels
+    by_depth = [list(range(levels[depth], levels[depth + 1])) for depth in (1, 2, 3)]
+    queries = [by_depth, by_depth[:1]]
+    # Over the trie: one pass to the only choice behind the root, for the one hypothesis that has it.
+    assert floor.necessary_passes(prefixes, queries, "trie") == [floor.Pass(1, 2, 2)]
+    # Over the vocabulary: two hypotheses to that choice, then all three to their last tokens; one token of the other.
+    assert floor.necessary_passes(prefixes, queries, "vocabulary") == [floor.Pass(2, 3, 6), floor.Pass(1, 3, 3)]
+
+
+def test_identifiers_at_scale_are_unique_and_part_at_four_places(part: Any) -> None:
+    index = part("index")
+    words = index.word_table(np.random.default_rng(0))
+    rows = index.identifier_rows(np.arange(3 * index.BELOW_ROOT), words)
+    identifiers = [row[row >= 0].tolist() for row in rows]
+    trie = Trie.from_sequences(identifiers)
+    assert {len(tokens) for tokens in identifiers} <= set(range(8, 17))
+    indptr, _, node = trie.branches()
+    assert (np.diff(indptr) == 4).all()
+    assert {len(trie.children(each)[0]) for each in set(node.tolist())} == {3, index.FAN_OUT}
+
+
+def test_a_section_of_the_results_is_replaced_and_the_others_stay(part: Any, tmp_path: Path) -> None:
+    update = part("tables").update_file
+    path = tmp_path / "RESULTS.md"
+    update(path, "one", "first")
+    update(path, "two", "second")
+    before = path.read_text()
+    update(path, "one", "third")
+    assert path.read_text() == before.replace("first", "third")
+    assert path.read_text().startswith("# ") and "second" in path.read_text()
