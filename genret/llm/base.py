@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from itertools import tee
 from typing import Literal, Protocol
 
-RequestKind = Literal["keywords", "chunk", "sentence", "constraint", "preference"]
+RequestKind = Literal["keywords", "chunk", "sentence", "constraint", "preference", "multihop", "negative"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,11 +17,16 @@ class Request:
             seed, and on nothing else.
         kind: `keywords`: keywords that describe the text, the most important first. `chunk`, `sentence`:
             queries that a passage, or one sentence of it, answers. `constraint`: queries that also name
-            some of `constraints`. `preference`: difficult queries with their answers.
+            some of `constraints`. `preference`: difficult queries with their answers. `multihop`: queries that
+            need the text and all of `related` together. `negative`: passages that look as if they answered
+            `query`, which the text does answer, and do not.
         n: How many items are wanted; an engine may give fewer.
         title: Title of the text; empty where it has none.
         text: The text.
         constraints: `constraint` only: metadata fields with their values.
+        related: `multihop`: the further passages. `negative`: negatives that a retriever found, as context;
+            may be empty.
+        query: `negative` only: the query to write negatives for.
     """
 
     request_id: str
@@ -30,11 +35,13 @@ class Request:
     title: str
     text: str
     constraints: Mapping[str, str] = field(default_factory=dict)
+    related: tuple[str, ...] = ()
+    query: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """One keyword or one query; `answer` for `preference` requests only."""
+    """One keyword, query or negative passage; `answer` for `preference` requests only."""
 
     text: str
     answer: str = ""
@@ -58,7 +65,7 @@ class Response:
 
 
 class Engine(Protocol):
-    """Anything that writes keywords and queries."""
+    """Anything that writes keywords, queries and negatives."""
 
     name: str
 

@@ -2,8 +2,8 @@
 
 A query is what a smoothed unigram model of the passage would say (Zhai and Lafferty, 2004): words of the
 passage, drawn by their idf, some of them replaced by words of the whole corpus, as in Jelinek-Mercer
-smoothing. It writes no question that needs understanding, and its answers to `preference` queries are mere
-keywords.
+smoothing. It writes no question that needs understanding, its answers to `preference` queries are mere
+keywords, and `multihop` and `negative` requests get an error.
 """
 
 import math
@@ -22,6 +22,9 @@ from genret.errors import InputError
 from genret.llm.base import Item, Request, Response
 from genret.llm.words import join_words, split_words
 from genret.types import Passage
+
+# These need understanding.
+_UNSUPPORTED = frozenset({"multihop", "negative"})
 
 # How English questions begin. Real queries have these words, which say nothing about the passage: a model
 # that has never seen them takes them for content.
@@ -166,6 +169,8 @@ class ExtractiveEngine:
         return map(self._respond, requests)
 
     def _respond(self, request: Request) -> Response:
+        if request.kind in _UNSUPPORTED:
+            return Response(request.request_id, error=f"{request.kind}: not supported by the extractive engine")
         words = [word[:_LONGEST_WORD] for word in split_words(f"{request.title}\n{request.text}")]
         if not words:
             return Response(request.request_id, error="no words in title or text")

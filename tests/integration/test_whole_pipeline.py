@@ -1,6 +1,8 @@
 """All stages together on real Ray, real TRL and a real (tiny) model."""
 
 import json
+import math
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +12,7 @@ import pyarrow.compute as pc
 import pytest
 
 from genret.config import load_config
+from genret.errors import InputError
 from genret.pipeline import STAGES, run
 from genret.runs import RunStore, StageRecord
 
@@ -95,13 +98,62 @@ def test_a_changed_setting_redoes_what_depends_on_it(finished: RunStore, tiny_se
     assert recorder.ran == [], "going back finds everything done"
 
 
+def test_the_evaluation_tells_more_than_the_measures(finished: RunStore, tiny_settings: list[str]) -> None:
+    store, recorder = run_tiny(
+        "scratch-semantic", [*tiny_settings, "evaluation.slice_fields=[topic]"], Path(finished.url)
+    )
+    assert recorder.ran == ["evaluation", "report"]
+    record = store.current()["evaluation"]
+    slices = store.read_table(record, "slice_measures")
+    assert set(slices["slice"].to_pylist()) >= {"(other)"}, "four queries a topic are too few"
+    pairs = store.read_table(record, "significance")
+    assert {tuple(row.values()) for row in pairs.select(["retriever_a", "retriever_b"]).to_pylist()} == {
+        ("sft", "rpo"), ("sft", "bm25"), ("sft", "fusion"), ("rpo", "bm25"), ("rpo", "fusion"), ("bm25", "fusion"),
+    }  # fmt: skip
+    assert sum(store.read_table(record, "rank_moves")["n_queries"].to_pylist()) == 24
+    sets = {"chunk", "sentence", "constraint", "all"}
+    assert set(store.read_table(record, "win_rates")["set_a"].to_pylist()) == sets
+    counts = {row["part"]: row["count"] for row in store.read_table(record, "dataset_statistics").to_pylist()}
+    assert (counts["passages"], counts["test queries"]) == (60, 24)
+    assert store.read_table(record, "identifier_depths")["bits"].to_pylist()[-1] == pytest.approx(math.log2(60))
+    _, recorder = run_tiny("scratch-semantic", tiny_settings, Path(finished.url))
+    assert recorder.ran == [], "going back finds everything done"
+
+
 def test_compute_never_makes_a_stage_run_again(finished: RunStore, tiny_settings: list[str]) -> None:
     _, recorder = run_tiny("scratch-semantic", [*tiny_settings, "compute.cpu_workers=1"], Path(finished.url))
     assert recorder.ran == []
 
 
+def test_a_round_trip_drops_queries_and_says_which(
+    finished: RunStore, tiny_settings: list[str], tmp_path: Path
+) -> None:
+    store = RunStore(shutil.copytree(finished.url, tmp_path / "copy"))
+    before = store.read_table(store.current()["synthesis"], "queries")
+    config = load_config("scratch-semantic", [*tiny_settings, "synthesis.round_trip_top=1"])
+    records = run(config, store, Recorder(), "synthesis")
+    queries, rejects = (store.read_table(records["synthesis"], name) for name in ("queries", "rejects"))
+    dropped = [row["input_id"] for row in rejects.to_pylist() if row["reason"].startswith("round trip: bm25")]
+    kept = queries.column("query_id").to_pylist()
+    assert kept and set(kept).isdisjoint(dropped)
+    assert set(before.column("query_id").to_pylist()) - set(kept) <= set(dropped)
+
+
+def test_what_a_training_worker_refuses_is_not_tried_again(
+    finished: RunStore, tiny_settings: list[str], tmp_path: Path
+) -> None:
+    store = RunStore(shutil.copytree(finished.url, tmp_path / "copy"))
+    base = store.current()["base"]
+    damaged = next(path for path in store.local_folder(base, "base").rglob("*") if path.is_file())
+    damaged.write_bytes(damaged.read_bytes() + b" ")
+    # Were it tried again, it would be until the test's time is over.
+    settings = [*tiny_settings, "sft.learning_rate=0.0002", "compute.max_failures=1000"]
+    with pytest.raises(InputError, match=damaged.name):
+        run(load_config("scratch-semantic", settings), store, Recorder(), "sft")
+
+
 def test_query_answers_from_the_command_line(finished: RunStore) -> None:
-    for retriever in ("rpo", "sft", "bm25"):
+    for retriever in ("rpo", "sft", "bm25", "fusion"):
         result = subprocess.run(
             [sys.executable, "-m", "genret", "query", finished.url, "glacier near model0x river", "-k", "3",
              "--retriever", retriever, "--json"],
@@ -112,18 +164,19 @@ def test_query_answers_from_the_command_line(finished: RunStore) -> None:
         assert rows[0]["passage_id"] == "d0"
 
 
-def test_run_equals_what_query_returns(finished: RunStore) -> None:
-    """Batched with others in an actor or alone in a process: the same ranking."""
+@pytest.mark.parametrize("retriever", ["rpo", "fusion"])
+def test_run_equals_what_query_returns(finished: RunStore, retriever: str) -> None:
+    """Batched with others in an actor or alone in a process, fused from tables or asked: the same ranking."""
     records = finished.current()
     queries = finished.read_table(records["corpus"], "test_queries").slice(3, 1).to_pylist()[0]
     ranking: pa.Table = finished.read_table(records["retrieval"], "run")
     ours = [
         row["passage_id"]
         for row in ranking.to_pylist()
-        if row["retriever"] == "rpo" and row["query_id"] == queries["query_id"]
+        if row["retriever"] == retriever and row["query_id"] == queries["query_id"]
     ]
     result = subprocess.run(
-        [sys.executable, "-m", "genret", "query", finished.url, queries["text"], "--json"],
+        [sys.executable, "-m", "genret", "query", finished.url, queries["text"], "--retriever", retriever, "--json"],
         capture_output=True, text=True, check=True, timeout=120,
     )  # fmt: skip
     assert [json.loads(line)["passage_id"] for line in result.stdout.splitlines()] == ours

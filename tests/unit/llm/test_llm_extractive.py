@@ -326,6 +326,13 @@ def test_a_constraint_request_without_constraints_is_an_error():
 # --- preference ---
 
 
+@pytest.mark.parametrize("kind", ["multihop", "negative"])
+def test_kinds_that_need_understanding_are_an_error_of_the_request(kind):
+    responses = list(engine().generate([request(kind), request("chunk", name="next")]))
+    assert (responses[0].items, responses[0].error) == ((), f"{kind}: not supported by the extractive engine")
+    assert responses[1].items
+
+
 def test_answers_are_keywords_that_the_query_does_not_name():
     keywords = texts(ask("keywords", n=100))
     for item in ask("preference", n=20).items:

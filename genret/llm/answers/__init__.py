@@ -1,0 +1,1 @@
+"""The parts of an answer of a language model; `genret.llm.parsing` puts them together."""

