@@ -1,5 +1,6 @@
 """Semantic identifiers: a list of keywords that describes the passage (arXiv 2502.17957, section 2.1)."""
 
+from collections import Counter
 from collections.abc import Iterable, Iterator
 
 import pyarrow as pa
@@ -7,7 +8,8 @@ import pyarrow as pa
 from genret.config import IdentifiersConfig
 from genret.identifiers.distinctive import lead_with_distinctive
 from genret.identifiers.uniqueness import make_unique, normalisation_key
-from genret.llm.base import Engine, Request, Response, pair_responses
+from genret.llm.base import Engine, Item, Request, Response, pair_responses
+from genret.llm.filters import Limits, unfit_reason
 from genret.llm.words import has_lone_surrogate
 from genret.tables import check_table, reject, table_from_rows
 
@@ -20,23 +22,30 @@ PHRASE_SEPARATOR = ", "
 _READ_ROWS = 1024
 
 
-def build_semantic_identifiers(config: IdentifiersConfig, passages: pa.Table, engine: Engine) -> dict[str, pa.Table]:
+def build_semantic_identifiers(
+    config: IdentifiersConfig, passages: pa.Table, engine: Engine, limits: Limits | None = None
+) -> dict[str, pa.Table]:
     """Ask an engine for keywords and make unique identifiers of them.
 
     Args:
         config: The `identifiers` section.
         passages: The `passages` table.
         engine: What writes the keywords.
+        limits: What the keywords of a language model must keep to; None for an engine that quotes its passages, whose
+            keywords are not judged.
 
     Returns:
         The tables `identifiers`, one row a passage in the same order, and `rejects`: the passages for which
-        the engine had no keywords. These have a number as their identifier and can be retrieved like all
-        others.
+        the engine had no keywords, and those of which some keywords were left out as unfit. A passage without
+        keywords has a number as its identifier and can be retrieved like all others.
     """
     keywords: list[list[str]] = []
     rejects = []
     for request, response in pair_responses(engine, _requests(passages, config.max_keywords)):
-        words = list(_clean(item.text for item in response.items))
+        fit, unfit = _judge(response.items, limits)
+        words = list(_clean(fit))
+        if unfit:
+            rejects.append(_unfit(request, unfit))
         if not words or response.error:
             rejects.append(_rejected(request, response))
         keywords.append(words)
@@ -74,6 +83,27 @@ def _clean(keywords: Iterable[str]) -> Iterator[str]:
         if key not in seen and not has_lone_surrogate(keyword):
             seen.add(key)
             yield " ".join(keyword.split())
+
+
+def _judge(items: Iterable[Item], limits: Limits | None) -> tuple[list[str], list[tuple[str, str]]]:
+    """The fit keywords, and the unfit ones with their reasons."""
+    fit: list[str] = []
+    unfit: list[tuple[str, str]] = []
+    for item in items:
+        reason = "" if limits is None else unfit_reason("keywords", item, limits)
+        if reason:
+            unfit.append((item.text, reason))
+        else:
+            fit.append(item.text)
+    return fit, unfit
+
+
+def _unfit(request: Request, keywords: list[tuple[str, str]]) -> dict[str, str]:
+    counts = Counter(reason for _, reason in keywords)
+    listed = "; ".join(f"{count} × {reason}" for reason, count in counts.items())
+    return reject(
+        "identifiers", request.request_id, f"unfit keywords: {listed}", "; ".join(text for text, _ in keywords)
+    )
 
 
 def _rejected(request: Request, response: Response) -> dict[str, str]:

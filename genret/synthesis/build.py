@@ -1,45 +1,58 @@
 """The synthesis stage: what the engine wrote, sorted into tables with nothing lost."""
 
+from collections.abc import Iterable
 from itertools import chain
 
 import pyarrow as pa
 
 from genret.config import SynthesisConfig
 from genret.llm.base import Engine, Item, Request, Response, pair_responses
-from genret.llm.words import has_lone_surrogate
+from genret.llm.filters import Limits, broken_reason, unfit_reason
 from genret.synthesis.answers import preference_requests
+from genret.synthesis.duplicates import NearDuplicates
 from genret.synthesis.queries import check_constraint_fields, passage_of, query_requests
 from genret.tables import reject, table_from_rows
 
 _ROWS_A_BLOCK = 65_536
 
 
-def synthesize(config: SynthesisConfig, passages: pa.Table, engine: Engine) -> dict[str, pa.Table]:
+def synthesize(
+    config: SynthesisConfig,
+    passages: pa.Table,
+    engine: Engine,
+    limits: Limits | None = None,
+    multihop: Iterable[Request] = (),
+) -> dict[str, pa.Table]:
     """Write queries for every passage.
 
     Args:
         config: The `synthesis` section.
         passages: The `passages` table.
         engine: What writes the queries.
+        limits: What the texts of a language model must keep to, and from which overlap on two queries of a passage
+            are duplicates. None for an engine that quotes its passages, whose texts are not judged.
+        multihop: Requests for queries over several passages, in the order of `passages`
+            (`genret.synthesis.multihop`).
 
     Returns:
         Three tables.
 
-        * `queries`: no passage has two with the same text but for case and white space.
+        * `queries`: no passage has two with the same text but for case and white space, or with nearly the same
+          where there are limits.
         * `preference_queries`: likewise, and none has the text of any row of `queries`.
-        * `rejects`: requests with an error, queries that are unfit, and one row for each request with
-        duplicates
+        * `rejects`: requests with an error, queries that are unfit, and one row for each request with duplicates
           that says how many. Every query of the engine is in a table or counted here.
 
         A query's id is its request's id, `|`, and its place in the response from 0.
 
     Raises:
         InputError: Constraint queries are wanted, but no passage has the metadata.
+        ValueError: `multihop` is not in the order of the passages.
     """
     check_constraint_fields(config, passages)
-    sorting = _Sorting(engine.name)
+    sorting = _Sorting(engine.name, limits)
     # The few preference queries come first: SFT queries need only be looked up among them.
-    requests = chain(preference_requests(config, passages), query_requests(config, passages))
+    requests = chain(preference_requests(config, passages), query_requests(config, passages, multihop))
     for request, response in pair_responses(engine, requests):
         sorting.add(request, response)
     return sorting.tables()
@@ -68,11 +81,30 @@ class _Rows:
         return pa.concat_tables(self._blocks)
 
 
+class _Seen:
+    """The queries of one passage."""
+
+    def __init__(self, limits: Limits | None) -> None:
+        self._keys: set[str] = set()
+        self._near = NearDuplicates(limits.max_overlap) if limits else None
+
+    def add(self, text: str) -> str:
+        """Take a query in, or say what it is: `duplicate` or `near-duplicate`."""
+        key = text.casefold()
+        if key in self._keys:
+            return "duplicate"
+        if self._near and self._near.add(text):
+            return "near-duplicate"
+        self._keys.add(key)
+        return ""
+
+
 class _Sorting:
     """Sorts responses into tables."""
 
-    def __init__(self, generator: str) -> None:
+    def __init__(self, generator: str, limits: Limits | None) -> None:
         self._generator = generator
+        self._limits = limits
         self._queries = _Rows("queries")
         self._preference = _Rows("preference_queries")
         self._rejects = _Rows("rejects")
@@ -80,31 +112,36 @@ class _Sorting:
         self._clashes: set[str] = set()
         # Requests of a passage and stage come one after another: only its own texts are remembered.
         self._group = ("", False)
-        self._seen: set[str] = set()
+        self._seen = _Seen(limits)
 
     def add(self, request: Request, response: Response) -> None:
         """Put every query of a response where it belongs."""
         group = (passage_of(request), request.kind == "preference")
         if group != self._group:
-            self._group, self._seen = group, set()
+            self._group, self._seen = group, _Seen(self._limits)
         if response.error:
             self._reject(request.request_id, response.error, response.raw or request.text)
-        duplicates: list[str] = []
+        duplicates: dict[str, list[str]] = {}
         for number, item in enumerate(response.items):
             query_id, text = f"{request.request_id}|{number}", " ".join(item.text.split())
-            key = text.casefold()
-            if unfit := _unfit(request, item):
+            if unfit := self._unfit(request, item):
                 self._reject(query_id, unfit, item.text)
-            elif key in self._seen:
-                duplicates.append(text)
+            elif duplicate := self._seen.add(text):
+                duplicates.setdefault(duplicate, []).append(text)
             else:
-                self._seen.add(key)
-                self._keep(request, query_id, text, key, item.answer)
-        if duplicates:
-            self._reject(request.request_id, f"{len(duplicates)} duplicate queries", duplicates[0])
+                self._keep(request, query_id, text, item.answer)
+        for duplicate, texts in duplicates.items():
+            self._reject(request.request_id, f"{len(texts)} {duplicate} queries", texts[0])
 
-    def _keep(self, request: Request, query_id: str, text: str, key: str, answer: str) -> None:
+    def _unfit(self, request: Request, item: Item) -> str:
+        """Why an item is not fit; empty if it is."""
+        if self._limits is None:
+            return broken_reason(request.kind, item)
+        return unfit_reason(request.kind, item, self._limits)
+
+    def _keep(self, request: Request, query_id: str, text: str, answer: str) -> None:
         row = {"query_id": query_id, "passage_id": passage_of(request), "text": text}
+        key = text.casefold()
         if request.kind == "preference":
             self._preference_keys.add(key)
             self._preference.append(row | {"answer": " ".join(answer.split())})
@@ -129,14 +166,3 @@ class _Sorting:
             "preference_queries": preference,
             "rejects": self._rejects.table(),
         }
-
-
-def _unfit(request: Request, item: Item) -> str:
-    """Why an item is no query; empty if it is one."""
-    if not item.text.strip():
-        return "empty query"
-    if request.kind == "preference" and not item.answer.strip():
-        return "query without an answer"
-    if has_lone_surrogate(item.text + item.answer):
-        return "not valid Unicode"
-    return ""

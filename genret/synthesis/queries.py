@@ -1,7 +1,7 @@
-"""Requests for the queries of supervised fine-tuning: chunk, sentence and constraint level."""
+"""Requests for the queries of supervised fine-tuning: chunk, sentence and constraint level, multi-hop among them."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import pyarrow as pa
@@ -15,7 +15,7 @@ from genret.llm.words import split_words
 _READ_ROWS = 1024
 
 
-def query_requests(config: SynthesisConfig, passages: pa.Table) -> Iterator[Request]:
+def query_requests(config: SynthesisConfig, passages: pa.Table, multihop: Iterable[Request] = ()) -> Iterator[Request]:
     """Ask for queries on every passage (arXiv 2502.17957, section 3.3).
 
     One request a passage at chunk level, one for each of its sentences, one with its metadata; each only
@@ -25,11 +25,18 @@ def query_requests(config: SynthesisConfig, passages: pa.Table) -> Iterator[Requ
     Args:
         config: The `synthesis` section.
         passages: The `passages` table.
+        multihop: Requests over several passages, at most one a passage, in the order of `passages`; each is yielded
+            behind the others of its passage.
 
     Yields:
         Requests, those of a passage one after another. A request's id is `PASSAGE|chunk`,
         `PASSAGE|constraint`, or `PASSAGE|sentence|NUMBER` with the sentence's place from 0.
+
+    Raises:
+        ValueError: `multihop` is not in the order of the passages.
     """
+    remaining = iter(multihop)
+    pending = next(remaining, None)
     for row in passage_rows(passages):
         passage_id, title, text = row["passage_id"], row["title"], row["text"]
         if config.chunk_queries:
@@ -42,6 +49,11 @@ def query_requests(config: SynthesisConfig, passages: pa.Table) -> Iterator[Requ
         if constraints:
             count = config.constraint_queries
             yield Request(f"{passage_id}|constraint", "constraint", count, title, text, constraints)
+        if pending and passage_of(pending) == passage_id:
+            yield pending
+            pending = next(remaining, None)
+    if pending:
+        raise ValueError(f"multi-hop requests: {pending.request_id!r} is not in the order of the passages")
 
 
 def passage_of(request: Request) -> str:

@@ -10,6 +10,7 @@ from genret.config import ExtractiveConfig, IdentifiersConfig
 from genret.identifiers.build import build_identifiers
 from genret.llm.base import Item, Response
 from genret.llm.extractive import CorpusStatistics, ExtractiveEngine
+from genret.llm.filters import Limits
 from genret.tables import SCHEMAS, passages_to_table
 from genret.types import Passage
 
@@ -55,6 +56,24 @@ def test_words_are_joined_by_spaces():
     ]
     assert outputs["identifiers"].schema == SCHEMAS["identifiers"]
     assert outputs["rejects"].num_rows == 0
+
+
+def test_keywords_of_a_language_model_are_judged_and_the_unfit_are_counted():
+    texts = ["Glaciers carve deep valleys.|fjord|...|...|It is about ice and snow.", "!none", "...", "lake|Lake"]
+    outputs = build_identifiers(IdentifiersConfig(keywords=2), passages(*texts), ListEngine(), Limits())
+    assert names(outputs)[0] == "fjord" and names(outputs)[3] == "lake"
+    assert [(row["input_id"], row["reason"], row["raw"]) for row in outputs["rejects"].to_pylist()] == [
+        (
+            "p0",
+            "unfit keywords: 2 × a sentence, not a keyword; 2 × no word in it",
+            "Glaciers carve deep valleys.; ...; ...; It is about ice and snow.",
+        ),
+        ("p1", "none", "raw answer"),
+        ("p2", "unfit keywords: 1 × no word in it", "..."),
+        ("p2", "no keywords", "..."),
+    ]
+    # Without limits, nothing is judged.
+    assert names(build(*texts, keywords=2))[0] == "Glaciers carve deep valleys., fjord"
 
 
 def test_phrases_anywhere_put_commas_everywhere():

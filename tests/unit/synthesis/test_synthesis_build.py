@@ -7,8 +7,9 @@ from hypothesis import strategies as st
 
 from genret.config import ExtractiveConfig, SynthesisConfig
 from genret.errors import InputError
-from genret.llm.base import Item, Response
+from genret.llm.base import Item, Request, Response
 from genret.llm.extractive import CorpusStatistics, ExtractiveEngine
+from genret.llm.filters import Limits
 from genret.synthesis import build
 from genret.synthesis.build import synthesize
 from genret.tables import SCHEMAS, passages_to_table
@@ -109,6 +110,65 @@ def test_unfit_queries_and_failed_requests_are_rejected_with_a_reason():
     assert set(outputs["rejects"].column("stage").to_pylist()) == {"synthesis"}
 
 
+def judged(script, *texts, limits=None, **settings):
+    wanted = SynthesisConfig(**({"chunk_queries": 5, "sentence_queries": 0, "preference_queries": 0} | settings))
+    return synthesize(wanted, passages(*texts), ScriptedEngine(script), limits or Limits())
+
+
+def test_texts_of_a_language_model_are_judged_and_counted():
+    script = {
+        "p0|chunk": ["What is the article about?", "fjord", "What is a fjord?", "Here are 5 questions on fjords"],
+        "p0|preference": [Item("deepest inlet of Norway", "word " * 40), Item("longest inlet of Norway", "Sognefjord")],
+    }
+    outputs = judged(script, "text", preference_queries=2)
+    assert outputs["queries"].column("text").to_pylist() == ["What is a fjord?"]
+    assert outputs["preference_queries"].column("text").to_pylist() == ["longest inlet of Norway"]
+    assert rejects(outputs) == [
+        ("p0|preference|0", "answer too long", "deepest inlet of Norway"),
+        ("p0|chunk|0", "mentions the passage", "What is the article about?"),
+        ("p0|chunk|1", "query too short", "fjord"),
+        ("p0|chunk|3", "speaks of the task or as an assistant", "Here are 5 questions on fjords"),
+    ]
+    # Without limits, nothing is judged.
+    assert run(script, "text", preference_queries=2)["queries"].num_rows == 4
+
+
+def test_near_duplicates_of_a_passage_are_dropped_and_counted():
+    script = {
+        "p0|chunk": ["What is a fjord?", "a fjord, what is", "WHAT IS A FJORD?", "Where are fjords?"],
+        "p0|sentence|0": ["what is: a fjord"],
+        "p1|chunk": ["what is: a fjord"],
+        "p0|preference": [Item("a fjord: what is?", "x")],
+    }
+    outputs = judged(script, "a b c d e.", "text", sentence_queries=1, preference_queries=1)
+    assert outputs["queries"].column("query_id").to_pylist() == ["p0|chunk|0", "p0|chunk|3", "p1|chunk|0"]
+    assert outputs["preference_queries"].num_rows == 1
+    assert rejects(outputs) == [
+        ("p0|chunk", "1 near-duplicate queries", "a fjord, what is"),
+        ("p0|chunk", "1 duplicate queries", "WHAT IS A FJORD?"),
+        ("p0|sentence|0", "1 near-duplicate queries", "what is: a fjord"),
+    ]
+    assert run(script, "a b c d e.", "text", sentence_queries=1)["queries"].num_rows == 5
+    strict = judged(script, "a b c d e.", "text", sentence_queries=1, limits=Limits(max_overlap=0.3))
+    assert strict["queries"].column("query_id").to_pylist() == ["p0|chunk|0", "p0|chunk|3", "p1|chunk|0"]
+
+
+def test_multihop_queries_belong_to_the_passage_of_their_request():
+    asked = [Request("p1|multihop", "multihop", 2, "", "other", related=("text",))]
+    engine = ScriptedEngine({"p0|chunk": ["one"], "p1|chunk": ["two"], "p1|multihop": ["both", "Two"]})
+    outputs = synthesize(
+        SynthesisConfig(chunk_queries=1, sentence_queries=0, preference_queries=0),
+        passages("text", "other", "third"),
+        engine,
+        multihop=asked,
+    )
+    found = [(row["query_id"], row["passage_id"], row["kind"]) for row in outputs["queries"].to_pylist()]
+    assert found == [
+        ("p0|chunk|0", "p0", "chunk"), ("p1|chunk|0", "p1", "chunk"), ("p1|multihop|0", "p1", "multihop")
+    ]  # fmt: skip
+    assert rejects(outputs) == [("p1|multihop", "1 duplicate queries", "Two")]
+
+
 def test_a_preference_query_that_any_sft_query_equals_is_dropped():
     outputs = run(
         {
@@ -147,11 +207,13 @@ def test_every_item_is_in_a_table_or_counted(data):
         script[f"p{n}|chunk"] = data.draw(texts)
         script[f"p{n}|sentence|0"] = data.draw(texts)
         script[f"p{n}|preference"] = data.draw(items)
-    outputs = run(script, *["a b c d"] * 3, sentence_queries=6, preference_queries=4)
+    outputs = data.draw(st.sampled_from([run, judged]))(
+        script, *["a b c d"] * 3, sentence_queries=6, preference_queries=4
+    )
 
     counted = 0
     for _, reason, _ in rejects(outputs):
-        duplicates = re.match(r"(\d+) duplicate", reason)
+        duplicates = re.match(r"(\d+) (?:near-)?duplicate", reason)
         counted += int(duplicates.group(1)) if duplicates else 1
     kept = outputs["queries"].num_rows + outputs["preference_queries"].num_rows
     assert kept + counted == sum(map(len, script.values()))

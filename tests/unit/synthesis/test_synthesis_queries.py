@@ -4,6 +4,7 @@ from hypothesis import strategies as st
 
 from genret.config import SynthesisConfig
 from genret.errors import InputError
+from genret.llm.base import Request
 from genret.synthesis.answers import preference_requests
 from genret.synthesis.queries import check_constraint_fields, constraint_value, passage_of, query_requests
 from genret.tables import passages_to_table
@@ -43,6 +44,17 @@ def test_requests_of_all_kinds_in_order():
     assert (chunk.title, chunk.text) == (constraint.title, constraint.text) == ("Title", TEXT)
     assert (sentence.title, sentence.text) == ("", "The first sentence has six words.")
     assert constraint.constraints == {"source": "BBC", "year": "2023"}
+
+
+def test_multihop_requests_come_behind_the_others_of_their_passage():
+    asked = [Request(f"{name}|multihop", "multihop", 1, "", "x", related=("y",)) for name in ("a", "b|chunk")]
+    wanted = config(chunk_queries=3, sentence_queries=0)
+    ids = [r.request_id for r in query_requests(wanted, BOTH, asked)]
+    assert ids == ["a|chunk", "a|multihop", "b|chunk|chunk", "b|chunk|multihop"]
+    assert [r.request_id for r in query_requests(wanted, BOTH, asked[1:])][-1] == "b|chunk|multihop"
+    assert passage_of(asked[1]) == "b|chunk"
+    with pytest.raises(ValueError, match=r"'a\|multihop' is not in the order"):
+        list(query_requests(wanted, BOTH, asked[::-1]))
 
 
 def test_a_kind_with_no_queries_is_not_asked_for():
