@@ -31,6 +31,7 @@ _QUERIES_A_GROUP = 5
 _PASSAGES_A_QUERY = 3
 _IDENTIFIERS = 20
 _REASONS = 50
+_DEPTHS = 10
 _MAIN_KINDS = ("NDCG", "MRR", "MAP", "HIT")
 _RANK_BINS = ((1, 1), (2, 2), (3, 3), (4, 5), (6, 10), (11, 20), (21, 50), (51, 100), (101, 1000))
 # Legible on white and on near-black. Ranks go from dark to light, "not found" is grey.
@@ -56,6 +57,13 @@ class ReportInputs:
         config_yaml: The resolved configuration.
         measures: Table `measures`.
         query_measures: Table `query_measures`.
+        significance: Table `significance`.
+        slice_measures: Table `slice_measures`.
+        rank_moves: Table `rank_moves`.
+        win_rates: Table `win_rates`.
+        dataset_statistics: Table `dataset_statistics`.
+        identifier_statistics: Table `identifier_statistics`.
+        identifier_depths: Table `identifier_depths`.
         run: Table `run`.
         latencies: Table `latencies`.
         test_queries: Table `test_queries`.
@@ -73,6 +81,13 @@ class ReportInputs:
     config_yaml: str
     measures: pa.Table
     query_measures: pa.Table
+    significance: pa.Table
+    slice_measures: pa.Table
+    rank_moves: pa.Table
+    win_rates: pa.Table
+    dataset_statistics: pa.Table
+    identifier_statistics: pa.Table
+    identifier_depths: pa.Table
     run: pa.Table
     latencies: pa.Table
     test_queries: pa.Table
@@ -110,6 +125,44 @@ class QueryCard:
     found: Mapping[str, Sequence[FoundPassage]]
 
 
+@dataclass(frozen=True)
+class SliceRow:
+    """A part of the test queries.
+
+    Attributes:
+        name: What the queries have in common.
+        n_queries: How many they are.
+        cells: The row of the table `slice_measures` by retriever.
+    """
+
+    name: str
+    n_queries: int
+    cells: dict[str, dict[str, Any]]
+
+    def is_best(self, retriever: str) -> bool:
+        """Whether others have a lower value and none a higher one, as far as one decimal shows."""
+        values = [cell["value"] for cell in self.cells.values()]
+        best = percent(max(values))
+        return percent(min(values)) != best == percent(self.cells[retriever]["value"])
+
+
+@dataclass(frozen=True)
+class SimilarityRow:
+    """A set of synthetic queries.
+
+    Attributes:
+        name: Its name.
+        similarity: Mean over the test queries of the similarity to the closest query of the set.
+        n_queries: How many test queries.
+        win_rates: Its win rate over each other set.
+    """
+
+    name: str
+    similarity: float
+    n_queries: int
+    win_rates: dict[str, float]
+
+
 def write_report(inputs: ReportInputs) -> str:
     """Render the report.
 
@@ -125,7 +178,7 @@ def write_report(inputs: ReportInputs) -> str:
     Raises:
         InputError: A table does not fit its schema, or the tables do not fit together.
     """
-    comparison = Comparison.of(inputs.measures)
+    comparison = Comparison.of(inputs.measures, inputs.significance)
     qrels = judgements(inputs.qrels)
     scored = [
         query_id
@@ -152,6 +205,13 @@ def write_report(inputs: ReportInputs) -> str:
             training=training_rows(inputs.training_log),
             stages=list(inputs.stages),
             latencies=inputs.latencies.to_pylist(),
+            significance=inputs.significance.to_pylist(),
+            slices=slice_rows(inputs.slice_measures, main_measure),
+            moves=inputs.rank_moves.to_pylist(),
+            similarity=similarity_rows(inputs.win_rates),
+            dataset=inputs.dataset_statistics.to_pylist(),
+            identifier_statistics=inputs.identifier_statistics.to_pylist(),
+            identifier_depths=depth_rows(inputs.identifier_depths),
             rejects=reject_rows(inputs.rejects),
             max_reasons=_REASONS,
             groups=query_groups(inputs, qrels, main_measure) if main_measure else {},
@@ -311,6 +371,36 @@ def identifier_rows(identifiers: pa.Table, passages: pa.Table) -> list[dict[str,
     return [row | {"title": _title(shown.get(row["passage_id"]), row["passage_id"])} for row in rows]
 
 
+def slice_rows(measures: pa.Table, measure: str) -> dict[str, list[SliceRow]]:
+    """The slices by what was sliced by, with one measure of each retriever.
+
+    What puts all queries into one slice tells nothing and is left out.
+    """
+    found: dict[str, dict[str, SliceRow]] = {}
+    for row in measures.to_pylist():
+        if row["measure"] == measure:
+            parts = found.setdefault(row["slice_by"], {})
+            part = parts.setdefault(row["slice"], SliceRow(excerpt(row["slice"], 60), row["n_queries"], {}))
+            part.cells[row["retriever"]] = row
+    return {slice_by: list(parts.values()) for slice_by, parts in found.items() if len(parts) > 1}
+
+
+def similarity_rows(win_rates: pa.Table) -> list[SimilarityRow]:
+    """The sets of synthetic queries with their win rates over each other."""
+    rows: dict[str, SimilarityRow] = {}
+    for row in win_rates.to_pylist():
+        one = rows.setdefault(row["set_a"], SimilarityRow(row["set_a"], row["similarity_a"], row["n_queries"], {}))
+        one.win_rates[row["set_b"]] = row["win_rate"]
+    return list(rows.values())
+
+
+def depth_rows(depths: pa.Table) -> list[dict[str, Any]]:
+    """The first depths of an `identifier_depths` table, each with the bits that its token adds."""
+    rows = depths.slice(0, _DEPTHS).to_pylist()
+    before = [0.0, *(row["bits"] for row in rows)]
+    return [row | {"added": row["bits"] - bits} for row, bits in zip(rows, before, strict=False)]
+
+
 def query_groups(inputs: ReportInputs, qrels: Qrels, measure: str) -> dict[str, list[QueryCard]]:
     """The worst, the best and the most disputed queries by a measure; no query twice.
 
@@ -444,6 +534,17 @@ def _layout(height: int, x: dict[str, Any], y: dict[str, Any]) -> dict[str, Any]
     }
 
 
+def probability(p: float) -> str:
+    """A p-value with three decimals, or that it is smaller than they can show."""
+    return "<0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def points(difference: float, decimals: int) -> str:
+    """A difference of shares in percentage points, with its sign where it is not zero."""
+    text = f"{100 * difference:+.{decimals}f}"
+    return text.replace("-", "−") if float(text) else text[1:]
+
+
 def _label(text: str) -> str:
     """Text for plotly, which reads a few HTML tags in labels, links among them."""
     return html.escape(_printable(text), quote=False)
@@ -464,4 +565,6 @@ def _environment() -> jinja2.Environment:
         finalize=lambda value: _printable(value) if type(value) is str else value,
     )
     environment.filters["percent"] = percent
+    environment.filters["probability"] = probability
+    environment.filters["points"] = points
     return environment

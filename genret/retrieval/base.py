@@ -1,7 +1,7 @@
 """What all retrievers share: checks, batches, and the `run` table of a set of queries."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import pyarrow as pa
 
@@ -95,6 +95,11 @@ def retrieve_run(retriever: Retriever, queries: pa.Table, k: int) -> pa.Table:
         twice = next(query_id for query_id in query_ids if query_ids.count(query_id) > 1)
         raise InputError(f"table test_queries: expected query ids to be unique, found {twice!r} twice")
     rankings = retriever.retrieve(queries.column("text").to_pylist(), k)
+    return run_table(retriever.name, zip(query_ids, rankings, strict=True))
+
+
+def run_table(retriever: str, rankings: Iterable[tuple[str, Sequence[ScoredPassage]]]) -> pa.Table:
+    """The `run` table of rankings by query id; ranks count from 1."""
     return table_from_rows(
         "run",
         (
@@ -103,9 +108,9 @@ def retrieve_run(retriever: Retriever, queries: pa.Table, k: int) -> pa.Table:
                 "passage_id": place.passage_id,
                 "rank": rank,
                 "score": place.score,
-                "retriever": retriever.name,
+                "retriever": retriever,
             }
-            for query_id, ranking in zip(query_ids, rankings, strict=True)
+            for query_id, ranking in rankings
             for rank, place in enumerate(ranking, start=1)
         ),
     )

@@ -29,7 +29,6 @@ class GenerativeRetriever(BatchedRetriever):
             bundle.model,
             bundle.trie,
             "trie" if bundle.settings.scoring == "trie" else "vocabulary",
-            pad_token_id=bundle.tokenizer.pad_token_id,
         )
 
     @classmethod

@@ -10,6 +10,7 @@ from genret.config import RetrievalConfig
 from genret.errors import InputError
 from genret.retrieval.base import retrieve_run
 from genret.retrieval.bm25 import Bm25Retriever
+from genret.retrieval.fusion import FUSION, FusionRetriever
 from genret.retrieval.generative import GenerativeRetriever
 from genret.runs import RunStore, StageRecord
 from genret.types import Retriever
@@ -18,9 +19,15 @@ GENERATIVE = ("rpo", "sft")
 """The generative retrievers by the stage that trained them, best first."""
 
 
-def retriever_names(records: Mapping[str, StageRecord]) -> list[str]:
-    """The retrievers that a run's stages give, the one to use by default first."""
-    return [name for name in (*GENERATIVE, "bm25") if name in records]
+def retriever_names(records: Mapping[str, StageRecord], config: RetrievalConfig) -> list[str]:
+    """The retrievers that a run's stages give, the one to use by default first.
+
+    Args:
+        records: The run's current stages.
+        config: The `retrieval` section, which says what a fusion is made of.
+    """
+    names = [name for name in (*GENERATIVE, "bm25") if name in records]
+    return [*names, FUSION] if set(config.fusion.parts) <= set(names) else names
 
 
 def load_retriever(
@@ -31,7 +38,7 @@ def load_retriever(
     Args:
         store: The run.
         records: Its current stages.
-        name: `rpo`, `sft` or `bm25`.
+        name: `rpo`, `sft`, `bm25` or `fusion`.
         config: The `retrieval` section.
 
     Returns:
@@ -40,9 +47,11 @@ def load_retriever(
     Raises:
         InputError: The run has no such retriever.
     """
-    names = retriever_names(records)
+    names = retriever_names(records, config)
     if name not in names:
         raise InputError(f"retriever: expected one of {names}, found {name!r}")
+    if name == FUSION:
+        return FusionRetriever([load_retriever(store, records, part, config) for part in config.fusion.parts], config)
     folder = store.local_folder(records[name], name)
     if name == "bm25":
         return Bm25Retriever.load(folder)

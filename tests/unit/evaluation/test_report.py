@@ -15,17 +15,22 @@ from genret.evaluation.measures import evaluate, judgements
 from genret.evaluation.report import (
     ReportInputs,
     choose_main_measure,
+    depth_rows,
     excerpt,
     identifier_rows,
     loss_figures,
+    points,
+    probability,
     query_groups,
     rank_counts,
     ranks_figure,
     reject_rows,
+    similarity_rows,
+    slice_rows,
     training_rows,
     write_report,
 )
-from genret.tables import passages_to_table, reject, table_from_rows
+from genret.tables import SCHEMAS, passages_to_table, reject, table_from_rows
 from genret.types import Passage
 
 HOSTILE = [
@@ -122,6 +127,7 @@ def inputs_of(
         "config_yaml": "seed: 7\n",
         "measures": tables["measures"],
         "query_measures": tables["query_measures"],
+        **analyses(names, texts[:2]),
         "run": run,
         "latencies": table_from_rows(
             "latencies",
@@ -141,6 +147,47 @@ def inputs_of(
         "rejects": table_from_rows("rejects", [reject("corpus", f"x{n}", texts[0]) for n in range(4)]),
     }
     return ReportInputs(**(facts | changes))
+
+
+def rows_table(name: str, *rows: tuple) -> pa.Table:
+    return table_from_rows(name, [dict(zip(SCHEMAS[name].names, row, strict=True)) for row in rows])
+
+
+def analyses(names: tuple[str, ...], texts: list[str]) -> dict[str, pa.Table]:
+    """What the evaluation tells beyond the measures, with texts of the corpus where it may hold some."""
+    first, last = texts[0], texts[-1]
+    return {
+        "significance": rows_table(
+            "significance",
+            *(("HIT@1", names[0], name, -0.123, 0.0004, 0.0441, 30) for name in names[1:]),
+        ),
+        "slice_measures": rows_table(
+            "slice_measures",
+            *(
+                (slice_by, part, name, measure, value, 7, value - 0.1, value + 0.1)
+                for slice_by, parts in (("length", ("1–3", "4–6")), (first, (first, last)), ("single", (first,)))
+                for tenths, part in enumerate(parts, 3)
+                for place, name in enumerate(names)
+                for measure, value in (("NDCG@4", tenths / 10 + place / 100), ("HIT@1", 0.9))
+            ),
+        ),
+        "rank_moves": rows_table(
+            "rank_moves",
+            ("sft", "rpo", "up", 20, 0.01234),
+            ("sft", "rpo", "unchanged", 8, 0.0),
+            ("sft", "rpo", "lost", 2, -0.05),
+        ),
+        "win_rates": rows_table(
+            "win_rates", (first, "all", 0.25, 0.5, 0.1, 0.3, 1234), ("all", first, 0.5, 0.25, 0.3, 0.1, 1234)
+        ),
+        "dataset_statistics": rows_table(
+            "dataset_statistics", ("passages", 5183, 211.75, 200.0, 1556), (f"{last} queries", 3, 1.5, 1.0, 2)
+        ),
+        "identifier_statistics": rows_table("identifier_statistics", ("llm", 4321, 3.25, 9), (first, 2, 4.0, 4)),
+        "identifier_depths": rows_table(
+            "identifier_depths", *((depth, 1000 + depth, 50 - depth, 2.5 * depth) for depth in range(1, 13))
+        ),
+    }
 
 
 def log_of(stage: str, losses: list[float]) -> pa.Table:
@@ -194,6 +241,17 @@ def test_all_sections_say_what_the_tables_say(page: Page) -> None:
         "all 1,234.6 2",
         "corpus text 0 of a passage 4 x0 , x1 , x2",
         "20 of 30, evenly spaced. By source: llm 30.",
+        "measure retriever minus difference p p, corrected HIT@1 rpo bm25 −12.3 <0.001 0.044",
+        "By length length queries rpo bm25 1–3 7 30.0 20.0–40.0 31.0 21.0–41.0 4–6 7 40.0",
+        "from sft to rpo . rank queries share (%) change of MRR",
+        "up 20 66.7 +1.23 unchanged 8 26.7 0.00 lost 2 6.7 −5.00",
+        "all 30 −3.77",
+        "passages 5,183 211.8 200.0 1,556",
+        "text 0 of a passage 10.0 – 25.0 all 30.0 50.0 –",
+        "over 1,234 test queries",
+        "llm 4,321 3.2 9",
+        "1 1,001 49 2.50 2.50 2 1,002 48 5.00 2.50",
+        "The first 10 of 12 depths.",
         "seed: 7",
     ):
         assert part in text, part
@@ -287,7 +345,8 @@ def test_an_empty_run_is_reported_too() -> None:
         name: table_from_rows(name, [])
         for name in (
             "measures", "query_measures", "run", "latencies", "test_queries", "qrels", "passages",
-            "identifiers", "training_log", "rejects",
+            "identifiers", "training_log", "rejects", "significance", "slice_measures", "rank_moves", "win_rates",
+            "dataset_statistics", "identifier_statistics", "identifier_depths",
         )
     }  # fmt: skip
     page = Page(write_report(inputs_of(stages=[], **empty)))
@@ -295,7 +354,8 @@ def test_an_empty_run_is_reported_too() -> None:
     assert "Nothing was evaluated" in text
     assert "No row was rejected." in text
     assert page.figures() == {}
-    assert not {"Speed", "Training", "Queries", "Identifiers"} & {data for _, data in page.texts}
+    sections = {"Slices", "Speed", "Training", "Preference learning", "Queries", "Data", "Identifiers"}
+    assert not sections & {data for _, data in page.texts}
     targets = {attrs["href"] for tag, attrs in page.elements if tag == "a"}
     assert targets == {f"#{attrs['id']}" for tag, attrs in page.elements if tag == "section"}
 
@@ -303,8 +363,8 @@ def test_an_empty_run_is_reported_too() -> None:
 def test_navigation_leads_to_every_section(page: Page) -> None:
     targets = [attrs["href"] for tag, attrs in page.elements if tag == "a"]
     assert targets == [
-        "#comparison", "#speed", "#training", "#queries", "#identifiers", "#stages", "#rejects",
-        "#configuration",
+        "#comparison", "#slices", "#speed", "#training", "#preference", "#queries", "#data", "#identifiers",
+        "#stages", "#rejects", "#configuration",
     ]  # fmt: skip
     assert set(targets) == {f"#{attrs['id']}" for tag, attrs in page.elements if tag == "section"}
 
@@ -391,7 +451,55 @@ def test_few_queries_and_one_retriever() -> None:
     inputs = inputs_of(n_queries=2, names=("rpo",))
     groups = query_groups(inputs, judgements(inputs.qrels), "HIT@1")
     assert [(title, len(cards)) for title, cards in groups.items()] == [("Worst", 2)]
-    assert "The best of each measure" not in Page(write_report(inputs)).text()
+    text = Page(write_report(inputs)).text()
+    assert "The best of each measure" not in text
+    assert "Every retriever against every other" not in text
+
+
+def test_significant_differences_are_marked_in_the_comparison(page: Page) -> None:
+    marks = [data for tag, data in page.texts if tag == "span" and data in "†‡"]
+    assert marks == ["‡"]
+    assert "‡ worse than bm25 (p < 0.05 in a paired test with Holm's correction)." in page.text()
+    unmarked = Page(write_report(inputs_of(significance=table_from_rows("significance", []))))
+    assert not [attrs for _, attrs in unmarked.elements if attrs.get("class") == "mark"]
+    assert "paired test" not in unmarked.text()
+
+
+def test_slices_show_the_main_measure_and_what_cuts_nothing_is_left_out() -> None:
+    measures = analyses(("rpo", "bm25"), ["a text", "b"])["slice_measures"]
+    slices = slice_rows(measures, "NDCG@4")
+    assert {slice_by: [row.name for row in rows] for slice_by, rows in slices.items()} == {
+        "length": ["1–3", "4–6"],
+        "a text": ["a text", "b"],
+    }
+    row = slices["length"][0]
+    assert (row.n_queries, row.cells["rpo"]["value"], row.is_best("rpo"), row.is_best("bm25")) == (7, 0.3, False, True)
+    (even, _) = slice_rows(measures, "HIT@1")["length"]
+    assert not even.is_best("rpo"), "nobody is the best where all are equal"
+    assert slice_rows(measures, "MRR@10") == {}
+
+
+def test_sets_of_queries_are_set_side_by_side() -> None:
+    rows = similarity_rows(
+        rows_table("win_rates", ("x", "y", 0.6, 0.1, 0.4, 0.2, 9), ("y", "x", 0.3, 0.1, 0.2, 0.4, 9))
+    )
+    assert [(row.name, row.similarity, row.win_rates) for row in rows] == [
+        ("x", 0.4, {"y": 0.6}),
+        ("y", 0.2, {"x": 0.3}),
+    ]
+
+
+def test_depths_tell_what_each_token_adds() -> None:
+    rows = depth_rows(rows_table("identifier_depths", (1, 4, 9, 1.5), (2, 9, 0, 3.0)))
+    assert [(row["depth"], row["added"]) for row in rows] == [(1, 1.5), (2, 1.5)]
+    assert depth_rows(rows_table("identifier_depths")) == []
+
+
+def test_signs_and_small_numbers() -> None:
+    assert [points(value, 1) for value in (0.1234, -0.1234, 0.0, -0.0001)] == ["+12.3", "−12.3", "0.0", "0.0"]
+    assert [probability(p) for p in (0.0, 0.00099, 0.001, 0.0449, 1.0)] == [
+        "<0.001", "<0.001", "0.001", "0.045", "1.000",
+    ]  # fmt: skip
 
 
 def test_a_relevant_document_outside_the_corpus_is_named() -> None:

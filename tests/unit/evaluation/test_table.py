@@ -6,7 +6,7 @@ import re
 import pyarrow as pa
 from rich.console import Console
 
-from genret.evaluation.table import comparison_markdown, comparison_table
+from genret.evaluation.table import Comparison, comparison_markdown, comparison_table
 from genret.tables import table_from_rows
 
 
@@ -35,12 +35,27 @@ VALUES = {
 }
 
 
-def shown(measures: pa.Table, intervals: bool = False, colour: bool = False) -> str:
+def significance_of(*rows: tuple[str, str, str, float, float]) -> pa.Table:
+    """A `significance` table from measure, two retrievers, difference and corrected p."""
+    columns = ("measure", "retriever_a", "retriever_b", "difference", "p_holm")
+    return table_from_rows(
+        "significance", [dict(zip(columns, row, strict=True)) | {"p": row[-1] / 2, "n_queries": 9} for row in rows]
+    )
+
+
+TESTED = significance_of(
+    ("HIT@1", "rpo", "bm25", 0.07, 0.01), ("HIT@1", "rpo", "sft", 0.3, 0.001), ("NDCG@10", "rpo", "bm25", 0.1, 0.05)
+)
+
+
+def shown(
+    measures: pa.Table, intervals: bool = False, colour: bool = False, significance: pa.Table | None = None
+) -> str:
     file = io.StringIO()
     console = Console(
         file=file, width=100, force_terminal=colour, color_system="standard" if colour else None
     )
-    console.print(comparison_table(measures, intervals))
+    console.print(comparison_table(measures, intervals, significance))
     return file.getvalue()
 
 
@@ -89,6 +104,44 @@ def test_markdown() -> None:
     assert "Per cent, ± half the confidence interval, 1,234 queries." in comparison_markdown(
         measures_of(VALUES), intervals=True
     )
+
+
+def test_what_differs_from_the_baseline_is_marked() -> None:
+    comparison = Comparison.of(measures_of(VALUES), TESTED)
+    assert comparison.marks == {("rpo", "HIT@1"): "†"}
+    other_way = significance_of(("HIT@1", "bm25", "rpo", 0.07, 0.01), ("NDCG@10", "bm25", "rpo", -0.07, 0.049))
+    comparison = Comparison.of(measures_of(VALUES), other_way)
+    assert comparison.marks == {("rpo", "HIT@1"): "‡", ("rpo", "NDCG@10"): "†"}
+    assert comparison.legend == "† better, ‡ worse than bm25 (p < 0.05 in a paired test with Holm's correction)"
+
+
+def test_marks_stand_behind_the_figures_with_a_legend() -> None:
+    text = shown(measures_of(VALUES), significance=TESTED)
+    assert re.search(r"rpo +61\.3† +70\.0 *\n +bm25 +54\.7  +70\.0 *\n", text)
+    words = " ".join(text.split())
+    assert "the best in bold † better than bm25 (p < 0.05 in a paired test with Holm's correction)" in words
+    assert "61.3† ± 5.0" in shown(measures_of(VALUES), intervals=True, significance=TESTED)
+
+
+def test_marks_in_markdown() -> None:
+    best = measures_of(VALUES | {("bm25", "HIT@1"): 0.8})
+    worse = significance_of(("HIT@1", "rpo", "bm25", -0.2, 0.001))
+    assert comparison_markdown(best, significance=worse) == (
+        "| retriever |     HIT@1 |  NDCG@10 |\n"
+        "| --------- | --------: | -------: |\n"
+        "| rpo       |     61.3‡ | **70.0** |\n"
+        "| bm25      | **80.0**  | **70.0** |\n"
+        "\n"
+        "Per cent, 1,234 queries. ‡ worse than bm25 (p < 0.05 in a paired test with Holm's correction).\n"
+    )
+
+
+def test_a_test_without_a_difference_says_so_and_no_test_says_nothing() -> None:
+    even = significance_of(("HIT@1", "rpo", "bm25", 0.1, 0.2))
+    assert "No difference from bm25 is significant (p < 0.05" in comparison_markdown(measures_of(VALUES), False, even)
+    others = significance_of(("HIT@1", "rpo", "sft", 0.1, 0.001))
+    for significance in (None, others, significance_of()):
+        assert "p <" not in comparison_markdown(measures_of(VALUES), False, significance)
 
 
 def test_missing_measures_are_a_dash_and_no_measure_is_an_empty_table() -> None:
