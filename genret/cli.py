@@ -16,7 +16,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from genret import __version__
 from genret.config import RunConfig, dump_config, load_config, parse_config, preset_names
-from genret.errors import InputError
+from genret.errors import EngineError, InputError
 from genret.evaluation.table import comparison_table
 from genret.pipeline import planned, run
 from genret.retrieval.opening import load_retriever, retriever_names
@@ -109,10 +109,10 @@ def query(
     text = text.encode("utf-8", "replace").decode("utf-8")
     store = RunStore.open_existing(folder)
     records = store.current()
-    names = retriever_names(records)
+    config = _saved_config(store)
+    names = retriever_names(records, config.retrieval)
     if not names or "corpus" not in records:
         raise InputError(f"{folder}: no retriever in this run yet; expected a run that was trained")
-    config = _saved_config(store)
     chosen = load_retriever(store, records, retriever or names[0], config.retrieval)
     passages = {
         passage.passage_id: passage
@@ -163,7 +163,8 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         arguments: Of the command line; those of the process where none are given.
 
     Raises:
-        SystemExit: Always. 0: done; 2: wrong usage or bad input; 130: interrupted from the keyboard.
+        SystemExit: Always. 0: done; 1: a server that the run needs gave up; 2: wrong usage or bad input; 130:
+            interrupted from the keyboard.
     """
     disable_progress_bar()  # of transformers, which would draw over ours
     try:
@@ -171,6 +172,9 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     except InputError as error:
         typer.echo(f"error: {error}", err=True)
         sys.exit(2)
+    except EngineError as error:
+        typer.echo(f"error: {error}", err=True)
+        sys.exit(1)
     except SystemExit as end:
         if end.code == _INTERRUPTED:
             typer.echo("interrupted: what is done stays done, and the same command goes on from there", err=True)
@@ -212,8 +216,11 @@ def _show_results(store: RunStore) -> None:
         )
     console = Console()
     measures = store.read_table(records["evaluation"], "measures")
+    significance = None
+    if "significance" in records["evaluation"].tables:
+        significance = store.read_table(records["evaluation"], "significance")
     if measures.num_rows:
-        console.print(comparison_table(measures))
+        console.print(comparison_table(measures, significance=significance))
     else:
         console.print("nothing to compare: the corpus has no queries with a relevant document")
     if "report" in records:

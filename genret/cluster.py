@@ -1,16 +1,23 @@
-"""Starting Ray, what it has, and one way to map batches over a pool of actors."""
+"""Starting Ray, what it has, and two ways to map over actors: batches in their order, and streams of rows."""
 
+import ctypes
+import logging
 import math
 import os
+import signal
+import sys
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from typing import Any, TypeVar
 
+import pyarrow as pa
 import ray
+from pyarrow import fs
+from ray.data import ActorPoolStrategy, DataContext, Dataset, read_parquet
 from ray.exceptions import RayActorError, RayTaskError
 
 from genret.config import ComputeConfig
@@ -30,7 +37,7 @@ _MOST_LOSSES = 3
 
 
 @contextmanager
-def connected(compute: ComputeConfig) -> Iterator[dict[str, float]]:
+def connected(compute: ComputeConfig, engine: Mapping[str, float] | None = None) -> Iterator[dict[str, float]]:
     """A Ray cluster for the time of a `with` block.
 
     Connects to `compute.address`, else to the cluster of the environment (RAY_ADDRESS, which a submitted job
@@ -38,15 +45,17 @@ def connected(compute: ComputeConfig) -> Iterator[dict[str, float]]:
 
     Args:
         compute: The `compute` section.
+        engine: CPUs and GPUs by name (`CPU`, `GPU`) that the engine of the `llm` section takes at least.
 
     Yields:
         The cluster's resources by name.
 
     Raises:
-        InputError: The address answers nobody, or the cluster can never hold what the section asks for.
+        InputError: The address answers nobody, or the cluster can never hold what the sections ask for.
     """
+    engine = engine or {}
     if ray.is_initialized():
-        yield _check_resources(compute)
+        yield _check_resources(compute, engine)
         return
     # Train prints every line of its workers twice otherwise.
     os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")
@@ -55,14 +64,19 @@ def connected(compute: ComputeConfig) -> Iterator[dict[str, float]]:
     if address is None:
         # A laptop's own Ray asks for as many CPUs as the section names, however few the machine has: they are
         # slots to Ray, and a machine with one core then runs slower instead of never.
-        slots = max(compute.cpu_workers * compute.cpus_a_worker, _training_cpus(compute), os.cpu_count() or 1)
+        slots = max(
+            compute.cpu_workers * compute.cpus_a_worker,
+            _training_cpus(compute),
+            engine.get("CPU", 0.0),
+            os.cpu_count() or 1,
+        )
         options |= {"include_dashboard": False, "num_cpus": math.ceil(slots)}
     try:
         ray.init(address=address or "local", **options)
     except (ConnectionError, ValueError) as error:
         raise InputError(f"compute.address: expected a running Ray cluster, found {address!r} ({error})") from error
     try:
-        yield _check_resources(compute)
+        yield _check_resources(compute, engine)
     finally:
         ray.shutdown()
 
@@ -71,18 +85,19 @@ def _training_cpus(compute: ComputeConfig) -> float:
     return compute.training_workers * compute.cpus_a_training_worker
 
 
-def _check_resources(compute: ComputeConfig) -> dict[str, float]:
+def _check_resources(compute: ComputeConfig, engine: Mapping[str, float]) -> dict[str, float]:
     resources = {name: float(amount) for name, amount in ray.cluster_resources().items()}
     autoscales = os.environ.get("RAY_CLUSTER_AUTOSCALES", "") == "1"
-    needs = {
-        "GPU": max(compute.gpus_a_worker, compute.training_workers * compute.gpus_a_training_worker),
-        "CPU": max(compute.cpus_a_worker, _training_cpus(compute)),
-    }
-    for name, needed in needs.items():
+    needs = [
+        ("compute", "GPU", max(compute.gpus_a_worker, compute.training_workers * compute.gpus_a_training_worker)),
+        ("compute", "CPU", max(compute.cpus_a_worker, _training_cpus(compute))),
+        *(("llm", name, needed) for name, needed in engine.items()),
+    ]
+    for section, name, needed in needs:
         if needed > resources.get(name, 0.0) and not autoscales:
             raise InputError(
-                f"compute: asks for {needed:g} {name}, the Ray cluster has {resources.get(name, 0.0):g}; ask for less, "
-                "add nodes, or set RAY_CLUSTER_AUTOSCALES=1 on a cluster that grows by itself"
+                f"{section}: asks for {needed:g} {name}, the Ray cluster has {resources.get(name, 0.0):g}; ask for "
+                "less, add nodes, or set RAY_CLUSTER_AUTOSCALES=1 on a cluster that grows by itself"
             )
     return resources
 
@@ -252,18 +267,96 @@ class _Pool:
             self._starting[actor.ready.remote()] = actor
 
 
+def stream_rows(
+    filesystem: fs.FileSystem,
+    folder: str,
+    rows_a_block: int,
+    transform: Callable[[Dataset], Dataset],
+) -> Iterator[pa.Table]:
+    """Stream the rows of Parquet files through Ray Data.
+
+    Blocks are read as they are worked on and dropped afterwards: neither the driver nor the cluster ever holds all
+    of them. A block whose actor dies is given to its successor from the block's beginning, so that what must not be
+    done twice has to be kept by the actor. (Ray Data's own checkpoints, `ray.data.checkpoint`, are no help with
+    that: a checkpoint names the rows of a whole block, and is written when the block is.)
+
+    Args:
+        filesystem: Where the files are; readable on all nodes.
+        folder: Their folder in it.
+        rows_a_block: How many rows reach an actor together (at most).
+        transform: What to do with the rows, as a chain of the dataset's methods. Should return few and small
+            columns: these travel to the driver.
+
+    Yields:
+        Tables of the rows that come out, in any order. Leaving the iterator ends everything.
+    """
+    context = DataContext.get_current().copy()
+    context.enable_progress_bars = False
+    context.execution_options.preserve_order = False
+    # A slow model may need longer than any fixed time for a block: whether there is progress is for the actors to
+    # judge.
+    context.execution_no_progress_timeout_s = -1
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    with DataContext.current(context):
+        rows = read_parquet(folder, filesystem=filesystem, partitioning=None)
+        results = transform(rows.repartition(target_num_rows_per_block=rows_a_block))
+    yield from results.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
+
+
+def waiting_actors(actors: int, blocks: int) -> dict[str, Any]:
+    """Options of `Dataset.map_batches` for actors that mostly wait for the network, and so take no CPU slot.
+
+    Args:
+        actors: How many.
+        blocks: How many blocks each works on at a time, in threads. One more is kept ready for it.
+    """
+    pool = ActorPoolStrategy(
+        size=actors,
+        max_concurrent_calls_per_actor=blocks,
+        max_tasks_in_flight_per_actor=blocks + 1,
+        enable_true_multi_threading=True,
+    )
+    return {
+        "compute": pool,
+        "num_cpus": 0,
+        "batch_size": None,
+        "batch_format": "pyarrow",
+        "runtime_env": {"env_vars": NO_GPU},
+    }
+
+
+def die_with_node() -> None:
+    """End this worker's process when its node is killed, which it would notice only when its work is done.
+
+    Linux alone has the means (prctl(2), PR_SET_PDEATHSIG).
+    """
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+
+
 class ProgressBoard:
     """Where a remote stage writes how far it is, for the driver to read."""
 
     def __init__(self) -> None:
         self._state: tuple[int, int, dict[str, float]] = (0, 0, {})
+        self._refusal = ""
 
     def write(self, done: int, total: int, values: dict[str, float]) -> None:
         """Replace what stands on the board."""
         self._state = (done, total, values)
 
+    def refuse(self, message: str) -> None:
+        """Say that the stage cannot work with what it was given."""
+        self._refusal = message
+
     def read(self) -> tuple[int, int, dict[str, float]]:
-        """What stands on the board: done, total, and values by name."""
+        """What stands on the board: done, total, and values by name.
+
+        Raises:
+            InputError: The stage refused its input.
+        """
+        if self._refusal:
+            raise InputError(self._refusal)
         return self._state
 
 
@@ -273,9 +366,17 @@ def start_board() -> Any:
 
 
 def read_board(board: Any) -> tuple[int, int, dict[str, float]] | None:
-    """What stands on a board, or None when it does not answer."""
+    """What stands on a board, or None when it does not answer.
+
+    Raises:
+        InputError: The stage refused its input.
+    """
     try:
         state: tuple[int, int, dict[str, float]] = ray.get(board.read.remote(), timeout=10)
+    except RayTaskError as error:
+        if isinstance(error.cause, InputError):
+            raise error.cause from error
+        raise
     except (RayActorError, ray.exceptions.GetTimeoutError):
         return None
     return state

@@ -2,9 +2,9 @@
 
 import platform
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -15,28 +15,51 @@ import torch
 
 from genret import __version__, tables
 from genret.cluster import connected, map_batches
-from genret.config import PretrainedModel, RetrievalConfig, RunConfig, resolved_yaml
+from genret.config import (
+    HttpConfig,
+    PretrainedModel,
+    RetrievalConfig,
+    RunConfig,
+    VllmConfig,
+    resolved_yaml,
+)
 from genret.corpus.prepare import prepare_corpus
 from genret.corpus.readers import source_fingerprint
 from genret.errors import InputError
 from genret.evaluation.measures import evaluate, rank_documents
 from genret.evaluation.report import ReportInputs, write_report
+from genret.evaluation.significance import compare_retrievers
+from genret.evaluation.similarity import query_sets, win_rates
+from genret.evaluation.slices import slice_measures, slice_queries
+from genret.evaluation.statistics import dataset_statistics, identifier_depths, identifier_statistics, rank_moves
 from genret.evaluation.trec import write_qrels, write_run
 from genret.examples.sft import build_sft_examples
 from genret.identifiers.build import build_identifiers
-from genret.llm.base import Engine
+from genret.llm.base import Engine, Request
+from genret.llm.completion import CompletionEngine
 from genret.llm.extractive import CorpusStatistics
+from genret.llm.filters import Limits
+from genret.llm.http import HttpSender
 from genret.llm.pool import PooledEngine
+from genret.llm.sending import Sender
+from genret.llm.vllm import VllmSender, resources
 from genret.retrieval.bm25 import Bm25Retriever
+from genret.retrieval.fusion import FUSION, fuse_runs
 from genret.retrieval.opening import open_retriever
 from genret.runs import RunStore, StageRecord, StageWriter, fingerprint
 from genret.synthesis.build import synthesize
+from genret.synthesis.multihop import multihop_requests
+from genret.synthesis.round_trip import round_trip
 from genret.training.base import build_base
+from genret.training.bundle import load_identifier_tokens
 from genret.training.launch import TrainingTask, train
 from genret.training.mining import mine
+from genret.types import Retriever
 
 # Raised when a change of the code changes what some stage makes of the same input.
 _REVISION = 1
+# Likewise, of the evaluation alone: nobody wants to train again for a new table.
+_EVALUATION_VERSION = 2
 _MINING_BATCH = 32
 _PACKAGES = ("ray", "torch", "transformers", "trl", "pyarrow", "bm25s", "ir-measures")
 
@@ -117,6 +140,7 @@ def run(
 
     Raises:
         InputError: Bad input; what was done before stays done.
+        EngineError: A language model no longer answers; likewise, and its answers are kept.
     """
     stages = planned(config, until)
     store.sweep()
@@ -163,7 +187,8 @@ def _current(config: RunConfig, store: RunStore, records: Mapping[str, StageReco
 
 def _connect_once(stack: ExitStack, config: RunConfig) -> None:
     # Entering again while connected changes nothing: the first one, which started Ray, is left last.
-    stack.enter_context(connected(config.compute))
+    engine = resources(config.llm) if isinstance(config.llm, VllmConfig) else None
+    stack.enter_context(connected(config.compute, engine))
 
 
 def planned(config: RunConfig, until: str | None = None) -> list[Stage]:
@@ -222,6 +247,19 @@ def _write_tables(writer: StageWriter, outputs: Mapping[str, pa.Table]) -> None:
 
 def _engine(context: Context, stage: str, passages: pa.Table) -> Engine:
     config = context.config
+    if isinstance(config.llm, HttpConfig | VllmConfig):
+        sender: Sender = (
+            VllmSender(config.llm, config.seed)
+            if isinstance(config.llm, VllmConfig)
+            else HttpSender(config.llm, config.seed, config.compute)
+        )
+        # The journal is no part of a stage: another stage or configuration that asks the same finds the answer.
+        return CompletionEngine(
+            sender,
+            context.store.shared_folder("completions"),
+            context.store.scratch(stage, context.mark),
+            context.progress(stage, "prompts"),
+        )
     return PooledEngine(
         config.llm,
         CorpusStatistics.fit(tables.passages_from_table(passages)),
@@ -229,6 +267,11 @@ def _engine(context: Context, stage: str, passages: pa.Table) -> Engine:
         config.compute,
         context.progress(stage, "batches"),
     )
+
+
+def _asked(engine: Engine) -> dict[str, Any]:
+    """What a stage tells of its engine."""
+    return {"completions": asdict(engine.counts)} if isinstance(engine, CompletionEngine) else {}
 
 
 def _corpus(context: Context, writer: StageWriter) -> dict[str, Any]:
@@ -239,18 +282,53 @@ def _corpus(context: Context, writer: StageWriter) -> dict[str, Any]:
 def _identifiers(context: Context, writer: StageWriter) -> dict[str, Any]:
     passages = context.table("corpus", "passages")
     engine = _engine(context, "identifiers", passages)
-    outputs = build_identifiers(context.config.identifiers, passages, engine)
+    # The engine without a model quotes its passages: what it writes is not judged.
+    limits = None if context.config.llm.type == "extractive" else Limits()
+    outputs = build_identifiers(context.config.identifiers, passages, engine, limits)
     _write_tables(writer, outputs)
     sources = outputs["identifiers"].column("source").value_counts().to_pylist()
-    return {"sources": {entry["values"]: entry["counts"] for entry in sources}}
+    return {"sources": {entry["values"]: entry["counts"] for entry in sources}} | _asked(engine)
 
 
 def _synthesis(context: Context, writer: StageWriter) -> dict[str, Any]:
     passages = context.table("corpus", "passages")
-    outputs = synthesize(context.config.synthesis, passages, _engine(context, "synthesis", passages))
+    engine = _engine(context, "synthesis", passages)
+    config = context.config.synthesis
+    neighbours = Bm25Retriever.build(passages, context.config.retrieval) if _needs_neighbours(context.config) else None
+    multihop: Iterable[Request] = ()
+    if config.multihop_queries and neighbours is not None:
+        multihop = multihop_requests(config.multihop_queries, passages, neighbours, config.multihop_passages)
+    outputs = synthesize(config, passages, engine, _limits(context.config), multihop)
+    if config.round_trip_top and neighbours is not None:
+        outputs = _round_trip(outputs, neighbours, config.round_trip_top)
     _write_tables(writer, outputs)
     kinds = outputs["queries"].column("kind").value_counts().to_pylist()
-    return {"kinds": {entry["values"]: entry["counts"] for entry in kinds}}
+    return {"kinds": {entry["values"]: entry["counts"] for entry in kinds}} | _asked(engine)
+
+
+def _limits(config: RunConfig) -> Limits | None:
+    """What a language model's queries must keep to; None for the engine that quotes its passages."""
+    if config.llm.type == "extractive":
+        return None
+    return Limits(
+        min_query_words=config.synthesis.min_query_words,
+        max_query_characters=config.synthesis.max_query_characters,
+        max_answer_words=config.synthesis.max_answer_words,
+        max_overlap=config.synthesis.max_overlap,
+    )
+
+
+def _needs_neighbours(config: RunConfig) -> bool:
+    """Whether synthesis needs BM25: to find related passages, or to look at its queries."""
+    return config.synthesis.multihop_queries > 0 or config.synthesis.round_trip_top > 0
+
+
+def _round_trip(outputs: Mapping[str, pa.Table], retriever: Retriever, top: int) -> dict[str, pa.Table]:
+    kept, rejects = dict(outputs), [outputs["rejects"]]
+    for name in ("queries", "preference_queries"):
+        kept[name], rows = round_trip(outputs[name], retriever, top)
+        rejects.append(tables.table_from_rows("rejects", rows))
+    return kept | {"rejects": pa.concat_tables(rejects)}
 
 
 def _examples(context: Context, writer: StageWriter) -> dict[str, Any]:
@@ -369,19 +447,27 @@ def _bm25(context: Context, writer: StageWriter) -> dict[str, Any]:
 def _retrieval(context: Context, writer: StageWriter) -> dict[str, Any]:
     config = context.config.retrieval
     queries = context.table("corpus", "test_queries")
-    runs, latencies = [], []
-    for name in config.retrievers:
-        ranking, seconds = _rank(context, "retrieval", name, queries, config.depth, config)
-        runs.append(ranking)
-        latencies.append(
-            {
-                "retriever": name,
-                "n_queries": queries.num_rows,
-                "seconds": seconds,
-                "milliseconds_a_query": 1000 * seconds / max(1, queries.num_rows),
-            }
-        )
-    writer.write_table("run", pa.concat_tables(runs))
+    found = {
+        name: _rank(context, "retrieval", name, queries, config.depth, config)
+        for name in config.retrievers
+        if name != FUSION
+    }
+    if FUSION in config.retrievers:
+        # Made of what its parts found, in the time that these took and its own.
+        parts = [found[part] for part in config.fusion.parts]
+        begin = time.perf_counter()
+        ranking = fuse_runs([run for run, _ in parts], queries, config)
+        found[FUSION] = ranking, sum(seconds for _, seconds in parts) + time.perf_counter() - begin
+    latencies = [
+        {
+            "retriever": name,
+            "n_queries": queries.num_rows,
+            "seconds": found[name][1],
+            "milliseconds_a_query": 1000 * found[name][1] / max(1, queries.num_rows),
+        }
+        for name in config.retrievers
+    ]
+    writer.write_table("run", pa.concat_tables([found[name][0] for name in config.retrievers]))
     writer.write_table("latencies", tables.table_from_rows("latencies", latencies))
     return {}
 
@@ -434,12 +520,44 @@ def _evaluation(context: Context, writer: StageWriter) -> dict[str, Any]:
         retrievers=context.config.retrieval.retrievers,
         seed=context.config.seed,
     )
-    _write_tables(writer, outputs)
+    _write_tables(writer, outputs | _analyses(context, outputs["query_measures"]))
     writer.write_text("qrels.trec", write_qrels(qrels))
     documents = rank_documents(ranking, passages)
     for retriever in context.config.retrieval.retrievers:
         writer.write_text(f"{retriever}.trec", write_run(documents, retriever))
     return {}
+
+
+def _analyses(context: Context, query_measures: pa.Table) -> dict[str, pa.Table]:
+    """What the evaluation tells beyond the measures."""
+    config, seed = context.config.evaluation, context.config.seed
+    retrievers = context.config.retrieval.retrievers
+    ranking, qrels = context.table("retrieval", "run"), context.table("corpus", "qrels")
+    passages, test_queries = context.table("corpus", "passages"), context.table("corpus", "test_queries")
+    queries, identifiers = context.table("synthesis", "queries"), context.table("identifiers", "identifiers")
+    slices = slice_queries(
+        config.slice_fields,
+        query_measures.column("query_id").unique().to_pylist(),
+        test_queries,
+        _gather(context, "query_metadata"),
+        qrels,
+        passages,
+    )
+    moves = tables.table_from_rows("rank_moves", [])
+    if {"sft", "rpo"} <= set(retrievers):
+        moves = rank_moves(ranking, qrels, test_queries, passages, "sft", "rpo")
+    tokens = load_identifier_tokens(context.store.local_folder(context.records["base"], "base"))
+    return {
+        "significance": compare_retrievers(config, query_measures, seed),
+        "slice_measures": slice_measures(config, query_measures, slices, seed),
+        "rank_moves": moves,
+        "win_rates": win_rates(query_sets(queries), test_queries, qrels, passages),
+        "dataset_statistics": dataset_statistics(
+            passages, test_queries, queries, context.table("synthesis", "preference_queries")
+        ),
+        "identifier_statistics": identifier_statistics(identifiers, tokens),
+        "identifier_depths": identifier_depths(tokens),
+    }
 
 
 def _report(context: Context, writer: StageWriter) -> dict[str, Any]:
@@ -452,6 +570,13 @@ def _report(context: Context, writer: StageWriter) -> dict[str, Any]:
         config_yaml=resolved_yaml(context.config),
         measures=context.table("evaluation", "measures"),
         query_measures=context.table("evaluation", "query_measures"),
+        significance=context.table("evaluation", "significance"),
+        slice_measures=context.table("evaluation", "slice_measures"),
+        rank_moves=context.table("evaluation", "rank_moves"),
+        win_rates=context.table("evaluation", "win_rates"),
+        dataset_statistics=context.table("evaluation", "dataset_statistics"),
+        identifier_statistics=context.table("evaluation", "identifier_statistics"),
+        identifier_depths=context.table("evaluation", "identifier_depths"),
         run=context.table("retrieval", "run"),
         latencies=context.table("retrieval", "latencies"),
         test_queries=context.table("corpus", "test_queries"),
@@ -487,7 +612,11 @@ def stage_summary(record: StageRecord) -> dict[str, Any]:
 
 
 def _dump(*sections: str) -> Callable[[RunConfig], Any]:
-    return lambda config: {name: getattr(config, name).model_dump(mode="json") for name in sections}
+    def settings(config: RunConfig) -> Any:
+        parts = {name: getattr(config, name) for name in sections}
+        return {name: part.model_dump(mode="json", exclude=set(part.INCIDENTAL)) for name, part in parts.items()}
+
+    return settings
 
 
 def _seeded(*sections: str) -> Callable[[RunConfig], Any]:
@@ -508,9 +637,18 @@ def _base_settings(config: RunConfig) -> Any:
     }
 
 
+def _synthesis_settings(config: RunConfig) -> Any:
+    bm25 = {"bm25": _bm25_settings(config)} if _needs_neighbours(config) else {}
+    return _seeded("synthesis", "llm")(config) | bm25
+
+
 def _bm25_settings(config: RunConfig) -> Any:
     retrieval = config.retrieval.model_dump(mode="json")
     return {name: retrieval[name] for name in ("stemming", "language", "k1", "b")}
+
+
+def _evaluation_settings(config: RunConfig) -> Any:
+    return _seeded("evaluation")(config) | {"version": _EVALUATION_VERSION}
 
 
 def _report_settings(config: RunConfig) -> Any:
@@ -524,7 +662,7 @@ def _has_preference(config: RunConfig) -> bool:
 STAGES: tuple[Stage, ...] = (
     Stage("corpus", (), _corpus_settings, _corpus),
     Stage("identifiers", ("corpus",), _seeded("identifiers", "llm"), _identifiers),
-    Stage("synthesis", ("corpus",), _seeded("synthesis", "llm"), _synthesis),
+    Stage("synthesis", ("corpus",), _synthesis_settings, _synthesis),
     Stage("examples", ("corpus", "identifiers", "synthesis"), _seeded("examples"), _examples),
     Stage("base", ("corpus", "identifiers", "examples"), _base_settings, _base),
     Stage("sft", ("base", "examples"), _seeded("sft"), _sft),
@@ -532,7 +670,12 @@ STAGES: tuple[Stage, ...] = (
     Stage("rpo", ("sft", "mining"), _seeded("rpo"), _rpo, _has_preference),
     Stage("bm25", ("corpus",), _bm25_settings, _bm25),
     Stage("retrieval", ("corpus", "sft", "rpo", "bm25"), _dump("retrieval"), _retrieval),
-    Stage("evaluation", ("corpus", "retrieval"), _seeded("evaluation"), _evaluation),
+    Stage(
+        "evaluation",
+        ("corpus", "identifiers", "synthesis", "base", "retrieval"),
+        _evaluation_settings,
+        _evaluation,
+    ),
     Stage("report", ("evaluation",), _report_settings, _report),
 )
 """All stages, left to right."""

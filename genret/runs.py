@@ -12,6 +12,7 @@ configuration finds its stages done.
     artifacts/NAME/STAGE-FINGERPRINT-ATTEMPT/...          a folder, such as a model
     artifacts/NAME/STAGE-FINGERPRINT-ATTEMPT.html         a text
     scratch/STAGE-FINGERPRINT/...                         checkpoints of a stage that is under way
+    completions/...                                       what a language model wrote, for all stages and configurations
 
 One process at a time writes to a run; any number may read it.
 """
@@ -126,7 +127,7 @@ class RunStore:
     """
 
     def __init__(self, url: str | Path) -> None:
-        self._storage = _Storage(str(url))
+        self._storage = Storage(str(url))
 
     @classmethod
     def open_existing(cls, url: str | Path) -> "RunStore":
@@ -257,6 +258,14 @@ class RunStore:
         self._storage.make_folder(place)
         return self._storage.join(place)
 
+    def shared_folder(self, name: str) -> str:
+        """Local path or URL of a folder at the top of the run that belongs to no stage and is never deleted.
+
+        What is in it outlives every change of the configuration.
+        """
+        self._storage.make_folder(_plain(name))
+        return self._storage.join(name)
+
     def clear_scratch(self, stage: str, fingerprint: str) -> None:
         """Delete that folder; nothing happens where there is none."""
         self._storage.delete(f"scratch/{_plain(stage)}-{_plain(fingerprint)}")
@@ -329,7 +338,7 @@ class RunStore:
         folder = cache / "genret" / fingerprint(self.url) / stored["path"]
         if not _difference(stored["files"], _sizes(folder)):
             return folder
-        partial = folder.with_name(f".{folder.name}-{_attempt()}")
+        partial = folder.with_name(f".{folder.name}-{attempt_name()}")
         try:
             for name in stored["files"]:
                 target = partial / name
@@ -350,12 +359,12 @@ class StageWriter:
     A writer that is never committed leaves files that nothing refers to; `RunStore.sweep` deletes them.
     """
 
-    def __init__(self, store: RunStore, storage: "_Storage", stage: str, fingerprint: str) -> None:
+    def __init__(self, store: RunStore, storage: "Storage", stage: str, fingerprint: str) -> None:
         self._store = store
         self._storage = storage
         self._stage = stage
         self._fingerprint = fingerprint
-        self._stem = f"{_plain(stage)}-{_plain(fingerprint)}-{_attempt()}"
+        self._stem = f"{_plain(stage)}-{_plain(fingerprint)}-{attempt_name()}"
         self._sizes: dict[str, int] = {}
         self._tables: dict[str, StoredTable] = {}
         self._folders: dict[str, StoredFolder] = {}
@@ -458,8 +467,20 @@ class StageWriter:
             raise ValueError(f"stage {self._stage} wrote {name!r} before")
 
 
-class _Storage:
-    """Files below one root, on a local disk or in an object store."""
+class Storage:
+    """Files below one root, on a local disk or in an object store.
+
+    Args:
+        url: As `RunStore` takes it.
+
+    Attributes:
+        url: What another `Storage` of the same files is made with.
+        local: The root, where it is a folder of this machine; else None.
+
+    Raises:
+        InputError: No such protocol, or a file lies where the folder should be. All methods raise it where a file
+            or folder cannot be read, written or listed.
+    """
 
     def __init__(self, url: str) -> None:
         if not url.strip():
@@ -490,6 +511,10 @@ class _Storage:
         """Path or URL of a place, to be shown: without options and passwords."""
         joined = f"{self._base}/{place}" if place else self._base
         return _without_password(joined)
+
+    def arrow(self, place: str) -> tuple[fs.FileSystem, str]:
+        """Filesystem, and the path of a place in it, for libraries that read through pyarrow."""
+        return self._filesystem, self._path(place)
 
     def read(self, place: str) -> bytes | None:
         """Content of a file; None where there is none."""
@@ -525,7 +550,7 @@ class _Storage:
                 return
             target = self.local / place
             target.parent.mkdir(parents=True, exist_ok=True)
-            temporary = target.with_name(f".{target.name}-{_attempt()}.tmp")
+            temporary = target.with_name(f".{target.name}-{attempt_name()}.tmp")
             temporary.write_bytes(content)
             _flush(temporary)
             temporary.replace(target)
@@ -663,7 +688,7 @@ def _plain(name: str) -> str:
     return name
 
 
-def _attempt() -> str:
+def attempt_name() -> str:
     """A name that no other attempt has, with the time at which it began."""
     return f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{secrets.token_hex(4)}"
 

@@ -24,6 +24,8 @@ SCHEMAS: dict[str, pa.Schema] = {
     # What the corpus brings to evaluate with: its own queries and judgements, on documents.
     "test_queries": _schema(query_id=_STRING, text=_STRING),
     "qrels": _schema(query_id=_STRING, doc_id=_STRING, relevance=pa.int32()),
+    # Of the test queries that have some; a JSON object as in passages.
+    "query_metadata": _schema(query_id=_STRING, metadata=_STRING),
     "identifiers": _schema(passage_id=_STRING, identifier=_STRING, source=_STRING),
     "queries": _schema(
         query_id=_STRING, passage_id=_STRING, text=_STRING, kind=_STRING, generator=_STRING
@@ -67,6 +69,56 @@ SCHEMAS: dict[str, pa.Schema] = {
     "query_measures": _schema(
         retriever=_STRING, measure=_STRING, query_id=_STRING, value=pa.float64()
     ),
+    # A row a measure and pair of retrievers; the difference is that of the means, a minus b.
+    "significance": _schema(
+        measure=_STRING,
+        retriever_a=_STRING,
+        retriever_b=_STRING,
+        difference=pa.float64(),
+        p=pa.float64(),
+        p_holm=pa.float64(),
+        n_queries=pa.int32(),
+    ),
+    "slice_measures": _schema(
+        slice_by=_STRING,
+        slice=_STRING,
+        retriever=_STRING,
+        measure=_STRING,
+        value=pa.float64(),
+        n_queries=pa.int32(),
+        ci_low=pa.float64(),
+        ci_high=pa.float64(),
+    ),
+    # How the rank of the first relevant document changed, and what it adds to the difference in MRR.
+    "rank_moves": _schema(
+        retriever_before=_STRING,
+        retriever_after=_STRING,
+        move=_STRING,
+        n_queries=pa.int32(),
+        mrr_change=pa.float64(),
+    ),
+    # A row an ordered pair of sets of synthetic queries.
+    "win_rates": _schema(
+        set_a=_STRING,
+        set_b=_STRING,
+        win_rate=pa.float64(),
+        tie_rate=pa.float64(),
+        similarity_a=pa.float64(),
+        similarity_b=pa.float64(),
+        n_queries=pa.int32(),
+    ),
+    "dataset_statistics": _schema(
+        part=_STRING,
+        count=pa.int64(),
+        words_mean=pa.float64(),
+        words_median=pa.float64(),
+        words_max=pa.int64(),
+    ),
+    "identifier_statistics": _schema(
+        source=_STRING, count=pa.int64(), tokens_mean=pa.float64(), tokens_max=pa.int64()
+    ),
+    # What the first tokens of an identifier tell: how many different beginnings, how many identifiers share theirs.
+    "identifier_depths": _schema(depth=pa.int32(), prefixes=pa.int64(), shared=pa.int64(), bits=pa.float64()),
     "rejects": _schema(stage=_STRING, input_id=_STRING, reason=_STRING, raw=_STRING),
 }
 """Schema by table name. No column may hold a null."""
@@ -147,6 +199,11 @@ def check_table(name: str, table: pa.Table) -> pa.Table:
     return pa.table(columns, schema=schema)
 
 
+def metadata_to_json(metadata: Mapping[str, Any]) -> str:
+    """Metadata as the tables hold it: a JSON object; what JSON has no form for becomes its `str`."""
+    return json.dumps(dict(metadata), ensure_ascii=False, sort_keys=True, default=str)
+
+
 def passages_to_table(passages: Iterable[Passage]) -> pa.Table:
     """The `passages` table of these passages."""
     return table_from_rows(
@@ -157,7 +214,7 @@ def passages_to_table(passages: Iterable[Passage]) -> pa.Table:
                 "doc_id": passage.doc_id,
                 "title": passage.title,
                 "text": passage.text,
-                "metadata": json.dumps(dict(passage.metadata), ensure_ascii=False, sort_keys=True, default=str),
+                "metadata": metadata_to_json(passage.metadata),
             }
             for passage in passages
         ),

@@ -7,7 +7,7 @@ import pyarrow as pa
 from genret.config import CorpusConfig
 from genret.corpus.chunking import chunk_text
 from genret.corpus.readers import read_corpus
-from genret.tables import passages_to_table, table_from_rows
+from genret.tables import metadata_to_json, passages_to_table, table_from_rows
 from genret.types import Document, Passage
 
 
@@ -18,13 +18,19 @@ def prepare_corpus(config: CorpusConfig) -> dict[str, pa.Table]:
         config: The corpus section.
 
     Returns:
-        The tables `passages`, `test_queries`, `qrels` (on documents, not on passages) and `rejects`.
+        The tables `passages`, `test_queries`, `qrels` (on documents, not on passages) and `rejects`; where queries
+        have metadata, `query_metadata` too.
 
     Raises:
         InputError: The corpus is not as expected; see `read_corpus`.
     """
     corpus = read_corpus(config)
-    return {
+    metadata = [
+        {"query_id": query.query_id, "metadata": metadata_to_json(query.metadata)}
+        for query in corpus.queries
+        if query.metadata
+    ]
+    outputs = {
         "passages": passages_to_table(make_passages(corpus.documents, config)),
         "test_queries": table_from_rows(
             "test_queries", ({"query_id": query.query_id, "text": query.text} for query in corpus.queries)
@@ -38,6 +44,7 @@ def prepare_corpus(config: CorpusConfig) -> dict[str, pa.Table]:
         ),
         "rejects": table_from_rows("rejects", corpus.rejects),
     }
+    return outputs | {"query_metadata": table_from_rows("query_metadata", metadata)} if metadata else outputs
 
 
 def make_passages(documents: Iterable[Document], config: CorpusConfig) -> Iterator[Passage]:

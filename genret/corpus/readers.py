@@ -287,7 +287,7 @@ def _queries(rows: Iterable[Row], rejects: list[dict[str, str]]) -> list[Query]:
     queries = []
     for query_id, row in _with_unique_ids(rows, "_id"):
         if (text := _text_field(row, "text")).strip():
-            queries.append(Query(query_id, text))
+            queries.append(Query(query_id, text, _metadata(row.values, FieldNames())))
         else:
             rejects.append(reject(_STAGE, query_id, f"{row.place}: expected a query, found no text", row.raw))
     return queries

@@ -107,13 +107,17 @@ class Bundle:
             model=model,
             tokenizer=AutoTokenizer.from_pretrained(folder, trust_remote_code=False),
             trie=Trie.load(folder / "trie"),
-            identifiers=IdentifierTokens(
-                np.load(folder / _TOKENS, allow_pickle=False),
-                np.load(folder / _OFFSETS, allow_pickle=False),
-            ),
+            identifiers=load_identifier_tokens(folder),
             passages=pq.read_table(folder / _PASSAGES),
             settings=settings,
         )
+
+
+def load_identifier_tokens(folder: Path) -> IdentifierTokens:
+    """The token sequences of the identifiers of a saved retriever, without the rest of it."""
+    return IdentifierTokens(
+        np.load(folder / _TOKENS, allow_pickle=False), np.load(folder / _OFFSETS, allow_pickle=False)
+    )
 
 
 def _read_settings(folder: Path) -> BundleSettings:

@@ -15,11 +15,11 @@ import pyarrow.fs as fs
 import pyarrow.parquet as pq
 import ray.train
 import torch
-from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, ScalingConfig, WorkerGroupError
+from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 
 from genret import tables
-from genret.cluster import NO_GPU, read_board, start_board
+from genret.cluster import NO_GPU, die_with_node, read_board, start_board
 from genret.config import ComputeConfig, PretrainedModel, RpoConfig, SftConfig
 from genret.errors import InputError
 from genret.runs import RunStore, StageRecord
@@ -87,7 +87,7 @@ def train(
         The `training_log` table.
 
     Raises:
-        InputError: Raised by a worker.
+        InputError: Raised by a worker: at once, as trying again would not help.
         TrainingFailedError: Any other error there, or more workers died than `max_failures` allows.
     """
     _drop_broken_snapshot(scratch)
@@ -152,14 +152,8 @@ def _fit(trainer: TorchTrainer, board: Any, on_progress: Callable[[int, int, Map
         state = read_board(board)
         if state is not None and state[1]:
             on_progress(*state)
-    try:
-        return outcome.result()
-    except WorkerGroupError as error:
-        for failure in error.worker_failures.values():
-            cause = getattr(failure, "_base_exc", failure)
-            if isinstance(cause, InputError):
-                raise cause from error
-        raise
+    read_board(board)
+    return outcome.result()
 
 
 def _settle(outcome: Future[Any], call: Callable[[], Any]) -> None:
@@ -171,6 +165,16 @@ def _settle(outcome: Future[Any], call: Callable[[], Any]) -> None:
 
 def _worker(config: dict[str, Any]) -> None:
     """What runs in each training worker."""
+    die_with_node()
+    try:
+        _work(config)
+    except InputError as error:
+        # Ray Train would start again, as after any error; the driver reads this and gives up.
+        ray.get(config["board"].refuse.remote(str(error)))
+        raise
+
+
+def _work(config: dict[str, Any]) -> None:
     task: TrainingTask = config["task"]
     rank = ray.train.get_context().get_world_rank()
     torch.set_num_threads(task.threads)

@@ -15,6 +15,7 @@ from genret import __version__
 from genret.cli import main
 from genret.cluster import connected
 from genret.config import ComputeConfig, load_config, parse_config, preset_names
+from genret.errors import EngineError
 from genret.pipeline import planned, run, stage_fingerprint
 from genret.retrieval.bm25 import Bm25Retriever
 from genret.runs import RunStore
@@ -422,6 +423,24 @@ def test_report_shows_the_comparison(genret, run_folder: Path) -> None:
     assert re.search(r"bm25 +12\.5", output)
 
 
+def test_report_marks_significant_differences(genret, run_folder: Path) -> None:
+    store = RunStore(run_folder)
+    writer = store.begin("evaluation", "0123456789abcdef")
+    figures = {"measure": "HIT@1", "n_queries": 8, "ci_low": 0.0, "ci_high": 0.5}
+    rows = [figures | {"retriever": name, "value": value} for name, value in (("fusion", 0.25), ("bm25", 0.125))]
+    pair = {"measure": "HIT@1", "retriever_a": "fusion", "retriever_b": "bm25", "n_queries": 8}
+    writer.write_table("measures", table_from_rows("measures", rows))
+    writer.write_table(
+        "significance", table_from_rows("significance", [pair | {"difference": 0.125, "p": 0.01, "p_holm": 0.01}])
+    )
+    writer.commit({"seconds": 1.0})
+    store.set_current({"evaluation": "0123456789abcdef"})
+    code, output, _ = genret("report", run_folder)
+    assert code == 0
+    assert re.search(r"fusion +25\.0†", output)
+    assert "† better than bm25 (p < 0.05" in " ".join(output.split())
+
+
 def test_report_of_a_corpus_without_queries_says_so(genret, run_folder: Path) -> None:
     write_measures(run_folder, [])
     code, output, _ = genret("report", run_folder)
@@ -484,6 +503,24 @@ def test_an_interrupt_ends_in_one_line(monkeypatch: pytest.MonkeyPatch, corpus: 
     assert end.value.code == 130
     assert stream.getvalue() == "interrupted: what is done stays done, and the same command goes on from there\n"
     assert not run_folder.exists()
+
+
+def test_an_engine_that_gives_up_ends_in_one_line(
+    genret, monkeypatch: pytest.MonkeyPatch, corpus: Path, run_folder: Path
+) -> None:
+    def give_up(*_: object) -> None:
+        raise EngineError("no answer; 3 of 9 prompts are kept")
+
+    monkeypatch.setattr("genret.cli.run", give_up)
+    code, output, errors = genret("run", "scratch-semantic", "--run", run_folder, "--set", f"corpus.path={corpus}")
+    assert (code, output, errors) == (1, "", "error: no answer; 3 of 9 prompts are kept\n")
+
+
+def test_a_server_that_is_not_there_is_refused(prepare, run_folder: Path) -> None:
+    code, _, errors = prepare("llm={type: http, base_url: 'http://127.0.0.1:9/v1', model: tiny}")
+    assert code == 2
+    assert re.search(r"error: llm.base_url: expected a server at http://127.0.0.1:9/v1, found none \(.*\)", errors)
+    assert not list(run_folder.glob("stages/identifiers*"))
 
 
 def test_the_module_is_the_command(corpus: Path, run_folder: Path) -> None:

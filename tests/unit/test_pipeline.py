@@ -13,7 +13,8 @@ from genret.runs import RunStore, StageRecord
 
 NAMES = [stage.name for stage in STAGES]
 # Of no preset: its values may change. Every change below differs from the default.
-DEFAULTS = "sft: {model: {type: scratch}}"
+DEFAULTS = "llm: {type: extractive}\nsft: {model: {type: scratch}}"
+HTTP = "llm={type: http, base_url: 'http://localhost:8000/v1', model: tiny}"
 # What each change redoes. The stages that follow by their inputs are spelled out: a lost edge must fail here.
 AFTER_RETRIEVAL = {"retrieval", "evaluation", "report"}
 AFTER_SFT = {"sft", "mining", "rpo"} | AFTER_RETRIEVAL
@@ -41,8 +42,12 @@ CHANGES = [
     ("retrieval.stemming=false", {"bm25"} | AFTER_RETRIEVAL),
     ("retrieval.search=exact", AFTER_RETRIEVAL),
     ("retrieval.beam=20", AFTER_RETRIEVAL),
+    ("retrieval.retrievers=[rpo, bm25, fusion]", AFTER_RETRIEVAL),
+    ("retrieval.fusion.rank_constant=10", AFTER_RETRIEVAL),
     ("evaluation.measures=[HIT@1]", {"evaluation", "report"}),
     ("evaluation.bootstrap_samples=100", {"evaluation", "report"}),
+    ("evaluation.significance_test=t", {"evaluation", "report"}),
+    ("evaluation.slice_fields=[topic]", {"evaluation", "report"}),
     ("compute.cpu_workers=5", set()),
     ("compute.address=auto", set()),
     ("compute.cpus_a_training_worker=1", set()),
@@ -122,6 +127,30 @@ def test_no_preference_queries_no_preference_learning(config_of) -> None:
 @pytest.mark.parametrize(("change", "redone"), CHANGES, ids=[change for change, _ in CHANGES])
 def test_a_change_redoes_what_depends_on_it(config_of, change: str, redone: set[str]) -> None:
     before, after = marks(config_of()), marks(config_of(change))
+    assert {name for name in NAMES if before[name] != after[name]} == redone
+
+
+@pytest.mark.parametrize(
+    ("change", "redone"),
+    [
+        ("model=larger", EVERYTHING - {"corpus", "bm25"}),
+        ("temperature=0.1", EVERYTHING - {"corpus", "bm25"}),
+        ("extra_body.top_k=20", EVERYTHING - {"corpus", "bm25"}),
+        ("structured=none", EVERYTHING - {"corpus", "bm25"}),
+        # How requests travel decides nothing; the report shows the configuration.
+        ("base_url='http://elsewhere/v1'", {"report"}),
+        ("api_key_variable=OTHER_KEY", {"report"}),
+        ("concurrency=3", {"report"}),
+        ("requests_per_minute=3", {"report"}),
+        ("tokens_per_minute=3", {"report"}),
+        ("timeout_seconds=3", {"report"}),
+        ("max_attempts=3", {"report"}),
+        ("give_up_seconds=3", {"report"}),
+        ("token_limit_field=max_completion_tokens", {"report"}),
+    ],
+)
+def test_of_a_server_the_model_counts_and_the_way_to_it_does_not(config_of, change: str, redone: set[str]) -> None:
+    before, after = marks(config_of(HTTP)), marks(config_of(HTTP, f"llm.{change}"))
     assert {name for name in NAMES if before[name] != after[name]} == redone
 
 

@@ -218,6 +218,19 @@ def test_scratch_is_the_same_for_the_same_fingerprint_and_can_be_cleared(tmp_pat
     store.clear_scratch("sft", MARK)
 
 
+def test_a_shared_folder_outlives_its_stages(tmp_path):
+    store = RunStore(tmp_path / "run")
+    folder = Path(store.shared_folder("completions"))
+    assert folder == tmp_path / "run" / "completions"
+    (folder / "20200101T000000-0123abcd-0123abcd.jsonl").write_text("x")
+    store.clear_scratch("completions", MARK)
+    assert store.sweep(timedelta(0)) == []
+    assert RunStore(store.url).shared_folder("completions") == str(folder)
+    assert [path.read_text() for path in folder.iterdir()] == ["x"]
+    with pytest.raises(ValueError, match="plain name"):
+        store.shared_folder("../elsewhere")
+
+
 def test_scratch_of_a_url_is_a_url_with_its_options():
     assert RunStore("memory://bucket/run").scratch("sft", "aa") == "memory://bucket/run/scratch/sft-aa"
     store = RunStore("s3://key:secret@bucket/run/?region=eu-west-1&endpoint_override=localhost:9")

@@ -21,20 +21,31 @@ def folder(tmp_path: Path) -> Path:
         {"_id": "c", "title": "", "text": " "},
     ]
     (tmp_path / "corpus.jsonl").write_text("".join(json.dumps(row) + "\n" for row in documents))
-    (tmp_path / "queries.jsonl").write_text('{"_id": "q", "text": "wet"}\n')
+    (tmp_path / "queries.jsonl").write_text(
+        '{"_id": "q", "text": "wet", "metadata": {"type": "yes or no", "at": [2]}}\n{"_id": "p", "text": "plain"}\n'
+    )
     (tmp_path / "qrels").mkdir()
-    (tmp_path / "qrels" / "test.tsv").write_text("query-id\tcorpus-id\tscore\nq\ta\t1\n")
+    (tmp_path / "qrels" / "test.tsv").write_text("query-id\tcorpus-id\tscore\nq\ta\t1\np\ta\t0\n")
     return tmp_path
 
 
 @pytest.mark.parametrize("unit", ["document", "chunk"])
 def test_tables(folder: Path, unit: str) -> None:
     tables = prepare_corpus(CorpusConfig(path=str(folder), unit=unit, chunk_tokens=16))
-    assert set(tables) == {"passages", "test_queries", "qrels", "rejects"}
+    assert set(tables) == {"passages", "test_queries", "query_metadata", "qrels", "rejects"}
     assert all(check_table(name, table).equals(table) for name, table in tables.items())
-    assert tables["test_queries"].to_pylist() == [{"query_id": "q", "text": "wet"}]
-    assert tables["qrels"].to_pylist() == [{"query_id": "q", "doc_id": "a", "relevance": 1}]
+    assert tables["test_queries"].to_pylist() == [{"query_id": "q", "text": "wet"}, {"query_id": "p", "text": "plain"}]
+    assert tables["query_metadata"].to_pylist() == [{"query_id": "q", "metadata": '{"at": [2], "type": "yes or no"}'}]
+    assert tables["qrels"].to_pylist() == [
+        {"query_id": "q", "doc_id": "a", "relevance": 1},
+        {"query_id": "p", "doc_id": "a", "relevance": 0},
+    ]
     assert [row["input_id"] for row in tables["rejects"].to_pylist()] == ["c"]
+
+
+def test_queries_without_metadata_give_no_table_of_it(folder: Path) -> None:
+    (folder / "queries.jsonl").write_text('{"_id": "q", "text": "wet"}\n')
+    assert set(prepare_corpus(CorpusConfig(path=str(folder)))) == {"passages", "test_queries", "qrels", "rejects"}
 
 
 def test_the_unit_document_is_the_document(folder: Path) -> None:
@@ -91,4 +102,5 @@ def test_python_docs() -> None:
 def test_real_corpora(name: str, passages: int, queries: int, qrels: int) -> None:
     tables = prepare_corpus(CorpusConfig(path=str(Path(os.environ["GENRET_DATA"]) / name)))
     counts = {table: rows.num_rows for table, rows in tables.items()}
-    assert counts == {"passages": passages, "test_queries": queries, "qrels": qrels, "rejects": 0}
+    expected = {"passages": passages, "test_queries": queries, "query_metadata": queries, "qrels": qrels, "rejects": 0}
+    assert counts == expected

@@ -103,6 +103,15 @@ def test_metadata_is_the_object_of_that_name_or_the_other_fields(tmp_path: Path)
     ]
 
 
+def test_queries_have_metadata_too(tmp_path: Path) -> None:
+    queries = [
+        {"_id": "q1", "text": "a", "metadata": {"type": "comparison"}},
+        {"_id": "q2", "text": "b", "year": 1999},
+    ]
+    corpus = read_corpus(beir(tmp_path, queries=queries))
+    assert [query.metadata for query in corpus.queries] == [{"type": "comparison"}, {"year": 1999}]
+
+
 def test_jsonl_with_its_own_field_names(tmp_path: Path) -> None:
     rows = [{"key": "d1", "head": "One", "body": "first", "year": 1999}]
     (tmp_path / "docs.jsonl").write_text(json_lines(rows))
