@@ -10,7 +10,8 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from threading import Event, Thread
+from typing import Any, Self
 
 import psutil
 import pytest
@@ -25,7 +26,8 @@ from genret.llm.base import Request, Response
 from genret.llm.completion import CompletionEngine
 from genret.llm.journal import Journal
 from genret.llm.prompts import render
-from genret.llm.vllm import VllmSender, prompt_tokens, resources
+from genret.llm.tokens import prompt_tokens
+from genret.llm.vllm import VllmSender, resources
 from genret.pipeline import STAGES, run
 from genret.runs import RunStore, StageRecord
 
@@ -202,26 +204,48 @@ def nothing_left(since: float) -> bool:
     return not processes("VLLM::", since)
 
 
+class Killer(Thread):
+    """Kills a process once the journal shows that it works.
+
+    Not by the progress that the driver is told: by then, all may be answered.
+    """
+
+    def __init__(self, title: str, folder: Path) -> None:
+        super().__init__(daemon=True)
+        self.after = 0
+        self._title, self._folder = title, folder
+        # Not by their age: Ray makes an actor of a worker process that has waited, whose title changes then.
+        self._others = {process.pid for process in processes(title)}
+        self._over = Event()
+
+    def run(self) -> None:
+        while not written(self._folder):
+            if self._over.wait(0.01):
+                return
+        [process] = [process for process in processes(self._title) if process.pid not in self._others]
+        process.kill()
+        self.after = written(self._folder)
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._over.set()
+        self.join()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("title", ["ray::MapWorker(MapBatches(Replica", "VLLM::EngineCore"])
 def test_a_killed_engine_changes_nothing(
     cluster: None, model: Path, tmp_path: Path, answers: Answers, title: str
 ) -> None:
-    begun, killed = time.time(), []
-    # Not by their age: Ray makes an actor of a worker process that has waited, whose title changes then.
-    others = {process.pid for process in processes(title)}
-
-    def kill(done: int, total: int) -> None:
-        if not killed and done < total:
-            for process in processes(title):
-                if process.pid not in others:
-                    killed.append(process.pid)
-                    process.kill()
-
+    begun = time.time()
     fit = [request for request in answers.asked if request != TOO_LONG]
-    engine = engine_of(model, tmp_path, kill, batch_size=2, max_concurrent_batches=2)
-    disturbed = Answers(engine, fit, tmp_path)
-    assert len(killed) == 1
+    with Killer(title, tmp_path) as killer:
+        engine = engine_of(model, tmp_path, batch_size=2, max_concurrent_batches=2)
+        disturbed = Answers(engine, fit, tmp_path)
+    assert 0 < killer.after < len(fit), "killed in the middle"
     assert disturbed.responses == [response for response in answers.responses if response.request_id != "too long"]
     assert len(list((tmp_path / "completions").glob("*.jsonl"))) == 2, "one before, one after"
     assert written(tmp_path) == len(Journal(str(tmp_path / "completions"))) == len(fit), "no prompt was paid for twice"
