@@ -8,7 +8,7 @@ import pyarrow as pa
 from genret.config import IdentifiersConfig
 from genret.identifiers.distinctive import lead_with_distinctive
 from genret.identifiers.uniqueness import make_unique, normalisation_key
-from genret.llm.base import Engine, Item, Request, Response, pair_responses
+from genret.llm.base import Engine, Item, Request, Requests, Response, pair_responses
 from genret.llm.filters import Limits, unfit_reason
 from genret.llm.words import has_lone_surrogate
 from genret.tables import check_table, reject, table_from_rows
@@ -41,7 +41,7 @@ def build_semantic_identifiers(
     """
     keywords: list[list[str]] = []
     rejects = []
-    for request, response in pair_responses(engine, _requests(passages, config.max_keywords)):
+    for request, response in pair_responses(engine, keyword_requests(config, passages)):
         fit, unfit = _judge(response.items, limits)
         words = list(_clean(fit))
         if unfit:
@@ -68,11 +68,16 @@ def build_semantic_identifiers(
     }
 
 
-def _requests(passages: pa.Table, n: int) -> Iterator[Request]:
-    columns = passages.select(["passage_id", "title", "text"])
-    for batch in columns.to_batches(max_chunksize=_READ_ROWS):
-        for row in batch.to_pylist():
-            yield Request(row["passage_id"], "keywords", n, row["title"], row["text"])
+def keyword_requests(config: IdentifiersConfig, passages: pa.Table) -> Requests:
+    """Ask for the keywords of every passage, as many as an identifier may take; a request's id is the passage's."""
+
+    def draw() -> Iterator[Request]:
+        columns = passages.select(["passage_id", "title", "text"])
+        for batch in columns.to_batches(max_chunksize=_READ_ROWS):
+            for row in batch.to_pylist():
+                yield Request(row["passage_id"], "keywords", config.max_keywords, row["title"], row["text"])
+
+    return Requests(draw)
 
 
 def _clean(keywords: Iterable[str]) -> Iterator[str]:

@@ -1,8 +1,7 @@
 """What an engine is asked and what it answers: the same requests for every engine."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from itertools import tee
 from typing import Literal, Protocol
 
 RequestKind = Literal["keywords", "chunk", "sentence", "constraint", "preference", "multihop", "negative"]
@@ -64,6 +63,21 @@ class Response:
     raw: str = ""
 
 
+class Requests:
+    """Requests that can be drawn more than once, and are made anew each time: nobody has to keep them.
+
+    Args:
+        draw: Makes them, the same ones in the same order whenever it is called.
+    """
+
+    def __init__(self, draw: Callable[[], Iterable[Request]]) -> None:
+        self._draw = draw
+
+    def __iter__(self) -> Iterator[Request]:
+        """All of them, from the first."""
+        return iter(self._draw())
+
+
 class Engine(Protocol):
     """Anything that writes keywords, queries and negatives."""
 
@@ -73,7 +87,8 @@ class Engine(Protocol):
         """Answer requests.
 
         Args:
-            requests: Any number of requests; may be drawn lazily, and ahead of the answers.
+            requests: Any number of requests, a list or `Requests`: may be drawn more than once, lazily, and ahead of
+                the answers.
 
         Returns:
             One response for each request, in the order of the requests. A request that fails has a response
@@ -87,17 +102,22 @@ def pair_responses(engine: Engine, requests: Iterable[Request]) -> Iterator[tupl
 
     Args:
         engine: What answers.
-        requests: Any number of requests.
+        requests: Any number of requests, a list or `Requests`: drawn by the engine and, a second time, beside its
+            answers. (An engine may draw all before it answers the first; to keep them would take memory.)
 
     Yields:
         Pairs in the order of the requests.
 
     Raises:
+        TypeError: The requests can be drawn only once.
         RuntimeError: The engine broke its protocol: a response is missing, out of order, or one too many.
     """
-    asked, kept = tee(requests)
-    responses = engine.generate(asked)
-    for request in kept:
+    if iter(requests) is requests:
+        raise TypeError(
+            "expected requests that can be drawn twice, a list or genret.llm.base.Requests; found an iterator"
+        )
+    responses = engine.generate(requests)
+    for request in requests:
         response = next(responses, None)
         if response is None or response.request_id != request.request_id:
             found = None if response is None else response.request_id

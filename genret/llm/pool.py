@@ -34,15 +34,12 @@ class PooledEngine:
     name: str = "extractive"
 
     def generate(self, requests: Iterable[Request]) -> Iterator[Response]:
-        """Responses in the order of the requests. All requests are held in memory; responses stream."""
-        everything = list(requests)
-        total = -(-len(everything) // _REQUESTS_A_BATCH)
-        remaining = iter(everything)
+        """Responses in the order of the requests, which are drawn twice: counted, then answered some at a time."""
+        total = -(-sum(1 for _ in requests) // _REQUESTS_A_BATCH)
+        remaining = iter(requests)
         batches = (list(islice(remaining, _REQUESTS_A_BATCH)) for _ in range(total))
         arguments = {"config": self.config, "statistics": self.statistics, "seed": self.seed}
-        for responses in map_batches(
-            batches, total, open_extractive, arguments, self.compute, progress=self.progress
-        ):
+        for responses in map_batches(batches, total, open_extractive, arguments, self.compute, progress=self.progress):
             yield from responses
 
 

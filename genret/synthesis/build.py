@@ -6,7 +6,7 @@ from itertools import chain
 import pyarrow as pa
 
 from genret.config import SynthesisConfig
-from genret.llm.base import Engine, Item, Request, Response, pair_responses
+from genret.llm.base import Engine, Item, Request, Requests, Response, pair_responses
 from genret.llm.filters import Limits, broken_reason, unfit_reason
 from genret.synthesis.answers import preference_requests
 from genret.synthesis.duplicates import NearDuplicates
@@ -32,7 +32,7 @@ def synthesize(
         limits: What the texts of a language model must keep to, and from which overlap on two queries of a passage
             are duplicates. None for an engine that quotes its passages, whose texts are not judged.
         multihop: Requests for queries over several passages, in the order of `passages`
-            (`genret.synthesis.multihop`).
+            (`genret.synthesis.multihop`); a list or `Requests`.
 
     Returns:
         Three tables.
@@ -51,11 +51,15 @@ def synthesize(
     """
     check_constraint_fields(config, passages)
     sorting = _Sorting(engine.name, limits)
-    # The few preference queries come first: SFT queries need only be looked up among them.
-    requests = chain(preference_requests(config, passages), query_requests(config, passages, multihop))
-    for request, response in pair_responses(engine, requests):
+    for request, response in pair_responses(engine, synthesis_requests(config, passages, multihop)):
         sorting.add(request, response)
     return sorting.tables()
+
+
+def synthesis_requests(config: SynthesisConfig, passages: pa.Table, multihop: Iterable[Request] = ()) -> Requests:
+    """All that `synthesize` asks an engine, for the same arguments."""
+    # The few preference queries come first: SFT queries need only be looked up among them.
+    return Requests(lambda: chain(preference_requests(config, passages), query_requests(config, passages, multihop)))
 
 
 class _Rows:

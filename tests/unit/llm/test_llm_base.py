@@ -1,6 +1,9 @@
+from typing import ClassVar
+from weakref import WeakSet
+
 import pytest
 
-from genret.llm.base import Request, Response, pair_responses
+from genret.llm.base import Request, Requests, Response, pair_responses
 
 
 class Scripted:
@@ -20,7 +23,7 @@ class Scripted:
 
 
 def requests(*ids):
-    return (Request(name, "chunk", 1, "", "text") for name in ids)
+    return Requests(lambda: (Request(name, "chunk", 1, "", "text") for name in ids))
 
 
 def test_pairs_come_in_the_order_of_the_requests():
@@ -59,3 +62,41 @@ def test_an_engine_that_answers_too_much_is_named():
 
     with pytest.raises(RuntimeError, match="chatty: expected no more responses, found 'more'"):
         list(pair_responses(Chatty(), requests("a")))
+
+
+def test_requests_are_not_kept_while_an_engine_draws_them():
+    alive = []
+
+    def draw():
+        for number in range(1000):
+            request = Counted(f"r{number}", "chunk", 1, "", "text")
+            alive.append(len(Counted.all))
+            yield request
+
+    class Eager:
+        name = "eager"
+
+        def generate(self, requests):
+            total = sum(1 for _ in requests)
+            yield from (Response(f"r{number}") for number in range(total))
+
+    assert sum(1 for _ in pair_responses(Eager(), Requests(draw))) == 1000
+    assert max(alive) < 10
+
+
+class Counted(Request):
+    """A request that is counted as long as it is alive."""
+
+    __slots__ = ("__weakref__",)
+    all: ClassVar = WeakSet()
+
+    def __init__(self, *arguments):
+        super().__init__(*arguments)
+        Counted.all.add(self)
+
+    __hash__ = object.__hash__
+
+
+def test_requests_that_can_be_drawn_only_once_are_refused():
+    with pytest.raises(TypeError, match="can be drawn twice"):
+        next(pair_responses(Scripted(["a"]), iter(requests("a"))))
