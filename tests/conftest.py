@@ -7,6 +7,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 import torch
+from hypothesis import settings
 
 from genret.config import ScratchModel, SftConfig
 from genret.tables import passages_to_table, table_from_rows
@@ -18,6 +19,9 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 torch.set_num_threads(1)
+# A loaded machine takes its time over any example.
+settings.register_profile("patient", deadline=None)
+settings.load_profile("patient")
 
 TEXTS = {
     "river": "The river carries melted snow from the mountain glacier down to the sea.",
