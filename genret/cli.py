@@ -18,11 +18,11 @@ from genret import __version__
 from genret.config import RunConfig, dump_config, load_config, parse_config, preset_names
 from genret.errors import EngineError, InputError
 from genret.evaluation.table import comparison_table
-from genret.pipeline import planned, run
+from genret.pipeline import plan, planned, run
 from genret.retrieval.opening import load_retriever, retriever_names
 from genret.runs import RunStore
 from genret.tables import passages_from_table
-from genret.terminal import TerminalReporter
+from genret.terminal import TerminalReporter, show_plan
 from genret.types import Passage, ScoredPassage
 
 # What shells and typer say of a process that was interrupted from the keyboard: 128 + SIGINT.
@@ -56,9 +56,15 @@ def run_command(
     folder: RunFolder = None,
     runs_folder: Annotated[Path, typer.Option(help="Where runs lie for which no --run is given.")] = Path("runs"),
     until: Annotated[str | None, typer.Option(help="Stop after this stage.", metavar="STAGE")] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Read the corpus, say what a language model would be asked, and stop.")
+    ] = False,
 ) -> None:
     """Run everything that is not done: corpus to report."""
     config, store = _open(source, overrides, folder, runs_folder)
+    if dry_run:
+        _plan(config, store, until)
+        return
     _run(config, store, until)
     if until is None:
         _show_results(store)
@@ -197,9 +203,23 @@ def _run_until(source: str, overrides: list[str] | None, folder: str | None, sta
 def _run(config: RunConfig, store: RunStore, until: str | None) -> None:
     reporter = TerminalReporter(Console(stderr=True))
     try:
-        run(config, store, reporter, until)
+        run(config, store, reporter, until, reporter.show_plan)
     finally:
         reporter.close()
+
+
+def _plan(config: RunConfig, store: RunStore, until: str | None) -> None:
+    reporter = TerminalReporter(Console(stderr=True))
+    try:
+        budget = plan(config, store, reporter, until)
+    finally:
+        reporter.close()
+    if budget is not None:
+        show_plan(Console(), budget)
+    elif config.llm.type == "extractive":
+        typer.echo("nothing to ask: llm.type extractive has no language model")
+    else:
+        typer.echo("nothing to ask: what a language model writes is there already")
 
 
 def _saved_config(store: RunStore) -> RunConfig:

@@ -2,7 +2,7 @@
 
 import platform
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
@@ -14,6 +14,7 @@ import pyarrow as pa
 import torch
 
 from genret import __version__, tables
+from genret.asking import ASKING_STAGES, budget_of, make_sender, needs_neighbours, related_requests
 from genret.cluster import connected, map_batches
 from genret.config import (
     HttpConfig,
@@ -35,20 +36,19 @@ from genret.evaluation.statistics import dataset_statistics, identifier_depths, 
 from genret.evaluation.trec import write_qrels, write_run
 from genret.examples.sft import build_sft_examples
 from genret.identifiers.build import build_identifiers
-from genret.llm.base import Engine, Request
-from genret.llm.completion import CompletionEngine
+from genret.llm.base import Engine
+from genret.llm.budget import Budget
+from genret.llm.completion import CompletionEngine, Counts
 from genret.llm.extractive import CorpusStatistics
 from genret.llm.filters import Limits
-from genret.llm.http import HttpSender
 from genret.llm.pool import PooledEngine
-from genret.llm.sending import Sender
-from genret.llm.vllm import VllmSender, resources
+from genret.llm.reasons import count_reasons
+from genret.llm.vllm import resources
 from genret.retrieval.bm25 import Bm25Retriever
 from genret.retrieval.fusion import FUSION, fuse_runs
 from genret.retrieval.opening import open_retriever
 from genret.runs import RunStore, StageRecord, StageWriter, fingerprint
 from genret.synthesis.build import synthesize
-from genret.synthesis.multihop import multihop_requests
 from genret.synthesis.round_trip import round_trip
 from genret.training.base import build_base
 from genret.training.bundle import load_identifier_tokens
@@ -61,6 +61,9 @@ _REVISION = 1
 # Likewise, of the evaluation alone: nobody wants to train again for a new table.
 _EVALUATION_VERSION = 2
 _MINING_BATCH = 32
+# The run's folder of what a language model wrote.
+_COMPLETIONS = "completions"
+_SHOWN_REASONS = 3
 _PACKAGES = ("ray", "torch", "transformers", "trl", "pyarrow", "bm25s", "ir-measures")
 
 
@@ -125,7 +128,11 @@ class Stage:
 
 
 def run(
-    config: RunConfig, store: RunStore, reporter: Reporter, until: str | None = None
+    config: RunConfig,
+    store: RunStore,
+    reporter: Reporter,
+    until: str | None = None,
+    show_plan: Callable[[Budget], None] | None = None,
 ) -> dict[str, StageRecord]:
     """Run all stages that are not done under this configuration.
 
@@ -134,6 +141,8 @@ def run(
         store: The run.
         reporter: What is told how far it is.
         until: Stop after this stage.
+        show_plan: Called with what asking the language model will take, before it is asked for the first time; not
+            at all where no stage has to ask one.
 
     Returns:
         The record of every stage up to `until`, by name.
@@ -151,6 +160,9 @@ def run(
             record = store.find(stage.name, mark)
             reused = record is not None
             if record is None:
+                if show_plan and stage.name in ASKING_STAGES and (ahead := _asking_ahead(stages, context)):
+                    show_plan(_budget(context, ahead))
+                    show_plan = None
                 if stage.name not in ("corpus", "report"):  # these two never need Ray
                     _connect_once(stack, config)
                 record = _run_stage(stage, context, mark)
@@ -167,6 +179,43 @@ def run(
             for text in context.records[name].texts:
                 store.write_file(text, store.read_text(context.records[name], text))
     return context.records
+
+
+def plan(config: RunConfig, store: RunStore, reporter: Reporter, until: str | None = None) -> Budget | None:
+    """Say what asking the language model will take, without asking it.
+
+    Args:
+        config: The configuration.
+        store: The run; its corpus stage is run where it is not done, and nothing else.
+        reporter: What is told how far that is.
+        until: Plan up to this stage.
+
+    Returns:
+        The budget; None where no stage has to ask a language model.
+
+    Raises:
+        InputError: Bad input.
+    """
+    stages = planned(config, until)
+    context = Context(config, store, reporter, run(config, store, reporter, "corpus"))
+    ahead = _asking_ahead(stages, context)
+    return _budget(context, ahead) if ahead else None
+
+
+def _asking_ahead(stages: Sequence[Stage], context: Context) -> tuple[str, ...]:
+    """The stages that have to ask a language model. The corpus stage is done."""
+    if not isinstance(context.config.llm, HttpConfig | VllmConfig):
+        return ()
+    return tuple(stage.name for stage in stages if stage.name in ASKING_STAGES and not _is_done(stage, context))
+
+
+def _is_done(stage: Stage, context: Context) -> bool:
+    return context.store.find(stage.name, stage_fingerprint(stage, context.config, context.records)) is not None
+
+
+def _budget(context: Context, stages: Sequence[str]) -> Budget:
+    journal = context.store.shared_folder(_COMPLETIONS)
+    return budget_of(context.config, context.table("corpus", "passages"), journal, stages)
 
 
 def _current(config: RunConfig, store: RunStore, records: Mapping[str, StageRecord]) -> dict[str, str]:
@@ -248,18 +297,14 @@ def _write_tables(writer: StageWriter, outputs: Mapping[str, pa.Table]) -> None:
 def _engine(context: Context, stage: str, passages: pa.Table) -> Engine:
     config = context.config
     if isinstance(config.llm, HttpConfig | VllmConfig):
-        sender: Sender = (
-            VllmSender(config.llm, config.seed)
-            if isinstance(config.llm, VllmConfig)
-            else HttpSender(config.llm, config.seed, config.compute)
-        )
         # The journal is no part of a stage: another stage or configuration that asks the same finds the answer.
-        return CompletionEngine(
-            sender,
-            context.store.shared_folder("completions"),
+        engine = CompletionEngine(
+            make_sender(config),
+            context.store.shared_folder(_COMPLETIONS),
             context.store.scratch(stage, context.mark),
-            context.progress(stage, "prompts"),
+            lambda done, total: context.reporter.progress(stage, done, total, "prompts", _note(engine.counts)),
         )
+        return engine
     return PooledEngine(
         config.llm,
         CorpusStatistics.fit(tables.passages_from_table(passages)),
@@ -267,6 +312,13 @@ def _engine(context: Context, stage: str, passages: pa.Table) -> Engine:
         config.compute,
         context.progress(stage, "batches"),
     )
+
+
+def _note(counts: Counts) -> str:
+    """What is shown beside the progress of a language model: its speed, and what failed why."""
+    speed = [f"{counts.tokens_a_second:,.0f} tokens/s"] if counts.tokens_a_second else []
+    frequent = sorted(counts.reasons.items(), key=lambda entry: -entry[1])[:_SHOWN_REASONS]
+    return ", ".join([*speed, *(f"{number:,} {reason}" for reason, number in frequent)])
 
 
 def _asked(engine: Engine) -> dict[str, Any]:
@@ -287,23 +339,31 @@ def _identifiers(context: Context, writer: StageWriter) -> dict[str, Any]:
     outputs = build_identifiers(context.config.identifiers, passages, engine, limits)
     _write_tables(writer, outputs)
     sources = outputs["identifiers"].column("source").value_counts().to_pylist()
-    return {"sources": {entry["values"]: entry["counts"] for entry in sources}} | _asked(engine)
+    return {"sources": {entry["values"]: entry["counts"] for entry in sources}} | _rejected(outputs) | _asked(engine)
 
 
 def _synthesis(context: Context, writer: StageWriter) -> dict[str, Any]:
     passages = context.table("corpus", "passages")
     engine = _engine(context, "synthesis", passages)
     config = context.config.synthesis
-    neighbours = Bm25Retriever.build(passages, context.config.retrieval) if _needs_neighbours(context.config) else None
-    multihop: Iterable[Request] = ()
-    if config.multihop_queries and neighbours is not None:
-        multihop = multihop_requests(config.multihop_queries, passages, neighbours, config.multihop_passages)
-    outputs = synthesize(config, passages, engine, _limits(context.config), multihop)
+    neighbours = Bm25Retriever.build(passages, context.config.retrieval) if needs_neighbours(context.config) else None
+    related = related_requests(context.config, passages, neighbours)
+    outputs = synthesize(config, passages, engine, _limits(context.config), related)
     if config.round_trip_top and neighbours is not None:
         outputs = _round_trip(outputs, neighbours, config.round_trip_top)
     _write_tables(writer, outputs)
     kinds = outputs["queries"].column("kind").value_counts().to_pylist()
-    return {"kinds": {entry["values"]: entry["counts"] for entry in kinds}} | _asked(engine)
+    told = {
+        "passages": passages.num_rows,
+        "kinds": {entry["values"]: entry["counts"] for entry in kinds},
+        "preference": outputs["preference_queries"].num_rows,
+    }
+    return told | _rejected(outputs) | _asked(engine)
+
+
+def _rejected(outputs: Mapping[str, pa.Table]) -> dict[str, Any]:
+    """How many rows a stage rejected for which reason."""
+    return {"reasons": count_reasons(outputs["rejects"].column("reason").to_pylist())}
 
 
 def _limits(config: RunConfig) -> Limits | None:
@@ -316,11 +376,6 @@ def _limits(config: RunConfig) -> Limits | None:
         max_answer_words=config.synthesis.max_answer_words,
         max_overlap=config.synthesis.max_overlap,
     )
-
-
-def _needs_neighbours(config: RunConfig) -> bool:
-    """Whether synthesis needs BM25: to find related passages, or to look at its queries."""
-    return config.synthesis.multihop_queries > 0 or config.synthesis.round_trip_top > 0
 
 
 def _round_trip(outputs: Mapping[str, pa.Table], retriever: Retriever, top: int) -> dict[str, pa.Table]:
@@ -638,7 +693,7 @@ def _base_settings(config: RunConfig) -> Any:
 
 
 def _synthesis_settings(config: RunConfig) -> Any:
-    bm25 = {"bm25": _bm25_settings(config)} if _needs_neighbours(config) else {}
+    bm25 = {"bm25": _bm25_settings(config)} if needs_neighbours(config) else {}
     return _seeded("synthesis", "llm")(config) | bm25
 
 

@@ -1,7 +1,10 @@
 """What a person sees in a terminal, or in a job's log, while a run goes on."""
 
 import time
+from collections.abc import Callable, Mapping
+from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -12,7 +15,9 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.table import Table
 
+from genret.llm.budget import ANSWER_SHARE, Budget, Share
 from genret.runs import StageRecord
 
 # In a log, one line of progress in so many seconds.
@@ -83,6 +88,16 @@ class TerminalReporter:
         )
         taken = "done before" if reused else f"{record.details['seconds']:.1f} s"
         self._line(f"{record.stage:>12}  {taken:>11}  {rows}")
+        if reused:
+            return
+        if reasons := record.details.get("reasons"):
+            self._line(f"{'':>12}  {'rejected':>11}  {_counted(reasons)}")
+        if "kinds" in record.details:
+            self._console.print(counts_table(record.details))
+
+    def show_plan(self, budget: Budget) -> None:
+        """Show what asking a language model will take."""
+        show_plan(self._console, budget)
 
     def close(self) -> None:
         """Leave the terminal as it was, also after an error."""
@@ -92,6 +107,85 @@ class TerminalReporter:
     def _line(self, text: str) -> None:
         """Print a line as it is, however long it is."""
         self._console.print(text.rstrip(), highlight=False, markup=False, soft_wrap=True)
+
+
+# The columns of arXiv 2502.17957, table 9, by the kinds of requests; what it does not have stands behind them.
+_KINDS = {
+    "passages": "contexts",
+    "chunk": "chunk queries",
+    "sentence": "sentence",
+    "constraint": "constraints",
+    "multihop": "multi-hop",
+    "preference": "preference",
+}
+_MOST_REASONS = 5
+
+
+def counts_table(details: Mapping[str, Any]) -> Table:
+    """How many contexts and queries of each kind there are, as in arXiv 2502.17957, table 9.
+
+    Args:
+        details: Those of the record of the synthesis stage.
+
+    Returns:
+        One row. Kinds of which there are none have a dash where the paper has a column, and no column else.
+    """
+    counts = {"passages": details["passages"], "preference": details["preference"], **details["kinds"]}
+    table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    shown = {kind: name for kind, name in _KINDS.items() if counts.get(kind) or kind in tuple(_KINDS)[:4]}
+    for name in shown.values():
+        table.add_column(name, justify="right")
+    table.add_row(*(f"{counts[kind]:,}" if counts.get(kind) else "-" for kind in shown))
+    return table
+
+
+def show_plan(console: Console, budget: Budget) -> None:
+    """Print a budget: a row a kind, and what they cost together."""
+    table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    table.add_column("asked for", no_wrap=True)
+    for name in ("prompts", "kept", "to send", "prompt tokens", "answer tokens", "at most"):
+        table.add_column(name, justify="right")
+    for share in budget.shares:
+        table.add_row(*_plan_cells(share))
+    table.add_section()
+    table.add_row(*_plan_cells(budget.total))
+    console.print(table)
+    lines = [
+        f"model: {budget.model}",
+        f"tokens: of prompts {budget.counted}; of answers reckoned as {ANSWER_SHARE:g} of what they may have at most",
+        _estimate("cost", budget.expected.price, budget.most.price, "{:,.2f}".format, "no prices in llm"),
+        _estimate("time", budget.expected.seconds, budget.most.seconds, _duration, "no tokens_a_second in llm"),
+    ]
+    console.print("\n".join(lines), highlight=False, markup=False, soft_wrap=True)
+
+
+def _plan_cells(share: Share) -> tuple[str, ...]:
+    numbers = (
+        share.prompts, share.kept, share.sent, share.prompt_tokens, share.answer_tokens, share.most_answer_tokens,
+    )  # fmt: skip
+    return share.kind, *(f"{number:,}" for number in numbers)
+
+
+def _estimate(
+    name: str, expected: float | None, most: float | None, shown: Callable[[float], str], missing: str
+) -> str:
+    if expected is None or most is None:
+        return f"{name}: not known ({missing})"
+    return f"{name}: about {shown(expected)}, at most {shown(most)}"
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours:,} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"
+
+
+def _counted(reasons: Mapping[str, int]) -> str:
+    """The most frequent reasons with their numbers, and how many there are of the others."""
+    entries = sorted(reasons.items(), key=lambda entry: -entry[1])
+    others = sum(number for _, number in entries[_MOST_REASONS:])
+    shown = [f"{number:,} {reason}" for reason, number in entries[:_MOST_REASONS]]
+    return ", ".join([*shown, f"{others:,} others"] if others else shown)
 
 
 def _rate(done: int, seconds: float) -> str:

@@ -38,7 +38,8 @@ class HttpConfig(Section):
     INCIDENTAL: ClassVar[frozenset[str]] = frozenset(
         {
             "base_url", "api_key_variable", "token_limit_field", "concurrency", "requests_per_minute",
-            "tokens_per_minute", "timeout_seconds", "max_attempts", "give_up_seconds",
+            "tokens_per_minute", "timeout_seconds", "max_attempts", "give_up_seconds", "tokenizer", "price_of_prompts",
+            "price_of_answers", "tokens_a_second",
         }
     )  # fmt: skip
 
@@ -84,6 +85,15 @@ class HttpConfig(Section):
     the server answers others. The server being away or busy counts for no prompt."""
     give_up_seconds: float = Field(900.0, gt=0.0, le=604_800.0)
     """End the run when the server has answered nothing for so long; what it answered before is kept."""
+    tokenizer: str = ""
+    """For the plan before the start: hub name or local folder of the model's tokenizer; empty: its tokens are
+    estimated, four bytes each."""
+    price_of_prompts: float = Field(0.0, ge=0.0, le=1e6, allow_inf_nan=False)
+    """For the plan: price of a million tokens of prompts, in any currency; 0 with `price_of_answers` 0: not known."""
+    price_of_answers: float = Field(0.0, ge=0.0, le=1e6, allow_inf_nan=False)
+    """For the plan: price of a million tokens of answers, in the same currency."""
+    tokens_a_second: float = Field(0.0, ge=0.0, le=1e9, allow_inf_nan=False)
+    """For the plan: how many tokens, of prompts and answers together, the server gets done a second; 0: not known."""
 
     @model_validator(mode="after")
     def _check_requests(self) -> "HttpConfig":
@@ -116,6 +126,7 @@ class VllmConfig(Section):
         {
             "min_replicas", "max_replicas", "tensor_parallel_size", "gpus_a_worker", "cpus_a_worker", "kv_cache_gib",
             "max_model_len", "engine_arguments", "batch_size", "max_concurrent_batches", "give_up_seconds",
+            "price_an_hour", "tokens_a_second",
         }
     )  # fmt: skip
 
@@ -176,6 +187,11 @@ class VllmConfig(Section):
     (max_num_seqs), or the replica idles."""
     give_up_seconds: float = Field(1800.0, gt=0.0, le=604_800.0)
     """End the run when no batch was done for so long, loading the model included; what was done is kept."""
+    price_an_hour: float = Field(0.0, ge=0.0, le=1e6, allow_inf_nan=False)
+    """For the plan before the start: price of a replica for an hour, in any currency; 0: not known."""
+    tokens_a_second: float = Field(0.0, ge=0.0, le=1e9, allow_inf_nan=False)
+    """For the plan: how many tokens, of prompts and answers together, a replica gets done a second (a run tells);
+    0: not known."""
 
     @model_validator(mode="after")
     def _check_engine(self) -> "VllmConfig":

@@ -31,7 +31,9 @@ from genret.errors import InputError
 from genret.llm.journal import Completion, JournalWriter
 from genret.llm.pacing import Pacer, backoff_seconds, retry_after_seconds
 from genret.llm.prompts import Prompt
+from genret.llm.reasons import short_reason
 from genret.llm.sending import Outcome
+from genret.llm.tokens import estimated_tokens
 
 _BUSY = frozenset({425, 429, 502, 503, 504, 529})
 _TRY_AGAIN = frozenset({408, 409})
@@ -44,8 +46,6 @@ _PROBE_TOKENS = 16
 _PROBE_SECONDS = 5.0
 _CONNECT_SECONDS = 30.0
 _LONGEST_MESSAGE = 300
-# Bytes of a prompt in UTF-8 for one token, roughly, in any language: where the server has not counted yet.
-_BYTES_A_TOKEN = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,7 +226,8 @@ class ChatClient:
         self._tasks.discard(asyncio.current_task())
         if not await self._write(partial(self._journal.append, completion)):
             return self._unsent(completion.id)
-        return Outcome(completion.id, state, completion.prompt_tokens, completion.completion_tokens)
+        reason = short_reason(completion.error) if completion.error else ""
+        return Outcome(completion.id, state, completion.prompt_tokens, completion.completion_tokens, reason=reason)
 
     async def _write(self, work: Callable[[], None]) -> bool:
         """Have the journal do something. Where it cannot, there is no use in going on."""
@@ -279,8 +280,7 @@ class ChatClient:
         return body | config.extra_body
 
     def _estimate(self, prompt: Prompt) -> int:
-        written = len(prompt.system.encode()) + len(prompt.user.encode())
-        return written // _BYTES_A_TOKEN + prompt.max_tokens + self._config.thinking_tokens
+        return estimated_tokens(prompt) + prompt.max_tokens + self._config.thinking_tokens
 
     async def _post(self, body: bytes) -> _Reply:
         try:

@@ -1,13 +1,16 @@
 """An engine that asks a language model: requests become prompts, completions become responses."""
 
 import json
+import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from itertools import islice
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pydantic import TypeAdapter
 
@@ -15,7 +18,7 @@ from genret.errors import EngineError, InputError
 from genret.llm.base import Request, Response
 from genret.llm.journal import Completion, IdSet, Journal
 from genret.llm.parsing import parse
-from genret.llm.prompts import Prompt, prompt_digest, render
+from genret.llm.prompts import Prompt, nothing_to_ask, prompt_digest, render
 from genret.llm.sending import PROMPT_SCHEMA, Sender
 from genret.runs import Storage, attempt_name
 
@@ -38,6 +41,8 @@ class Counts:
         prompt_tokens: Of those answered now, as the engine counted them.
         completion_tokens: Likewise.
         damaged_lines: Lines of the journal that held no completion; their prompts were asked anew.
+        reasons: How many failed for which reason (`genret.llm.reasons.short_reason`).
+        seconds: From the first outcome to the last.
     """
 
     requests: int = 0
@@ -48,6 +53,23 @@ class Counts:
     prompt_tokens: int = 0
     completion_tokens: int = 0
     damaged_lines: int = 0
+    reasons: dict[str, int] = field(default_factory=dict)
+    seconds: float = field(default=0.0, compare=False)
+
+    @property
+    def tokens_a_second(self) -> float:
+        """Tokens of prompts and answers together, from the first outcome on; 0 before there is a second one."""
+        return (self.prompt_tokens + self.completion_tokens) / self.seconds if self.seconds else 0.0
+
+    def add(self, outcomes: pa.Table) -> None:
+        """Count what became of prompts, none of which is `unsent`."""
+        states = Counter(outcomes.column("state").to_pylist())
+        self.answered += states["done"]
+        self.failed += states["refused"] + states["failed"]
+        self.prompt_tokens += pc.sum(outcomes.column("prompt_tokens")).as_py() or 0
+        self.completion_tokens += pc.sum(outcomes.column("completion_tokens")).as_py() or 0
+        for reason in filter(None, outcomes.column("reason").to_pylist()):
+            self.reasons[reason] = self.reasons.get(reason, 0) + 1
 
 
 class CompletionEngine:
@@ -99,7 +121,7 @@ class CompletionEngine:
         seen = IdSet()
         remaining = iter(requests)
         while batch := list(islice(remaining, _REQUESTS_A_BATCH)):
-            fit = [request for request in batch if not _unfit(request)]
+            fit = [request for request in batch if not nothing_to_ask(request)]
             prompts = [render(request) for request in fit]
             ids = [prompt_digest(prompt, self._sender.model, self._sender.sampling) for prompt in prompts]
             id_of = {request.request_id: name for request, name in zip(fit, ids, strict=True)}
@@ -122,15 +144,15 @@ class CompletionEngine:
             return
         counts = self.counts
         outcomes = self._sender.send(waiting.url, self._journal, attempt_name(), proven=counts.reused > 0)
+        begun = 0.0
         with closing(outcomes):
             for table in outcomes:
-                for outcome in table.to_pylist():
-                    if outcome["state"] == "unsent":
-                        raise self._given_up(outcome["stop"], outcome["mistake"])
-                    counts.answered += outcome["state"] == "done"
-                    counts.failed += outcome["state"] in ("refused", "failed")
-                    counts.prompt_tokens += outcome["prompt_tokens"]
-                    counts.completion_tokens += outcome["completion_tokens"]
+                is_unsent = pc.equal(table.column("state"), "unsent")
+                counts.add(table.filter(pc.invert(is_unsent)))
+                for unsent in table.filter(is_unsent).slice(0, 1).to_pylist():
+                    raise self._given_up(unsent["stop"], unsent["mistake"])
+                begun = begun or time.perf_counter()
+                counts.seconds = time.perf_counter() - begun
                 self._progress(counts.answered + counts.failed, waiting.rows)
         lost = waiting.rows - counts.answered - counts.failed
         if lost:
@@ -145,22 +167,11 @@ class CompletionEngine:
         return InputError(message) if mistake else EngineError(message)
 
 
-def _unfit(request: Request) -> str:
-    """Why there is nothing to ask; empty where there is."""
-    if not request.title.strip() and not request.text.strip():
-        return "no title and no text"
-    if request.kind == "constraint" and not request.constraints:
-        return "no constraints in the request"
-    if request.kind == "multihop" and not request.related:
-        return "no related passages in the request"
-    return ""
-
-
 def _respond(rows: list[dict[str, str]], journal: Journal) -> Iterator[Response]:
     requests = [_REQUESTS.validate_python(json.loads(row["request"])) for row in rows]
     completions = iter(journal.read([row["id"] for row in rows if row["id"]]))
     for row, request in zip(rows, requests, strict=True):
-        yield _response(request, next(completions) if row["id"] else Completion("", error=_unfit(request)))
+        yield _response(request, next(completions) if row["id"] else Completion("", error=nothing_to_ask(request)))
 
 
 def _response(request: Request, completion: Completion) -> Response:

@@ -89,6 +89,17 @@ def render(request: Request) -> Prompt:
     return _RENDERERS[request.kind](request)
 
 
+def nothing_to_ask(request: Request) -> str:
+    """Why a request cannot be made a prompt; empty where it can."""
+    if not request.title.strip() and not request.text.strip():
+        return "no title and no text"
+    if request.kind == "constraint" and not request.constraints:
+        return "no constraints in the request"
+    if request.kind == "multihop" and not request.related:
+        return "no related passages in the request"
+    return ""
+
+
 def prompt_digest(prompt: Prompt, model: str, sampling: Mapping[str, Any]) -> str:
     """A name for all that decides a completion, to find it again after a restart.
 

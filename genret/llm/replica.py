@@ -20,8 +20,10 @@ from genret.cluster import die_with_node
 from genret.config import VllmConfig
 from genret.errors import InputError
 from genret.llm.journal import Completion, Journal, JournalWriter
+from genret.llm.reasons import short_reason
 from genret.llm.sending import Outcome
-from genret.llm.vllm import LOGS, most_tokens, prompt_tokens, sampling_parameters
+from genret.llm.tokens import prompt_tokens
+from genret.llm.vllm import LOGS, most_tokens, sampling_parameters
 
 # So many prompts refused and none answered: the engine refuses what all of them have in common.
 _MOST_REFUSALS_AT_FIRST = 20
@@ -144,7 +146,7 @@ class Replica(vLLMEngineStageUDF):
             self._stop = str(error)
             return self._unsent(completion.id)
         if completion.error:
-            return Outcome(completion.id, "refused" if refused else "failed")
+            return Outcome(completion.id, "refused" if refused else "failed", reason=short_reason(completion.error))
         self._proven = True
         return Outcome(completion.id, "done", completion.prompt_tokens, completion.completion_tokens)
 

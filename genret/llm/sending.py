@@ -26,6 +26,7 @@ OUTCOME_SCHEMA = pa.schema(
         "completion_tokens": pa.int64(),
         "stop": pa.string(),
         "mistake": pa.bool_(),
+        "reason": pa.string(),
     }
 )
 """Rows of `Outcome`."""
@@ -44,6 +45,7 @@ class Outcome:
         completion_tokens: Likewise.
         stop: `unsent` only: why the engine was given up.
         mistake: Whether that is something that the user can correct.
+        reason: `refused` and `failed` only: why, as `genret.llm.reasons.short_reason` has it.
     """
 
     id: str
@@ -52,6 +54,7 @@ class Outcome:
     completion_tokens: int = 0
     stop: str = ""
     mistake: bool = False
+    reason: str = ""
 
 
 class Sender(Protocol):

@@ -214,32 +214,6 @@ def environment(config: VllmConfig) -> dict[str, str]:
     }
 
 
-def prompt_tokens(config: VllmConfig, tokenizer: Any, system: str, user: str) -> list[int]:
-    """A prompt as tokens.
-
-    Args:
-        config: The `llm` section.
-        tokenizer: The model's, as transformers has it.
-        system: What the model is.
-        user: The task.
-
-    Returns:
-        The prompt in the model's chat template, up to where the answer begins. For a model without a template: both
-        texts as they are, each followed by an empty line.
-    """
-    if getattr(tokenizer, "chat_template", "built in") is None:
-        return list(tokenizer(f"{system}\n\n{user}\n\n")["input_ids"])
-    messages = [{"role": "user", "content": user if config.system_role else f"{system}\n\n{user}"}]
-    if config.system_role:
-        messages.insert(0, {"role": "system", "content": system})
-    # Tokens at once: as text, they would get a second token for their beginning.
-    return list(
-        tokenizer.apply_chat_template(
-            messages, tokenize=True, return_dict=False, add_generation_prompt=True, **config.chat_template_arguments
-        )
-    )
-
-
 def sampling_parameters(config: VllmConfig, row: Mapping[str, Any]) -> dict[str, Any]:
     """The arguments of vLLM's SamplingParams for a prompt.
 

@@ -303,6 +303,24 @@ def test_a_metadata_field_that_no_document_has_is_refused(synthesize, run_folder
     assert list(RunStore(run_folder).current()) == ["corpus", "identifiers"]
 
 
+# --- the plan ---
+
+
+def test_a_dry_run_says_what_would_be_asked_and_stops(genret, corpus: Path, run_folder: Path) -> None:
+    model = "llm={type: http, base_url: 'http://localhost:1/v1', model: m, price_of_prompts: 2, tokens_a_second: 10}"
+    arguments = ("run", "scratch-semantic", "--run", run_folder, "--set", f"corpus.path={corpus}", "--dry-run")
+    code, output, errors = genret(*arguments, "--set", model)
+    assert code == 0, errors
+    assert "corpus" in errors and "identifiers" not in errors
+    assert re.search(r"^all +\d+ +0 +\d+", output, re.MULTILINE)
+    assert re.search(r"^cost: about 0\.\d\d, at most 0\.\d\d$", output, re.MULTILINE)
+    assert re.search(r"^time: about \d+ min \d+ s", output, re.MULTILINE)
+    assert list(RunStore(run_folder).current()) == ["corpus"]
+    assert not list((run_folder / "completions").iterdir())
+    code, output, _ = genret(*arguments)
+    assert (code, output) == (0, "nothing to ask: llm.type extractive has no language model\n")
+
+
 # --- asking a run ---
 
 

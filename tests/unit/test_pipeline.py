@@ -8,7 +8,11 @@ import pytest
 
 from genret.config import RunConfig, parse_config
 from genret.errors import InputError
-from genret.pipeline import STAGES, planned, run, stage_fingerprint, stage_summary
+from genret.llm.base import Request
+from genret.llm.http import HttpSender
+from genret.llm.journal import Completion, JournalWriter
+from genret.llm.prompts import prompt_digest, render
+from genret.pipeline import STAGES, plan, planned, run, stage_fingerprint, stage_summary
 from genret.runs import RunStore, StageRecord
 
 NAMES = [stage.name for stage in STAGES]
@@ -98,6 +102,45 @@ class Recorder:
 
     def stage_finished(self, record: StageRecord, reused: bool) -> None:
         self.seen.append(("reused" if reused else "finished", record.stage))
+
+
+# --- the plan ---
+
+
+def test_a_plan_counts_what_a_language_model_would_be_asked_and_asks_nothing(config_of, tmp_path: Path) -> None:
+    config = config_of(HTTP, "synthesis.sentence_queries=0", "llm.price_of_prompts=1000000")
+    store, recorder = RunStore(tmp_path / "run"), Recorder()
+    budget = plan(config, store, recorder)
+    assert budget is not None
+    assert {share.kind: share.sent for share in budget.shares} == {"keywords": 2, "preference": 2, "chunk": 2}
+    assert budget.expected.price == budget.total.prompt_tokens > 0
+    assert recorder.seen == [("started", "corpus"), ("finished", "corpus")]
+    assert plan(config, store, recorder, "identifiers").total.prompts == 2
+    assert plan(config_of(), store, recorder) is None, "no language model"
+    assert plan(config, store, recorder, "corpus") is None, "no stage that asks"
+
+
+def test_a_plan_leaves_out_what_is_kept_and_what_is_done(config_of, tmp_path: Path) -> None:
+    config = config_of(
+        HTTP, "synthesis.sentence_queries=0", "synthesis.preference_queries=0", "identifiers.type=atomic",
+        "retrieval.retrievers=[sft, bm25]",
+    )  # fmt: skip
+    store, recorder = RunStore(tmp_path / "run"), Recorder()
+    before = plan(config, store, recorder)
+    assert {share.kind: share.prompts for share in before.shares} == {"chunk": 2}
+    request = Request("d0|chunk", "chunk", config.synthesis.chunk_queries, "", "one text")
+    sender = HttpSender(config.llm, config.seed, config.compute)
+    writer = JournalWriter(store.shared_folder("completions"), "s")
+    writer.append(Completion(prompt_digest(render(request), sender.model, sender.sampling), "- What is one text?"))
+    writer.close()
+    assert plan(config, store, recorder).total.kept == 1
+    (stage,) = (stage for stage in STAGES if stage.name == "synthesis")
+    mark = stage_fingerprint(stage, config, store.current())
+    store.begin("synthesis", mark).commit({"seconds": 1.0})
+    assert plan(config, store, recorder) is not None, "identifiers are not done"
+    (stage,) = (stage for stage in STAGES if stage.name == "identifiers")
+    store.begin("identifiers", stage_fingerprint(stage, config, store.current())).commit({"seconds": 1.0})
+    assert plan(config, store, recorder) is None
 
 
 # --- the order ---

@@ -78,7 +78,7 @@ def files(folder: Path) -> list[Path]:
 def test_responses_come_in_the_order_of_the_requests(tmp_path):
     sender = LocalSender(echo)
     asked = [request(number) for number in range(20)]
-    pairs = list(pair_responses(engine_of(tmp_path, sender), iter(asked)))
+    pairs = list(pair_responses(engine_of(tmp_path, sender), asked))
     for one, response in pairs:
         mark = digest(one, sender)[:8]
         assert [item.text for item in response.items] == [f"What is {mark}?", f"Where is {mark}?"]
@@ -259,6 +259,7 @@ def test_what_decides_an_answer_is_part_of_its_name_and_what_does_not_is_not():
     same = {
         "api_key_variable": "A", "token_limit_field": "max_completion_tokens", "concurrency": 1,
         "requests_per_minute": 1, "tokens_per_minute": 1, "timeout_seconds": 1, "max_attempts": 1, "give_up_seconds": 1,
+        "tokenizer": "t", "price_of_prompts": 1, "price_of_answers": 1, "tokens_a_second": 1,
     }  # fmt: skip
     assert sampling(**same) == sampling()
     assert set(same) | {"base_url"} == HttpConfig.INCIDENTAL

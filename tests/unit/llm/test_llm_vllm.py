@@ -11,12 +11,12 @@ from transformers import PreTrainedTokenizerFast
 
 from genret.config import VllmConfig, load_config
 from genret.errors import InputError
+from genret.llm.tokens import prompt_tokens
 from genret.llm.vllm import (
     VllmSender,
     check_packages,
     engine_arguments,
     most_tokens,
-    prompt_tokens,
     resources,
     sampling_parameters,
 )
@@ -70,7 +70,7 @@ def test_only_what_decides_an_answer_is_in_its_name() -> None:
     incidental = config(
         min_replicas=2, max_replicas=4, tensor_parallel_size=2, gpus_a_worker=1.0, cpus_a_worker=3.0, kv_cache_gib=9.0,
         max_model_len=99, engine_arguments={"max_num_seqs": 8}, batch_size=1, max_concurrent_batches=1,
-        give_up_seconds=5.0,
+        give_up_seconds=5.0, price_an_hour=2.0, tokens_a_second=9.0,
     )  # fmt: skip
     assert VllmSender(incidental, 7).sampling == sampling
     decisive: dict[str, Any] = {
