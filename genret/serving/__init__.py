@@ -1,0 +1,1 @@
+"""Retrieval endpoints over a finished run."""
