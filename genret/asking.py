@@ -84,4 +84,5 @@ def budget_of(config: RunConfig, passages: pa.Table, journal: str, stages: Seque
         lambda prompt: prompt_digest(prompt, sender.model, sender.sampling),
         Journal(journal).done,
         token_counter(config.llm),
+        sender.form,
     )

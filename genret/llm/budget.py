@@ -10,7 +10,7 @@ import numpy as np
 from genret.config import HttpConfig, VllmConfig
 from genret.llm.base import Request, RequestKind
 from genret.llm.journal import IdSet
-from genret.llm.prompts import Prompt, nothing_to_ask, render
+from genret.llm.prompts import Form, Prompt, nothing_to_ask, render
 
 ANSWER_SHARE = 0.4
 """Which part of the longest useful answer (`Prompt.max_tokens`, two to three times what English takes) and of the
@@ -94,6 +94,7 @@ def make_budget(
     name_of: Callable[[Prompt], str],
     kept: Callable[[Sequence[str]], np.ndarray],
     counter: tuple[Callable[[Prompt], int], str],
+    form: Form = "list",
 ) -> Budget:
     """Reckon up what requests will take. Nothing is sent.
 
@@ -103,6 +104,7 @@ def make_budget(
         name_of: The digest under which a prompt's completion is kept (`genret.llm.prompts.prompt_digest`).
         kept: Which digests have a completion already: one bool each (`genret.llm.journal.Journal.done`).
         counter: What counts a prompt's tokens, and how it does so (`genret.llm.tokens.token_counter`).
+        form: The form of answers that prompts ask for (`genret.llm.sending.Sender.form`).
 
     Returns:
         The budget. Prompts are counted exactly, equal ones once. Their tokens are counted for the first 200 of a kind
@@ -110,7 +112,7 @@ def make_budget(
     """
     count_tokens, counted = counter
     tallies: dict[RequestKind, _Tally] = defaultdict(_Tally)
-    for kind, prompt, is_kept in _prompts(requests, name_of, kept):
+    for kind, prompt, is_kept in _prompts(requests, form, name_of, kept):
         tallies[kind].add(prompt, is_kept, config.thinking_tokens, count_tokens)
     shares = tuple(tally.share(kind) for kind, tally in tallies.items())
     total = total_share(shares)
@@ -172,13 +174,16 @@ def expense(config: HttpConfig | VllmConfig, prompts: int, prompt_tokens: int, a
 
 
 def _prompts(
-    requests: Iterable[Request], name_of: Callable[[Prompt], str], kept: Callable[[Sequence[str]], np.ndarray]
+    requests: Iterable[Request],
+    form: Form,
+    name_of: Callable[[Prompt], str],
+    kept: Callable[[Sequence[str]], np.ndarray],
 ) -> Iterator[tuple[RequestKind, Prompt, bool]]:
     """The different prompts of requests, each with its kind and whether its completion is kept."""
     seen = IdSet()
     remaining = iter(requests)
     while batch := list(islice(remaining, _REQUESTS_A_BATCH)):
-        rendered = [(request.kind, render(request)) for request in batch if not nothing_to_ask(request)]
+        rendered = [(request.kind, render(request, form)) for request in batch if not nothing_to_ask(request)]
         names = [name_of(prompt) for _, prompt in rendered]
         rows = zip(rendered, seen.add(names), kept(names), strict=True)
         yield from ((kind, prompt, bool(done)) for (kind, prompt), new, done in rows if new)

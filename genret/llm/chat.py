@@ -95,7 +95,7 @@ class ChatClient:
         self._seed = seed
         self._proven = proven
         self._journal = journal
-        # Storage may be slow; the event loop must not wait for it.
+        # An object store is slow: the event loop must not wait for it. A disk is quicker than another thread.
         self._scribe = ThreadPoolExecutor(1)
         self._slot_count = slots
         self._slots = asyncio.Semaphore(slots)
@@ -232,7 +232,10 @@ class ChatClient:
     async def _write(self, work: Callable[[], None]) -> bool:
         """Have the journal do something. Where it cannot, there is no use in going on."""
         try:
-            await asyncio.get_running_loop().run_in_executor(self._scribe, work)
+            if self._journal.is_local:
+                work()
+            else:
+                await asyncio.get_running_loop().run_in_executor(self._scribe, work)
         except InputError as error:
             self._give_up(str(error), mistake=True)
             return False

@@ -122,7 +122,7 @@ class CompletionEngine:
         remaining = iter(requests)
         while batch := list(islice(remaining, _REQUESTS_A_BATCH)):
             fit = [request for request in batch if not nothing_to_ask(request)]
-            prompts = [render(request) for request in fit]
+            prompts = [render(request, self._sender.form) for request in fit]
             ids = [prompt_digest(prompt, self._sender.model, self._sender.sampling) for prompt in prompts]
             id_of = {request.request_id: name for request, name in zip(fit, ids, strict=True)}
             asked.write(

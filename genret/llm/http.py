@@ -17,7 +17,7 @@ from genret.config import ComputeConfig, HttpConfig
 from genret.errors import InputError
 from genret.llm.chat import ChatClient, reach
 from genret.llm.journal import Journal, JournalWriter
-from genret.llm.prompts import Prompt
+from genret.llm.prompts import Form, Prompt
 from genret.llm.sending import OUTCOME_SCHEMA, Outcome
 from genret.runs import Storage
 
@@ -43,6 +43,7 @@ class HttpSender:
 
     def __init__(self, config: HttpConfig, seed: int, compute: ComputeConfig) -> None:
         self.model = config.model
+        self.form: Form = "json" if config.structured == "json_schema" else "list"
         decided_elsewhere = {*config.INCIDENTAL, "type", "model", "send_seed"}
         self.sampling: dict[str, Any] = config.model_dump(mode="json", exclude=decided_elsewhere)
         if config.send_seed:

@@ -15,7 +15,7 @@ import json
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal
 
 from genret.llm.base import Request, RequestKind
 
@@ -54,16 +54,19 @@ _OTHER_TOKENS: dict[RequestKind, int] = {"negative": 512}
 _PREAMBLE_TOKENS = 64
 
 
+Form = Literal["list", "json"]
+"""The form of an answer: a Markdown list, or a JSON object."""
+
+
 @dataclass(frozen=True, slots=True)
 class Prompt:
     """What an engine sends to a model.
 
     Attributes:
         system: What the model is; engines whose model knows no system role put it before `user`.
-        user: The task, and the material.
-        pattern: Regular expression that the whole answer matches: the Markdown list that `user` asks for, of one
-            to n items. Only groups, classes and bounded repetition: what xgrammar, outlines and llguidance
-            all take.
+        user: The task, the form of the answer, and the material.
+        pattern: Regular expression that the whole answer matches: a Markdown list of one to n items. Only groups,
+            classes and bounded repetition: what xgrammar, outlines and llguidance all take.
         schema: JSON schema of the same answer, for servers that know no regular expressions: an object whose
             `items` are one to n strings, or objects with `question` and `answer`. String lengths are left
             open, since some servers refuse a bound.
@@ -77,16 +80,18 @@ class Prompt:
     max_tokens: int
 
 
-def render(request: Request) -> Prompt:
+def render(request: Request, form: Form = "list") -> Prompt:
     """The prompt of a request; equal requests have equal prompts, whatever their ids.
 
     Args:
         request: Any request; `n` is at least 1, `constraint` has constraints, `multihop` has related passages.
+        form: What the prompt asks for in words: a Markdown list, as `Prompt.pattern` has it, or the JSON object of
+            `Prompt.schema`. A model that is held to one form and told another writes worse.
 
     Returns:
         The prompt. `genret.llm.parsing.parse` reads answers in either form.
     """
-    return _RENDERERS[request.kind](request)
+    return _RENDERERS[request.kind](request, form)
 
 
 def nothing_to_ask(request: Request) -> str:
@@ -230,7 +235,28 @@ _QUERY_RULES = (
     'places and times that it is about. Never write "the context", "the passage", "the article" or the like, '
     'nor "this" for something that the {items} do not name. Never mention these instructions.'
 )
-_LIST_FORM = 'Answer with a Markdown list and nothing else: one {item} a line, each line beginning with "- ".'
+_ITEM_FORMS: dict[Form, str] = {
+    "list": 'Answer with a Markdown list and nothing else: one {item} a line, each line beginning with "- ".',
+    "json": 'Answer with a JSON object and nothing else: {{"items": [...]}}. Each item is a string with one {item}.',
+}
+_PAIR_FORMS: dict[Form, str] = {
+    "list": "Answer with a Markdown list and nothing else. Each item is two lines: the first begins with "
+    '"- Query: ", the second with "  Answer: ".',
+    "json": "Answer with a JSON object and nothing else: "
+    '{"items": [{"question": ..., "answer": ...}, ...]}. Each question is one of the queries.',
+}
+_NEGATIVE_FORMS: dict[Form, str] = {
+    "list": "Answer in exactly this form, each negative on one line:\n\n"
+    "Attributes: ...\nPlan: ...\nDrafts:\n- ...\nCheck: ...\nFinal:\n- ...",
+    "json": "Answer with a JSON object and nothing else, its fields in this order:\n\n"
+    '{"attributes": [...], "plan": "...", "drafts": [...], "check": "...", "items": [...]}\n\n'
+    "Each attribute, draft and item is a string; the items are the final negatives.",
+}
+
+
+def _items(item: str, form: Form, answers: bool = True) -> str:
+    """The form of a plain list; without `answers`, said of questions that are wanted alone."""
+    return _ITEM_FORMS[form].format(item=item) + ("" if answers else " Do not give the answers.")
 
 
 def _count(n: int, noun: str, plural: str = "") -> str:
@@ -245,7 +271,7 @@ def _paragraphs(*paragraphs: str) -> str:
     return "\n\n".join(paragraphs)
 
 
-def _keywords(request: Request) -> Prompt:
+def _keywords(request: Request, form: Form) -> Prompt:
     """Keywords that become the identifier: arXiv 2502.17957, appendix C.1, figure 4.
 
     Theirs sets no number of keywords and no order.
@@ -254,12 +280,12 @@ def _keywords(request: Request) -> Prompt:
         f"Sum up the passage below in {_most(request.n, 'meaningful keyword')}. Together they should stand for "
         "the different pieces of important information in it and tell it apart from similar passages. The most "
         "important comes first. A keyword is a word or a short phrase without commas, not a sentence.",
-        _LIST_FORM.format(item="keyword"),
+        _items("keyword", form),
     )
     return _prompt(request, task, _passage(request), _text_pattern(LONGEST_KEYWORD, ","))
 
 
-def _chunk(request: Request) -> Prompt:
+def _chunk(request: Request, form: Form) -> Prompt:
     """Queries of a whole passage: arXiv 2502.17957, appendix C.2, figure 5, query generation.
 
     Theirs says nothing of wording; the rules are those of its other two prompts.
@@ -269,12 +295,12 @@ def _chunk(request: Request) -> Prompt:
         "them to find the passage in a large collection. They should be relevant to it and differ from each "
         "other in what they ask and in how they are worded.",
         _QUERY_RULES.format(items="questions", source="passage"),
-        _LIST_FORM.format(item="question"),
+        _items("question", form),
     )
     return _prompt(request, task, _passage(request), _text_pattern(LONGEST_QUERY))
 
 
-def _sentence(request: Request) -> Prompt:
+def _sentence(request: Request, form: Form) -> Prompt:
     """Queries of one sentence: the prompt of the chunk level with the sentence alone as its context (arXiv
     2502.17957, section 3.3.1 and appendix C.2, figure 5).
     """
@@ -283,12 +309,12 @@ def _sentence(request: Request) -> Prompt:
         "gives. A search engine will be given them to find the text that the sentence is from in a large "
         "collection. They should differ from each other in what they ask and in how they are worded.",
         _QUERY_RULES.format(items="questions", source="sentence"),
-        _LIST_FORM.format(item="question"),
+        _items("question", form),
     )
     return _prompt(request, task, _passage(request, "sentence"), _text_pattern(LONGEST_QUERY))
 
 
-def _constraint(request: Request) -> Prompt:
+def _constraint(request: Request, form: Form) -> Prompt:
     """Queries that name metadata: arXiv 2502.17957, appendix C.2, figure 5, constraints-based generation.
 
     Their example is written for each corpus; ours names the first field. Its value stays between the tags.
@@ -303,13 +329,13 @@ def _constraint(request: Request) -> Prompt:
         "from, by, on or about the value that the metadata gives, whichever fits, and must name that value. Use "
         "different fields in different questions, and several in some.",
         _QUERY_RULES.format(items="questions", source="passage"),
-        _LIST_FORM.format(item="question") + " Do not give the answers.",
+        _items("question", form, answers=False),
     )
     metadata = _material("metadata", "\n".join(f"{name}: {value}" for name, value in fields.items()))
     return _prompt(request, task, f"{metadata}\n{_passage(request)}", _text_pattern(LONGEST_COMPOUND_QUERY))
 
 
-def _preference(request: Request) -> Prompt:
+def _preference(request: Request, form: Form) -> Prompt:
     """Difficult queries with answers: arXiv 2502.17957, section 4.2 and appendix C.2, figure 5, query-answer
     pairs.
     """
@@ -319,14 +345,13 @@ def _preference(request: Request) -> Prompt:
         "as possible: they should share few words with the passage, and need an understanding of more than one part "
         "of it. Yet the passage must answer each of them. An answer is a short phrase.",
         _QUERY_RULES.format(items="queries", source="passage"),
-        "Answer with a Markdown list and nothing else. Each item is two lines: the first begins with "
-        '"- Query: ", the second with "  Answer: ".',
+        _PAIR_FORMS[form],
     )
     pair = rf"Query: {_text_pattern(LONGEST_QUERY)}\n  Answer: {_text_pattern(LONGEST_ANSWER)}"
     return _prompt(request, task, _passage(request), pair)
 
 
-def _multihop(request: Request) -> Prompt:
+def _multihop(request: Request, form: Form) -> Prompt:
     """Queries that need several passages.
 
     arXiv 2502.17957 leaves them to later work (its limitations); the kinds named are those of MultiHop-RAG
@@ -339,14 +364,14 @@ def _multihop(request: Request) -> Prompt:
         "join facts that the passages give on one person or thing, compare what they say, or ask what came "
         "first.",
         _QUERY_RULES.format(items="questions", source="passages"),
-        _LIST_FORM.format(item="question") + " Do not give the answers.",
+        _items("question", form, answers=False),
     )
     share = LONGEST_TEXT // len(passages)
     material = f"{_passage(request, 'passage_1', share)}\n{_numbered('passage', request.related, share, 2)}"
     return _prompt(request, task, material, _text_pattern(LONGEST_COMPOUND_QUERY))
 
 
-def _negative(request: Request) -> Prompt:
+def _negative(request: Request, form: Form) -> Prompt:
     """Hard negatives by multi-attribute self-reflection: SyNeg (arXiv 2412.17250), generation of hard negatives.
 
     Its three parts are here: what a hard negative is and the form of the answer (context constraints); domain,
@@ -369,8 +394,7 @@ def _negative(request: Request) -> Prompt:
         "4. Check: for each draft, whether it does answer the query, even in part, or can be seen at once to be "
         "about something else; and what to change.\n"
         "5. Final: the negatives, revised by the check. Nothing but these will be used.",
-        "Answer in exactly this form, each negative on one line:\n\n"
-        "Attributes: ...\nPlan: ...\nDrafts:\n- ...\nCheck: ...\nFinal:\n- ...",
+        _NEGATIVE_FORMS[form],
     )
     context = ""
     if request.related:
@@ -398,7 +422,7 @@ def _negative(request: Request) -> Prompt:
     )
 
 
-_RENDERERS: dict[RequestKind, Callable[[Request], Prompt]] = {
+_RENDERERS: dict[RequestKind, Callable[[Request, Form], Prompt]] = {
     "keywords": _keywords,
     "chunk": _chunk,
     "sentence": _sentence,

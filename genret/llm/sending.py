@@ -6,6 +6,8 @@ from typing import Any, Literal, Protocol
 
 import pyarrow as pa
 
+from genret.llm.prompts import Form
+
 PROMPT_SCHEMA = pa.schema(
     {
         "id": pa.string(),
@@ -63,9 +65,11 @@ class Sender(Protocol):
     Attributes:
         model: Name of the model.
         sampling: What decides a completion beside the prompt and the model, JSON-able.
+        form: The form that prompts ask for in words: that which the model is held to, if any.
     """
 
     model: str
+    form: Form
     sampling: dict[str, Any]
 
     def send(self, prompts: str, journal: str, session: str, proven: bool) -> Generator[pa.Table, None, None]:

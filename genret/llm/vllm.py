@@ -18,6 +18,7 @@ from ray.exceptions import RayError
 from genret.cluster import NO_GPU, stream_rows
 from genret.config import VllmConfig
 from genret.errors import InputError
+from genret.llm.prompts import Form
 from genret.llm.sending import OUTCOME_SCHEMA, Outcome
 from genret.runs import Storage
 
@@ -40,6 +41,7 @@ class VllmSender:
 
     def __init__(self, config: VllmConfig, seed: int) -> None:
         self.model = config.model
+        self.form: Form = "list"
         decided_elsewhere = {*config.INCIDENTAL, "type", "model", "seeded"}
         self.sampling: dict[str, Any] = config.model_dump(mode="json", exclude=decided_elsewhere)
         if config.seeded:

@@ -131,7 +131,8 @@ def test_a_plan_leaves_out_what_is_kept_and_what_is_done(config_of, tmp_path: Pa
     request = Request("d0|chunk", "chunk", config.synthesis.chunk_queries, "", "one text")
     sender = HttpSender(config.llm, config.seed, config.compute)
     writer = JournalWriter(store.shared_folder("completions"), "s")
-    writer.append(Completion(prompt_digest(render(request), sender.model, sender.sampling), "- What is one text?"))
+    name = prompt_digest(render(request, sender.form), sender.model, sender.sampling)
+    writer.append(Completion(name, "- What is one text?"))
     writer.close()
     assert plan(config, store, recorder).total.kept == 1
     (stage,) = (stage for stage in STAGES if stage.name == "synthesis")

@@ -24,6 +24,7 @@ class LocalSender:
     """Answers prompts by a function, in blocks, the last block first."""
 
     model = "local"
+    form = "list"
 
     def __init__(self, answer: Answer, **sampling: object) -> None:
         self.answer = answer
@@ -102,6 +103,55 @@ def test_equal_prompts_are_sent_once_and_what_is_done_never_again(tmp_path):
     list(engine.generate([*twins, request(4)]))
     assert len(sender.sent) == 3
     assert sender.proven == [False, True]
+
+
+def test_a_changed_prompt_asks_anew_what_it_concerns_and_further_documents_themselves(tmp_path):
+    sender = LocalSender(echo)
+    kinds = ("keywords", "chunk", "sentence", "preference")
+
+    def asked(documents: int, chunk_queries: int) -> list[Request]:
+        numbers = {"chunk": chunk_queries}
+        return [
+            Request(f"{kind}{number}", kind, numbers.get(kind, 5), "", f"document {number}")
+            for number in range(documents)
+            for kind in kinds
+        ]
+
+    engine = engine_of(tmp_path, sender)
+    list(engine.generate(asked(3, 10)))
+    assert len(sender.sent) == 12
+    list(engine.generate(asked(3, 15)))
+    assert len(sender.sent) == 12 + 3, "only the kind whose number changed"
+    list(engine.generate(asked(5, 15)))
+    assert len(sender.sent) == 12 + 3 + 2 * 4, "only the two documents more"
+    list(engine.generate(asked(5, 10)))
+    assert len(sender.sent) == 12 + 3 + 2 * 4 + 2, "going back costs what was not asked before"
+    sender.form = "json"
+    list(engine.generate(asked(1, 10)))
+    assert len(sender.sent) == 12 + 3 + 2 * 4 + 2 + 4, "another form is another prompt"
+
+
+def test_reasons_and_tokens_are_counted_as_they_come(tmp_path):
+    def answer(row: dict[str, object]) -> Outcome:
+        failed = "number 1" in str(row["user"])
+        return Outcome(row["id"], "refused", reason="HTTP 400") if failed else Outcome(row["id"], "done", 10, 2)
+
+    class Kept(LocalSender):
+        """Writes what it counts as done, too."""
+
+        def send(self, prompts, journal, session, proven):
+            writer = JournalWriter(journal, session)
+            for row in pq.read_table(prompts).to_pylist():
+                writer.append(Completion(row["id"], "- What is it?"))
+            writer.close()
+            yield from super().send(prompts, journal, session, proven)
+
+    seen = []
+    engine = engine_of(tmp_path, Kept(answer), lambda done, total: seen.append((done, total)))
+    list(engine.generate([request(number) for number in range(8)]))
+    assert engine.counts.reasons == {"HTTP 400": 1}
+    assert seen == [(2, 8), (5, 8), (8, 8)]
+    assert engine.counts.tokens_a_second == (7 * 12) / engine.counts.seconds
 
 
 def test_another_model_or_sampling_asks_anew(tmp_path):

@@ -45,6 +45,23 @@ def request(kind, **changes):
     return replace(SAMPLES[kind], **changes)
 
 
+SOURCES = {
+    "keywords": "After arXiv 2502.17957, appendix C.1, figure 4.",
+    "chunk": "After arXiv 2502.17957, appendix C.2, figure 5, query generation prompt.",
+    "sentence": "After the same prompt, with one sentence as its context.",
+    "constraint": "After arXiv 2502.17957, appendix C.2, figure 5, constraints-based query generation prompt.",
+    "preference": "After arXiv 2502.17957, appendix C.2, figure 5, query-answer pair generation prompt.",
+    "multihop": "Ours; what arXiv 2502.17957 leaves to later work (limitations).",
+    "negative": "After SyNeg (arXiv 2412.17250): multi-attribute self-reflection, with retrieved negatives as context.",
+}
+
+
+def in_json(sample):
+    """The paragraphs of a prompt that differ where it asks for JSON."""
+    others = render(sample).user.split("\n\n")
+    return "\n\n".join(part for part in render(sample, "json").user.split("\n\n") if part not in others)
+
+
 def golden():
     parts = [
         "# Prompts of every kind\n",
@@ -52,7 +69,8 @@ def golden():
     ]
     for kind, sample in SAMPLES.items():
         prompt = render(sample)
-        parts.append(f"## {kind}, n = {sample.n}\n\n```text\n{prompt.user}\n```\n")
+        parts.append(f"## {kind}, n = {sample.n}\n\n{SOURCES[kind]}\n\n```text\n{prompt.user}\n```\n")
+        parts.append(f"Where JSON is asked for:\n\n```text\n{in_json(sample)}\n```\n")
         parts.append(f"Pattern: `{prompt.pattern}`\n\nSchema: `{json.dumps(prompt.schema)}`\n")
         parts.append(f"At most {prompt.max_tokens} tokens.\n")
     return "\n".join(parts)
@@ -62,6 +80,17 @@ def test_prompts_are_those_of_the_golden_file():
     if os.environ.get("GENRET_REWRITE_GOLDEN"):
         GOLDEN.write_text(golden(), encoding="utf-8")
     assert golden() == GOLDEN.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_prompt_asks_in_words_for_the_form_that_its_answer_is_held_to(kind):
+    listed, json_ = render(SAMPLES[kind]), render(SAMPLES[kind], "json")
+    assert "JSON" not in listed.user
+    assert "Markdown" not in json_.user and '"- ' not in json_.user
+    for name in json_.schema["properties"]:
+        assert f'"{name}": ' in json_.user
+    assert replace(listed, user="") == replace(json_, user="")
+    assert in_json(SAMPLES[kind])
 
 
 def test_all_prompts_have_the_same_system():
