@@ -21,6 +21,7 @@ from genret.config import (
     PretrainedModel,
     RetrievalConfig,
     RunConfig,
+    ScratchEncoder,
     VllmConfig,
     resolved_yaml,
 )
@@ -34,6 +35,14 @@ from genret.evaluation.similarity import query_sets, win_rates
 from genret.evaluation.slices import slice_measures, slice_queries
 from genret.evaluation.statistics import dataset_statistics, identifier_depths, identifier_statistics, rank_moves
 from genret.evaluation.trec import write_qrels, write_run
+from genret.examples.contrastive import (
+    USES_RETRIEVED,
+    USES_SYNTHETIC,
+    build_contrastive_examples,
+    by_query,
+    hard_negatives,
+    sample_queries,
+)
 from genret.examples.sft import build_sft_examples
 from genret.identifiers.build import build_identifiers
 from genret.llm.base import Engine
@@ -45,14 +54,18 @@ from genret.llm.pool import PooledEngine
 from genret.llm.reasons import count_reasons
 from genret.llm.vllm import resources
 from genret.retrieval.bm25 import Bm25Retriever
+from genret.retrieval.dense import BLOCK, missing_blocks, open_embedder, write_index
 from genret.retrieval.fusion import FUSION, fuse_runs
 from genret.retrieval.opening import open_retriever
 from genret.runs import RunStore, StageRecord, StageWriter, fingerprint
 from genret.synthesis.build import synthesize
+from genret.synthesis.negatives import write_negatives
 from genret.synthesis.round_trip import round_trip
-from genret.training.base import build_base
+from genret.training.base import build_base, passage_texts
 from genret.training.bundle import load_identifier_tokens
-from genret.training.launch import TrainingTask, train
+from genret.training.dense import read_share_log
+from genret.training.encoder import EncoderPlace, build_scratch_encoder
+from genret.training.launch import DenseInputs, TrainingTask, train
 from genret.training.mining import mine
 from genret.types import Retriever
 
@@ -64,7 +77,9 @@ _MINING_BATCH = 32
 # The run's folder of what a language model wrote.
 _COMPLETIONS = "completions"
 _SHOWN_REASONS = 3
-_PACKAGES = ("ray", "torch", "transformers", "trl", "pyarrow", "bm25s", "ir-measures")
+# What the retrievers of a run are made of.
+_RETRIEVER_STAGES = ("sft", "rpo", "bm25", "corpus", "encoder", "dense", "embedding", "base_embedding")
+_PACKAGES = ("ray", "torch", "transformers", "trl", "pyarrow", "bm25s", "sentence-transformers", "ir-measures")
 
 
 class Reporter(Protocol):
@@ -166,7 +181,7 @@ def run(
                 if stage.name not in ("corpus", "report"):  # these two never need Ray
                     _connect_once(stack, config)
                 record = _run_stage(stage, context, mark)
-            elif stage.name in ("sft", "rpo"):
+            elif stage.name in ("sft", "rpo", "dense"):
                 # Killed between the commit and the cleaning up, it would keep its checkpoints for good.
                 store.clear_scratch(stage.name, mark)
             context.records[stage.name] = record
@@ -456,16 +471,19 @@ def _train(
         workers=config.compute.training_workers,
         threads=max(1, int(config.compute.cpus_a_training_worker)),
     )
+    return _launch(context, writer, task, lambda folder: writer.write_folder(stage, folder))
+
+
+def _launch(
+    context: Context, writer: StageWriter, task: TrainingTask, deliver: Callable[[Path], None]
+) -> dict[str, Any]:
+    """Train on Ray Train, and keep the log."""
 
     def on_progress(step: int, steps: int, values: Mapping[str, float]) -> None:
-        context.reporter.progress(stage, step, steps, "steps", f"loss {values.get('loss', float('nan')):.3f}")
+        context.reporter.progress(task.stage, step, steps, "steps", f"loss {values.get('loss', float('nan')):.3f}")
 
     log = train(
-        task,
-        config.compute,
-        context.store.scratch(stage, context.mark),
-        lambda folder: writer.write_folder(stage, folder),
-        on_progress,
+        task, context.config.compute, context.store.scratch(task.stage, context.mark), deliver, on_progress
     )
     writer.write_table("training_log", log)
     return {"steps": log.column("step").to_pylist()[-1] if log.num_rows else 0}
@@ -497,6 +515,126 @@ def _bm25(context: Context, writer: StageWriter) -> dict[str, Any]:
         retriever.save(Path(folder))
         writer.write_folder("bm25", Path(folder))
     return {}
+
+
+def _encoder(context: Context, writer: StageWriter) -> dict[str, Any]:
+    config = context.config
+    with _threads(config.compute.cpus_a_training_worker), TemporaryDirectory(prefix="genret-encoder-") as folder:
+        encoder = build_scratch_encoder(
+            config.dense, passage_texts(context.table("corpus", "passages")), config.seed
+        )
+        encoder.save(Path(folder))
+        writer.write_folder("encoder", Path(folder))
+    return {"parameters": sum(weight.numel() for weight in encoder.model.parameters())}
+
+
+def _candidates(context: Context, writer: StageWriter) -> dict[str, Any]:
+    """The queries to train the dense retriever with, and what a retriever finds for them."""
+    config = context.config.negatives
+    queries = sample_queries(context.table("synthesis", "queries"), config.queries_a_passage, context.config.seed)
+    run = tables.table_from_rows("run", [])
+    if config.source in USES_RETRIEVED | USES_SYNTHETIC:
+        wanted = queries.select(["query_id", "text"])
+        run = _rank(
+            context, "candidates", config.retriever, wanted, config.candidates, context.config.retrieval
+        )[0]
+    writer.write_table("queries", queries)
+    writer.write_table("run", run)
+    return {}
+
+
+def _negatives(context: Context, writer: StageWriter) -> dict[str, Any]:
+    config, passages = context.config.negatives, context.table("corpus", "passages")
+    queries = context.table("candidates", "queries")
+    positive = dict(
+        zip(queries.column("query_id").to_pylist(), queries.column("passage_id").to_pylist(), strict=True)
+    )
+    found = {
+        query_id: hard_negatives(ranking, positive[query_id], config.max_score_ratio)
+        for query_id, ranking in by_query(context.table("candidates", "run")).items()
+    }
+    engine = _engine(context, "negatives", passages)
+    outputs = write_negatives(queries, passages, found, config.count, engine, _limits(context.config))
+    _write_tables(writer, outputs)
+    return _asked(engine)
+
+
+def _contrastive(context: Context, writer: StageWriter) -> dict[str, Any]:
+    written = (
+        context.table("negatives", "negatives")
+        if "negatives" in context.records
+        else tables.table_from_rows("negatives", [])
+    )
+    outputs = build_contrastive_examples(
+        context.config.negatives,
+        context.table("candidates", "queries"),
+        context.table("candidates", "run"),
+        written,
+        context.table("corpus", "passages"),
+        context.config.seed,
+    )
+    _write_tables(writer, outputs)
+    sources = outputs["contrastive_examples"].column("negative_source").value_counts().to_pylist()
+    return {"sources": {entry["values"]: entry["counts"] for entry in sources}}
+
+
+def _dense(context: Context, writer: StageWriter) -> dict[str, Any]:
+    config = context.config
+    task = TrainingTask(
+        stage="dense",
+        section=config.dense.model_dump(),
+        pretrained=None,
+        run_url=str(context.store.url),
+        model=None,
+        examples=(context.records["contrastive"], "contrastive_examples"),
+        seed=config.seed,
+        workers=config.compute.training_workers,
+        threads=max(1, int(config.compute.cpus_a_training_worker)),
+        dense=DenseInputs(
+            config.negatives.model_dump(),
+            EncoderPlace.of(str(context.store.url), config.dense, base=True),
+            {name: record for name, record in context.records.items() if name == "encoder"},
+            (context.records["corpus"], "passages"),
+        ),
+    )
+
+    def deliver(folder: Path) -> None:
+        writer.write_folder("dense", folder)
+        writer.write_table("share_log", read_share_log(folder))
+
+    return _launch(context, writer, task, deliver)
+
+
+def _embedding(context: Context, writer: StageWriter) -> dict[str, Any]:
+    return _embed(context, writer, "embedding", base=False)
+
+
+def _base_embedding(context: Context, writer: StageWriter) -> dict[str, Any]:
+    return _embed(context, writer, "base_embedding", base=True)
+
+
+def _embed(context: Context, writer: StageWriter, stage: str, *, base: bool) -> dict[str, Any]:
+    """An index of all passages; blocks that an attempt before finished are not embedded again."""
+    compute, passages = context.config.compute, context.table("corpus", "passages")
+    place = EncoderPlace.of(str(context.store.url), context.config.dense, base=base)
+    scratch = context.store.scratch(stage, context.mark)
+    missing = missing_blocks(scratch, passages.num_rows)
+    blocks = ((number, passages.slice(number * BLOCK, BLOCK).combine_chunks()) for number in missing)
+    arguments = {
+        "place": place,
+        "records": {name: record for name, record in context.records.items() if name == place.stage},
+        "scratch": scratch,
+        "threads": max(1, int(compute.cpus_a_worker)),
+    }
+    progress = context.progress(stage, "blocks")
+    for _ in map_batches(
+        blocks, len(missing), open_embedder, arguments, compute, gpus=compute.gpus_a_worker, progress=progress
+    ):
+        pass
+    with TemporaryDirectory(prefix="genret-embedding-") as folder:
+        write_index(Path(folder), scratch, passages.column("passage_id"), place)
+        writer.write_folder(stage, Path(folder))
+    return {"blocks_kept": -(-passages.num_rows // BLOCK) - len(missing)}
 
 
 def _retrieval(context: Context, writer: StageWriter) -> dict[str, Any]:
@@ -538,7 +676,7 @@ def _rank(
     arguments = {
         "run_url": str(context.store.url),
         "records": {
-            name: record for name, record in context.records.items() if name in ("sft", "rpo", "bm25", "corpus")
+            name: record for name, record in context.records.items() if name in _RETRIEVER_STAGES
         },
         "name": retriever,
         "config": search,
@@ -714,6 +852,57 @@ def _has_preference(config: RunConfig) -> bool:
     return config.synthesis.preference_queries > 0
 
 
+def _has_dense(config: RunConfig) -> bool:
+    return "dense" in config.retrieval.retrievers
+
+
+def _trains_dense(config: RunConfig) -> bool:
+    return _has_dense(config) and config.dense.epochs > 0
+
+
+def _writes_negatives(config: RunConfig) -> bool:
+    return _trains_dense(config) and config.negatives.source in USES_SYNTHETIC
+
+
+def _embeds_base(config: RunConfig) -> bool:
+    retrieves = config.negatives.source in USES_RETRIEVED | USES_SYNTHETIC
+    return _trains_dense(config) and retrieves and config.negatives.retriever == "dense_base"
+
+
+def _encoder_settings(config: RunConfig) -> Any:
+    dense = config.dense.model_dump(mode="json")
+    return {"model": dense["model"], "max_tokens": dense["max_tokens"], "seed": config.seed}
+
+
+def _candidates_settings(config: RunConfig) -> Any:
+    return _settings_of(config, "negatives", ("source", "retriever", "candidates", "queries_a_passage"))
+
+
+def _negatives_settings(config: RunConfig) -> Any:
+    limits = {} if config.llm.type == "extractive" else {"limits": asdict(_limits(config) or Limits())}
+    chosen = _settings_of(config, "negatives", ("count", "max_score_ratio"))
+    return chosen | _dump("llm")(config) | limits
+
+
+def _contrastive_settings(config: RunConfig) -> Any:
+    return _settings_of(config, "negatives", ("source", "count", "max_score_ratio"))
+
+
+def _dense_settings(config: RunConfig) -> Any:
+    mixing = _settings_of(config, "negatives", ("count", "synthetic_share", "adjust_share"))
+    dense = config.dense.model_dump(mode="json", exclude={"vectors", *config.dense.INCIDENTAL})
+    return {"mixing": mixing, "dense": dense}
+
+
+def _embedding_settings(config: RunConfig) -> Any:
+    return _settings_of(config, "dense", ("model", "max_tokens", "vectors"))
+
+
+def _settings_of(config: RunConfig, section: str, names: tuple[str, ...]) -> dict[str, Any]:
+    dumped = getattr(config, section).model_dump(mode="json")
+    return {name: dumped[name] for name in names} | {"seed": config.seed}
+
+
 STAGES: tuple[Stage, ...] = (
     Stage("corpus", (), _corpus_settings, _corpus),
     Stage("identifiers", ("corpus",), _seeded("identifiers", "llm"), _identifiers),
@@ -724,7 +913,32 @@ STAGES: tuple[Stage, ...] = (
     Stage("mining", ("sft", "synthesis"), _seeded("mining"), _mining, _has_preference),
     Stage("rpo", ("sft", "mining"), _seeded("rpo"), _rpo, _has_preference),
     Stage("bm25", ("corpus",), _bm25_settings, _bm25),
-    Stage("retrieval", ("corpus", "sft", "rpo", "bm25"), _dump("retrieval"), _retrieval),
+    Stage(
+        "encoder",
+        ("corpus",),
+        _encoder_settings,
+        _encoder,
+        lambda config: _has_dense(config) and isinstance(config.dense.model, ScratchEncoder),
+    ),
+    Stage("base_embedding", ("corpus", "encoder"), _embedding_settings, _base_embedding, _embeds_base),
+    Stage(
+        "candidates",
+        ("corpus", "synthesis", "bm25", "base_embedding"),
+        _candidates_settings,
+        _candidates,
+        _trains_dense,
+    ),
+    Stage("negatives", ("corpus", "candidates"), _negatives_settings, _negatives, _writes_negatives),
+    Stage(
+        "contrastive",
+        ("corpus", "candidates", "negatives"),
+        _contrastive_settings,
+        _contrastive,
+        _trains_dense,
+    ),
+    Stage("dense", ("corpus", "encoder", "contrastive"), _dense_settings, _dense, _trains_dense),
+    Stage("embedding", ("corpus", "encoder", "dense"), _embedding_settings, _embedding, _has_dense),
+    Stage("retrieval", ("corpus", "sft", "rpo", "bm25", "embedding"), _dump("retrieval"), _retrieval),
     Stage(
         "evaluation",
         ("corpus", "identifiers", "synthesis", "base", "retrieval"),

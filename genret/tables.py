@@ -41,6 +41,19 @@ SCHEMAS: dict[str, pa.Schema] = {
         positive_rank=pa.int32(),
         negative_rank=pa.int32(),
     ),
+    # Written for a query of its passage, to look as if it answered it.
+    "negatives": _schema(query_id=_STRING, passage_id=_STRING, text=_STRING, generator=_STRING),
+    # A row a query and negative: negative_id or negative_text is empty, both where the source is none.
+    "contrastive_examples": _schema(
+        query_id=_STRING,
+        query=_STRING,
+        positive_id=_STRING,
+        negative_id=_STRING,
+        negative_text=_STRING,
+        negative_source=_STRING,
+    ),
+    # The share of synthetic negatives before each validation in training, and what was measured then.
+    "share_log": _schema(validation=pa.int32(), synthetic_share=pa.float64(), value=pa.float64()),
     "training_log": _schema(
         stage=_STRING,
         step=pa.int64(),

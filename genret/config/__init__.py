@@ -1,6 +1,7 @@
 """The configuration of a run: one section a stage, every field bounded and documented; and how it is read."""
 
 from genret.config.data import CorpusConfig, ExamplesConfig, IdentifiersConfig, SynthesisConfig
+from genret.config.dense import DenseConfig, EncoderConfig, NegativesConfig, PretrainedEncoder, ScratchEncoder
 from genret.config.engines import ExtractiveConfig, HttpConfig, VllmConfig
 from genret.config.loading import dump_config, load_config, parse_config, preset_names, resolved_yaml
 from genret.config.retrieval import EvaluationConfig, FusionConfig, RetrievalConfig
@@ -11,6 +12,8 @@ from genret.config.training import MiningConfig, ModelConfig, PretrainedModel, R
 __all__ = [
     "ComputeConfig",
     "CorpusConfig",
+    "DenseConfig",
+    "EncoderConfig",
     "EvaluationConfig",
     "ExamplesConfig",
     "ExtractiveConfig",
@@ -19,10 +22,13 @@ __all__ = [
     "IdentifiersConfig",
     "MiningConfig",
     "ModelConfig",
+    "NegativesConfig",
+    "PretrainedEncoder",
     "PretrainedModel",
     "RetrievalConfig",
     "RpoConfig",
     "RunConfig",
+    "ScratchEncoder",
     "ScratchModel",
     "Section",
     "SftConfig",

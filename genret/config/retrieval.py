@@ -15,7 +15,7 @@ class FusionConfig(Section):
     method: Literal["reciprocal_rank", "scores"] = "reciprocal_rank"
     """`reciprocal_rank`: the sum of weight / (rank_constant + rank) (Cormack, Clarke and Büttcher, SIGIR 2009).
     `scores`: the weighted mean of normalised scores."""
-    parts: tuple[Literal["sft", "rpo", "bm25"], ...] = Field(("rpo", "bm25"), min_length=1)
+    parts: tuple[Literal["sft", "rpo", "bm25", "dense"], ...] = Field(("rpo", "bm25"), min_length=1)
     """The retrievers that are joined, at least two; of passages that come out equal, the one that the first finds
     earlier comes first."""
     weights: tuple[PartWeight, ...] = ()
@@ -43,8 +43,11 @@ class FusionConfig(Section):
 class RetrievalConfig(Section):
     """The retrievers that are compared, and how they search."""
 
-    retrievers: tuple[Literal["sft", "rpo", "bm25", "fusion"], ...] = Field(("sft", "rpo", "bm25"), min_length=1)
-    """`sft` and `rpo`: the generative retriever after each training stage. `fusion`: some of the others joined."""
+    retrievers: tuple[Literal["sft", "rpo", "bm25", "dense", "fusion"], ...] = Field(
+        ("sft", "rpo", "bm25"), min_length=1
+    )
+    """`sft` and `rpo`: the generative retriever after each training stage. `dense`: that of the `dense` section.
+    `fusion`: some of the others joined."""
     fusion: FusionConfig = FusionConfig()
     """How the retriever `fusion` joins the rankings of others into one."""
     search: Literal["beam", "exact"] = "beam"

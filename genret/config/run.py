@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pydantic import Field, model_validator
 
 from genret.config.data import CorpusConfig, ExamplesConfig, IdentifiersConfig, SynthesisConfig
+from genret.config.dense import DenseConfig, NegativesConfig
 from genret.config.engines import ExtractiveConfig, LlmConfig
 from genret.config.retrieval import EvaluationConfig, RetrievalConfig
 from genret.config.section import Section, refuse
@@ -55,6 +56,10 @@ class RunConfig(Section):
     """Which false positives become negatives (paper, section 4.3)."""
     rpo: RpoConfig = RpoConfig()
     """Regularised preference optimisation (paper, section 4.1 and appendix A)."""
+    negatives: NegativesConfig = NegativesConfig()
+    """Passages that look relevant to a query and are not, to train the dense retriever with."""
+    dense: DenseConfig = DenseConfig()
+    """The dense retriever: its encoder, its training on the synthetic queries, and its index."""
     retrieval: RetrievalConfig = RetrievalConfig()
     """The retrievers that are compared, and how they search."""
     evaluation: EvaluationConfig = EvaluationConfig()
@@ -73,6 +78,11 @@ def _batch_problems(config: RunConfig) -> Iterator[str]:
     if config.synthesis.preference_queries:
         stages["rpo"] = config.rpo
     workers = config.compute.training_workers
+    if "dense" in config.retrieval.retrievers and config.dense.batch_size % workers:
+        yield (
+            f"dense.batch_size: expected a multiple of compute.training_workers ({workers}), "
+            f"found {config.dense.batch_size}"
+        )
     for name, stage in stages.items():
         if stage.batch_size % (stage.micro_batch_size * workers):
             yield (
@@ -122,6 +132,16 @@ def _retrieval_problems(config: RunConfig) -> Iterator[str]:
             "retrieval.retrievers: rpo needs synthesis.preference_queries above 0, found "
             f"{list(retrieval.retrievers)} and 0"
         )
+    if "dense" in retrieval.retrievers and config.dense.epochs and not (
+        config.synthesis.chunk_queries or config.synthesis.sentence_queries or config.synthesis.constraint_queries
+    ):
+        yield "dense.epochs: expected 0 where no synthetic queries are written to train with, found " + str(
+            config.dense.epochs
+        )
+    if config.negatives.adjust_share and config.negatives.source != "hybrid":
+        yield f"negatives.adjust_share: expected false with the source {config.negatives.source}, found true"
+    if config.negatives.adjust_share and not config.dense.validation_queries:
+        yield "dense.validation_queries: expected at least 1 with negatives.adjust_share, found 0"
     if len(set(retrieval.retrievers)) < len(retrieval.retrievers):
         yield f"retrieval.retrievers: expected each once, found {list(retrieval.retrievers)}"
     if "fusion" in retrieval.retrievers:

@@ -3,10 +3,16 @@
 A query is what a smoothed unigram model of the passage would say (Zhai and Lafferty, 2004): words of the
 passage, drawn by their idf, some of them replaced by words of the whole corpus, as in Jelinek-Mercer
 smoothing. It writes no question that needs understanding, its answers to `preference` queries are mere
-keywords, and `multihop` and `negative` requests get an error.
+keywords, and `multihop` requests get an error.
+
+A `negative` is the passage with some of its attributes broken: half of the words that the query names, and every
+number, replaced by words and numbers of other texts. It stands in for what a language model does when it plans which
+attributes to break (SyNeg, arXiv 2412.17250); it is no fluent text, and a word that only a synonym of the query's
+betrays stays whole.
 """
 
 import math
+import re
 from bisect import bisect
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -24,7 +30,7 @@ from genret.llm.words import join_words, split_words
 from genret.types import Passage
 
 # These need understanding.
-_UNSUPPORTED = frozenset({"multihop", "negative"})
+_UNSUPPORTED = frozenset({"multihop"})
 
 # How English questions begin. Real queries have these words, which say nothing about the passage: a model
 # that has never seen them takes them for content.
@@ -56,6 +62,11 @@ _WEIGHT_FLOOR = 0.1
 _STOP_WORD_FACTOR = 0.25
 # An occurrence in the title counts as so many in the text.
 _TITLE_WEIGHT = 2
+# Of a negative: words that are broken at least, and keywords of related texts that may take their place.
+_FEWEST_BROKEN = 2
+_REPLACEMENTS = 20
+_TOKEN = re.compile(r"[^\W_]+")
+_MOST_DIGITS = 18
 # A query that was already drawn is drawn anew, so often at most.
 _ATTEMPTS = 4
 
@@ -181,6 +192,8 @@ class ExtractiveEngine:
             items = [Item(word) for word in self._keywords(words, request.title)[: request.n]]
         elif request.kind == "preference":
             items = self._preference_items(request, words, rng)
+        elif request.kind == "negative":
+            items = self._negative_items(request, words, rng)
         else:
             items = [Item(text) for text in _distinct(self._drawer(request, words, rng), request.n)]
         return Response(request.request_id, tuple(items))
@@ -284,6 +297,49 @@ class ExtractiveEngine:
             query = f"{query} {named}" if rng.random() < _ORDERED_SHARE else f"{named} {query}"
         return query
 
+    # --- negatives ---
+
+    def _negative_items(self, request: Request, words: Sequence[str], rng: Random) -> list[Item]:
+        """The text with attributes broken: in every item half of what the query names of it, another half each time.
+
+        What takes their place comes from the related texts, which are about something near, else from the corpus.
+        """
+        asked = set(split_words(request.query))
+        named = [word for word in self._keywords(words, request.title) if word in asked]
+        if not named:
+            named = self._keywords(words, request.title)[: 2 * _FEWEST_BROKEN]
+        own = set(words)
+        related = [
+            word[:_LONGEST_WORD] for text in request.related for word in split_words(text) if word not in own
+        ]
+        others = self._keywords(related, "") if related else []
+        text = f"{request.title}\n{request.text}" if request.title else request.text
+        return [
+            Item(broken)
+            for broken in _distinct(lambda: self._break(text, named, others[:_REPLACEMENTS], rng), request.n)
+            if broken != text
+        ]
+
+    def _break(self, text: str, named: Sequence[str], others: Sequence[str], rng: Random) -> str:
+        """A text in which some named words and all numbers are others."""
+        count = min(len(named), max(_FEWEST_BROKEN, -(-len(named) // 2)))
+        broken = {word: self._other(word, others, rng) for word in rng.sample(named, count)}
+        return _TOKEN.sub(
+            lambda match: _other_number(match[0], rng)
+            if match[0].isdecimal()
+            else broken.get(match[0].casefold(), match[0]),
+            text,
+        )
+
+    def _other(self, word: str, others: Sequence[str], rng: Random) -> str:
+        if others:
+            return rng.choice(others)
+        for _ in range(_ATTEMPTS if self._background else 0):
+            other = self._background_word(rng)
+            if other != word and self._describes(other):
+                return other
+        return ""
+
     # --- preference pairs ---
 
     def _preference_items(self, request: Request, words: list[str], rng: Random) -> list[Item]:
@@ -320,6 +376,13 @@ def _distinct(draw: Callable[[], str], n: int) -> list[str]:
                 texts[text] = None
                 break
     return list(texts)
+
+
+def _other_number(digits: str, rng: Random) -> str:
+    """Another number of as many digits; longer than a number has them, it stays as it is."""
+    if len(digits) > _MOST_DIGITS:
+        return digits
+    return str((int(digits) + rng.randrange(1, 10 ** len(digits))) % 10 ** len(digits)).zfill(len(digits))
 
 
 def _first_words(text: str) -> str:

@@ -10,6 +10,7 @@ from genret.config import RetrievalConfig
 from genret.errors import InputError
 from genret.retrieval.base import retrieve_run
 from genret.retrieval.bm25 import Bm25Retriever
+from genret.retrieval.dense import DenseRetriever
 from genret.retrieval.fusion import FUSION, FusionRetriever
 from genret.retrieval.generative import GenerativeRetriever
 from genret.runs import RunStore, StageRecord
@@ -17,6 +18,9 @@ from genret.types import Retriever
 
 GENERATIVE = ("rpo", "sft")
 """The generative retrievers by the stage that trained them, best first."""
+
+INDEXES = {"dense": "embedding", "dense_base": "base_embedding"}
+"""The stages that made the indexes of the dense retrievers: trained, and as they were before."""
 
 
 def retriever_names(records: Mapping[str, StageRecord], config: RetrievalConfig) -> list[str]:
@@ -26,7 +30,7 @@ def retriever_names(records: Mapping[str, StageRecord], config: RetrievalConfig)
         records: The run's current stages.
         config: The `retrieval` section, which says what a fusion is made of.
     """
-    names = [name for name in (*GENERATIVE, "bm25") if name in records]
+    names = [name for name in (*GENERATIVE, "bm25", "dense") if INDEXES.get(name, name) in records]
     return [*names, FUSION] if set(config.fusion.parts) <= set(names) else names
 
 
@@ -38,7 +42,7 @@ def load_retriever(
     Args:
         store: The run.
         records: Its current stages.
-        name: `rpo`, `sft`, `bm25` or `fusion`.
+        name: `rpo`, `sft`, `bm25`, `dense` or `fusion`; also `dense_base`, where negatives are retrieved with it.
         config: The `retrieval` section.
 
     Returns:
@@ -48,10 +52,14 @@ def load_retriever(
         InputError: The run has no such retriever.
     """
     names = retriever_names(records, config)
-    if name not in names:
+    if name not in names and not (name == "dense_base" and INDEXES[name] in records):
         raise InputError(f"retriever: expected one of {names}, found {name!r}")
     if name == FUSION:
         return FusionRetriever([load_retriever(store, records, part, config) for part in config.fusion.parts], config)
+    if name in INDEXES:
+        stage = INDEXES[name]
+        folder = store.local_folder(records[stage], stage)
+        return DenseRetriever.load(folder, store, records, name, config.batch_size)
     folder = store.local_folder(records[name], name)
     if name == "bm25":
         return Bm25Retriever.load(folder)

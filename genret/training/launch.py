@@ -20,11 +20,13 @@ from ray.train.torch import TorchTrainer
 
 from genret import tables
 from genret.cluster import NO_GPU, die_with_node, read_board, start_board
-from genret.config import ComputeConfig, PretrainedModel, RpoConfig, SftConfig
+from genret.config import ComputeConfig, DenseConfig, NegativesConfig, PretrainedModel, RpoConfig, SftConfig
 from genret.errors import InputError
 from genret.runs import RunStore, StageRecord
 from genret.training.base import load_for_training
 from genret.training.callbacks import Progress
+from genret.training.dense import TrainedEncoder, train_dense
+from genret.training.encoder import EncoderPlace
 from genret.training.machine import choose_device
 from genret.training.rpo import train_rpo
 from genret.training.sft import train_sft
@@ -41,30 +43,49 @@ _LOG = "training_log.parquet"
 
 
 @dataclass(frozen=True)
+class DenseInputs:
+    """What dense training starts from.
+
+    Attributes:
+        negatives: The `negatives` section, as a dictionary.
+        encoder: The encoder as it is before training.
+        records: The run's current stages, that of the encoder among them.
+        passages: Record and table name of the passages.
+    """
+
+    negatives: Mapping[str, Any]
+    encoder: EncoderPlace
+    records: Mapping[str, StageRecord]
+    passages: tuple[StageRecord, str]
+
+
+@dataclass(frozen=True)
 class TrainingTask:
     """What every training worker is told.
 
     Attributes:
-        stage: `sft` or `rpo`.
+        stage: `sft`, `rpo` or `dense`.
         section: The stage's section of the configuration, as a dictionary.
         pretrained: The `sft.model` section where a pretrained model is fine-tuned, else None.
         run_url: The run store.
-        model: Record and artifact name of the bundle to start from.
+        model: Record and artifact name of the bundle to start from; None for `dense`.
         examples: Record and table name of the training rows.
         seed: Seed of the data order.
         workers: Number of workers.
         threads: CPU threads of each worker.
+        dense: What the stage `dense` needs beside these; else None.
     """
 
-    stage: Literal["sft", "rpo"]
+    stage: Literal["sft", "rpo", "dense"]
     section: Mapping[str, Any]
     pretrained: Mapping[str, Any] | None
     run_url: str
-    model: tuple[StageRecord, str]
+    model: tuple[StageRecord, str] | None
     examples: tuple[StageRecord, str]
     seed: int
     workers: int
     threads: int
+    dense: DenseInputs | None = None
 
 
 def train(
@@ -197,6 +218,9 @@ def _work(config: dict[str, Any]) -> None:
 
 
 def _train(task: TrainingTask, output: Path, resume_from: Path | None, progress: Progress) -> tuple[Any, Any]:
+    if task.stage == "dense":
+        return _train_dense(task, output, resume_from, progress)
+    assert task.model is not None, "the generative stages start from a bundle"
     store = RunStore(task.run_url)
     pretrained = PretrainedModel(**task.pretrained) if task.pretrained is not None else None
     record, name = task.model
@@ -214,6 +238,27 @@ def _train(task: TrainingTask, output: Path, resume_from: Path | None, progress:
     if isinstance(section, SftConfig):
         return bundle, train_sft(section, bundle, examples, output, **arguments)
     return bundle, train_rpo(section, bundle, examples, output, **arguments)
+
+
+def _train_dense(
+    task: TrainingTask, output: Path, resume_from: Path | None, progress: Progress
+) -> tuple[TrainedEncoder, Any]:
+    assert task.dense is not None, "the stage dense has inputs of its own"
+    store = RunStore(task.run_url)
+    encoder = task.dense.encoder.open(task.dense.records, training=True)
+    log, share = train_dense(
+        DenseConfig(**task.section),
+        NegativesConfig(**task.dense.negatives),
+        encoder,
+        store.read_table(*task.examples),
+        store.read_table(*task.dense.passages),
+        output,
+        seed=task.seed,
+        workers=task.workers,
+        resume_from=resume_from,
+        progress=progress,
+    )
+    return TrainedEncoder(encoder, share), log
 
 
 def _report(folder: Path | None) -> None:

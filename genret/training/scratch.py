@@ -124,7 +124,7 @@ def latent_factors(
     Returns:
         The factors, turned by one random rotation so that no dimension carries more than another.
     """
-    feature = _token_features(tokenizer, language)
+    feature = token_features(tokenizer, language)
     matrix = bm25_matrix(encoded, feature)
     rank = min(rank, *matrix.shape)
     with torch.random.fork_rng(devices=[]):
@@ -142,11 +142,22 @@ def latent_factors(
     return LatentFactors(rows[torch.from_numpy(feature)], passages @ rotation)
 
 
-def _token_features(tokenizer: PreTrainedTokenizerFast, language: str) -> np.ndarray:
-    """Feature of every token, int64 `(vocabulary,)`; -1 for special tokens."""
+def token_features(
+    tokenizer: PreTrainedTokenizerFast, language: str, field: str = "sft.model.language"
+) -> np.ndarray:
+    """Feature of every token, int64 `(vocabulary,)`; -1 for special tokens.
+
+    Args:
+        tokenizer: From `train_tokenizer`.
+        language: Snowball language: tokens that are words of one stem are one feature.
+        field: The field of the configuration that names it.
+
+    Raises:
+        InputError: The language is unknown.
+    """
     if language not in Stemmer.algorithms():
         known = ", ".join(sorted(Stemmer.algorithms()))
-        raise InputError(f"sft.model.language: expected one of {known}, found {language!r}")
+        raise InputError(f"{field}: expected one of {known}, found {language!r}")
     stemmer = Stemmer.Stemmer(language)
     vocabulary = tokenizer.get_vocab()
     numbers: dict[str, int] = {}
@@ -161,7 +172,14 @@ def _token_features(tokenizer: PreTrainedTokenizerFast, language: str) -> np.nda
 
 
 def bm25_matrix(encoded: Sequence[Sequence[int]], feature: np.ndarray) -> scipy.sparse.csr_matrix:
-    """BM25 weights, sparse float32 `(n_features, n_passages)`.
+    """BM25 weights, sparse float32 `(n_features, n_passages)`; see `bm25_weights`."""
+    return bm25_weights(encoded, feature)[0]
+
+
+def bm25_weights(
+    encoded: Sequence[Sequence[int]], feature: np.ndarray
+) -> tuple[scipy.sparse.csr_matrix, np.ndarray]:
+    """BM25 weights, sparse float32 `(n_features, n_passages)`, and the idf of every feature, float32.
 
     idf(f) tf (k1 + 1) / (tf + k1 (1 - b + b length / average length)), idf(f) = log(1 + (N - df + 0.5) / (df + 0.5)).
 
@@ -176,13 +194,14 @@ def bm25_matrix(encoded: Sequence[Sequence[int]], feature: np.ndarray) -> scipy.
     frequency = np.fromiter((value for count in counts for value in count.values()), dtype=np.float64)
     columns = np.repeat(np.arange(len(counts)), [len(count) for count in counts])
     length = np.array([sum(count.values()) for count in counts], dtype=np.float64)
-    document_frequency = np.bincount(rows, minlength=n_features)[rows]
+    document_frequency = np.bincount(rows, minlength=n_features)
     idf = np.log1p((len(counts) - document_frequency + 0.5) / (document_frequency + 0.5))
     norm = _K1 * (1 - _B + _B * length[columns] / max(length.mean(), 1e-9))
-    weight = idf * frequency * (_K1 + 1) / (frequency + norm)
-    return scipy.sparse.csr_matrix(
+    weight = idf[rows] * frequency * (_K1 + 1) / (frequency + norm)
+    matrix = scipy.sparse.csr_matrix(
         (weight.astype(np.float32), (rows, columns)), shape=(n_features, len(counts))
     )
+    return matrix, idf.astype(np.float32)
 
 
 def build_scratch_model(

@@ -17,23 +17,31 @@ from genret.runs import RunStore, StageRecord
 
 NAMES = [stage.name for stage in STAGES]
 # Of no preset: its values may change. Every change below differs from the default.
-DEFAULTS = "llm: {type: extractive}\nsft: {model: {type: scratch}}"
+DEFAULTS = """
+llm: {type: extractive}
+sft: {model: {type: scratch}}
+negatives: {source: hybrid, retriever: dense_base}
+retrieval: {retrievers: [sft, rpo, bm25, dense]}
+"""
 HTTP = "llm={type: http, base_url: 'http://localhost:8000/v1', model: tiny}"
 # What each change redoes. The stages that follow by their inputs are spelled out: a lost edge must fail here.
 AFTER_RETRIEVAL = {"retrieval", "evaluation", "report"}
 AFTER_SFT = {"sft", "mining", "rpo"} | AFTER_RETRIEVAL
 AFTER_EXAMPLES = {"examples", "base"} | AFTER_SFT
-EVERYTHING = {"corpus", "identifiers", "synthesis", "bm25"} | AFTER_EXAMPLES
+AFTER_DENSE = {"dense", "embedding"} | AFTER_RETRIEVAL
+AFTER_CANDIDATES = {"candidates", "negatives", "contrastive"} | AFTER_DENSE
+BEFORE_QUERIES = {"corpus", "bm25", "encoder", "base_embedding"}
+EVERYTHING = BEFORE_QUERIES | {"identifiers", "synthesis"} | AFTER_EXAMPLES | AFTER_CANDIDATES
 CHANGES = [
     ("name=other", {"report"}),
     ("seed=1", EVERYTHING - {"corpus", "bm25"}),
     ("corpus.unit=chunk", EVERYTHING),
     ("corpus.max_documents=3", EVERYTHING),
-    ("llm.background_noise=0.1", EVERYTHING - {"corpus", "bm25"}),
-    ("identifiers.keywords=2", EVERYTHING - {"corpus", "bm25", "synthesis"}),
-    ("identifiers.type=atomic", EVERYTHING - {"corpus", "bm25", "synthesis"}),
-    ("synthesis.chunk_queries=3", EVERYTHING - {"corpus", "bm25", "identifiers"}),
-    ("synthesis.preference_queries=7", EVERYTHING - {"corpus", "bm25", "identifiers"}),
+    ("llm.background_noise=0.1", EVERYTHING - BEFORE_QUERIES),
+    ("identifiers.keywords=2", {"identifiers"} | AFTER_EXAMPLES),
+    ("identifiers.type=atomic", {"identifiers"} | AFTER_EXAMPLES),
+    ("synthesis.chunk_queries=3", EVERYTHING - BEFORE_QUERIES - {"identifiers"}),
+    ("synthesis.preference_queries=7", EVERYTHING - BEFORE_QUERIES - {"identifiers"}),
     ("examples.mix=concat", AFTER_EXAMPLES),
     ("sft.model.layers=3", {"base"} | AFTER_SFT),
     ("sft.scoring=vocabulary", {"base"} | AFTER_SFT),
@@ -42,8 +50,19 @@ CHANGES = [
     ("sft.epochs=3", AFTER_SFT),
     ("mining.negatives=2", {"mining", "rpo"} | AFTER_RETRIEVAL),
     ("rpo.beta=0.1", {"rpo"} | AFTER_RETRIEVAL),
-    ("retrieval.k1=0.9", {"bm25"} | AFTER_RETRIEVAL),
-    ("retrieval.stemming=false", {"bm25"} | AFTER_RETRIEVAL),
+    ("negatives.source=retrieved", AFTER_CANDIDATES),
+    ("negatives.candidates=7", AFTER_CANDIDATES),
+    ("negatives.queries_a_passage=1", AFTER_CANDIDATES),
+    ("negatives.max_score_ratio=0.5", {"negatives", "contrastive"} | AFTER_DENSE),
+    ("negatives.synthetic_share=0.1", AFTER_DENSE),
+    ("negatives.adjust_share=true", AFTER_DENSE),
+    ("dense.model.dimensions=64", {"encoder", "base_embedding"} | AFTER_CANDIDATES),
+    ("dense.learning_rate=1e-5", AFTER_DENSE),
+    ("dense.loss=debiased", AFTER_DENSE),
+    ("dense.vectors=int8", {"base_embedding"} | AFTER_CANDIDATES),
+    ("dense.embedding_batch=7", {"report"}),
+    ("retrieval.k1=0.9", {"bm25"} | AFTER_CANDIDATES),
+    ("retrieval.stemming=false", {"bm25"} | AFTER_CANDIDATES),
     ("retrieval.search=exact", AFTER_RETRIEVAL),
     ("retrieval.beam=20", AFTER_RETRIEVAL),
     ("retrieval.retrievers=[rpo, bm25, fusion]", AFTER_RETRIEVAL),
@@ -160,7 +179,11 @@ def test_planned_stops_after_a_stage(config_of) -> None:
 
 def test_no_preference_queries_no_preference_learning(config_of) -> None:
     config = config_of("synthesis.preference_queries=0", "retrieval.retrievers=[sft, bm25]")
-    assert [stage.name for stage in planned(config)] == [name for name in NAMES if name not in ("mining", "rpo")]
+    assert [stage.name for stage in planned(config)] == [
+        name
+        for name in NAMES
+        if name not in {"mining", "rpo", "encoder", "base_embedding"} | (AFTER_CANDIDATES - AFTER_RETRIEVAL)
+    ]
     with pytest.raises(InputError, match=r"stage: expected one of .*'sft'.* under this configuration, found 'rpo'"):
         planned(config, "rpo")
 
@@ -177,10 +200,10 @@ def test_a_change_redoes_what_depends_on_it(config_of, change: str, redone: set[
 @pytest.mark.parametrize(
     ("change", "redone"),
     [
-        ("model=larger", EVERYTHING - {"corpus", "bm25"}),
-        ("temperature=0.1", EVERYTHING - {"corpus", "bm25"}),
-        ("extra_body.top_k=20", EVERYTHING - {"corpus", "bm25"}),
-        ("structured=none", EVERYTHING - {"corpus", "bm25"}),
+        ("model=larger", EVERYTHING - BEFORE_QUERIES),
+        ("temperature=0.1", EVERYTHING - BEFORE_QUERIES),
+        ("extra_body.top_k=20", EVERYTHING - BEFORE_QUERIES),
+        ("structured=none", EVERYTHING - BEFORE_QUERIES),
         # How requests travel decides nothing; the report shows the configuration.
         ("base_url='http://elsewhere/v1'", {"report"}),
         ("api_key_variable=OTHER_KEY", {"report"}),
@@ -218,7 +241,7 @@ def test_every_field_of_every_section_but_compute_counts(config_of, section: str
     before, part = marks(config), getattr(config, section)
     for field in type(part).model_fields:
         # These name what is read; the content counts, and other tests change it.
-        if f"{section}.{field}" in ("corpus.type", "corpus.path", "corpus.split", "sft.model"):
+        if f"{section}.{field}" in ("corpus.type", "corpus.path", "corpus.split", "sft.model", "dense.model"):
             continue
         changed = part.model_copy(update={field: other_value(getattr(part, field))})
         after = marks(config.model_copy(update={section: changed}))
@@ -226,6 +249,8 @@ def test_every_field_of_every_section_but_compute_counts(config_of, section: str
             assert after["corpus"] == before["corpus"]
         elif section == "compute":
             assert after == before, field
+        elif field in type(part).INCIDENTAL:
+            assert {name for name in NAMES if before[name] != after[name]} == {"report"}, field
         else:
             assert {name for name in NAMES if before[name] != after[name]} > {"report"}, field
 
@@ -250,6 +275,20 @@ def test_moved_judgements_are_the_same_corpus(corpus: Path, tmp_path: Path) -> N
     before = marks(config())
     queries, qrels = queries.rename(tmp_path / "q.jsonl"), qrels.rename(tmp_path / "r.tsv")
     assert marks(config())["corpus"] == before["corpus"]
+
+
+def test_what_the_dense_retriever_needs_depends_on_how_it_is_trained(config_of) -> None:
+    def stages(*changes: str) -> set[str]:
+        return {stage.name for stage in planned(config_of(*changes))} & (BEFORE_QUERIES | AFTER_CANDIDATES)
+
+    everything = (BEFORE_QUERIES | AFTER_CANDIDATES)
+    assert stages("negatives.retriever=bm25") == everything - {"base_embedding"}
+    assert stages("negatives.source=retrieved") == everything - {"negatives"}
+    assert stages("negatives.source=none") == everything - {"negatives", "base_embedding"}
+    untrained = {"candidates", "negatives", "contrastive", "dense", "base_embedding"}
+    assert stages("dense.epochs=0") == everything - untrained
+    pretrained = ["dense.epochs=0", "dense.model={type: pretrained, name: some/model}"]
+    assert stages(*pretrained) == everything - untrained - {"encoder"}
 
 
 def test_leaving_preference_learning_out_keeps_what_was_before_it(config_of) -> None:

@@ -1,0 +1,394 @@
+"""Contrastive training of the dense retriever's encoder, with negatives mixed as SyNeg does (arXiv 2412.17250)."""
+
+import json
+import random
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pyarrow as pa
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from genret.config import DenseConfig, NegativesConfig
+from genret.errors import InputError
+from genret.examples.contrastive import SYNTHETIC
+from genret.tables import table_from_rows
+from genret.training.base import passage_texts
+from genret.training.callbacks import LogRow, Progress, ProgressCallback, training_log
+from genret.training.contrastive import batch_losses, false_negatives
+from genret.training.encoder import Encoder
+from genret.training.sft import trainer_arguments
+
+_SHARE_FILE = "synthetic_share.json"
+# The share of synthetic negatives moves by this much, and stays away from the ends: a source of which nothing is
+# drawn could not show that it helps.
+_SHARE_STEP = 0.1
+_SHARE_BOUNDS = (0.1, 0.9)
+_VALIDATION_CUT_OFF = 10
+# Of the queries, kept out for validation at most.
+_VALIDATION_SHARE = 10
+# Short trainings want less memory than AdamW's usual 0.999.
+_ADAM_BETA2 = 0.98
+
+
+@dataclass(frozen=True)
+class ContrastiveQuery:
+    """A query with its positive and its negatives to choose from.
+
+    Attributes:
+        text: The query.
+        positive: Number of its passage.
+        found: Numbers of passages that are negatives.
+        written: Texts that are negatives.
+    """
+
+    text: str
+    positive: int
+    found: tuple[int, ...] = ()
+    written: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class TrainingBatch:
+    """Texts of one step.
+
+    Attributes:
+        queries: Texts of the queries.
+        passages: Texts of the positives in the order of the queries, then of the explicit negatives.
+        excluded: bool `(queries, passages)`: what is no negative of a query.
+    """
+
+    queries: list[str]
+    passages: list[str]
+    excluded: Tensor
+
+
+def read_queries(examples: pa.Table, passages: pa.Table) -> list[ContrastiveQuery]:
+    """The queries of a `contrastive_examples` table, in its order.
+
+    Raises:
+        InputError: An example names a passage that is not in the table `passages`.
+    """
+    number = {passage_id: place for place, passage_id in enumerate(passages.column("passage_id").to_pylist())}
+    texts: dict[str, tuple[str, int]] = {}
+    found: dict[str, list[int]] = {}
+    written: dict[str, list[str]] = {}
+    for row in examples.to_pylist():
+        unknown = [name for name in (row["positive_id"], row["negative_id"]) if name and name not in number]
+        if unknown:
+            raise InputError(f"contrastive_examples: query {row['query_id']!r}: no passage {unknown[0]!r}")
+        texts[row["query_id"]] = (row["query"], number[row["positive_id"]])
+        if row["negative_source"] == SYNTHETIC:
+            written.setdefault(row["query_id"], []).append(row["negative_text"])
+        elif row["negative_id"]:
+            found.setdefault(row["query_id"], []).append(number[row["negative_id"]])
+    return [
+        ContrastiveQuery(text, positive, tuple(found.get(name, ())), tuple(written.get(name, ())))
+        for name, (text, positive) in texts.items()
+    ]
+
+
+def choose_negatives(
+    query: ContrastiveQuery, count: int, share: float, rng: random.Random
+) -> tuple[list[int], list[str]]:
+    """Negatives for one step: each is synthetic with a probability of `share`, where there are both kinds.
+
+    Args:
+        query: The query.
+        count: How many; fewer where there are fewer.
+        share: Share of the synthetic ones.
+        rng: Source of randomness.
+
+    Returns:
+        Numbers of passages, and texts; none twice.
+    """
+    found = rng.sample(query.found, min(count, len(query.found)))
+    written = rng.sample(query.written, min(count, len(query.written)))
+    total = min(count, len(found) + len(written))
+    wanted = sum(rng.random() < share for _ in range(total))
+    synthetic = min(len(written), max(wanted, total - len(found)))
+    return found[: total - synthetic], written[:synthetic]
+
+
+def compose_batch(
+    queries: Sequence[ContrastiveQuery], texts: Sequence[str], count: int, share: float, rng: random.Random
+) -> TrainingBatch:
+    """Choose negatives for the queries of a step, and say what is a negative of what.
+
+    Args:
+        queries: The queries.
+        texts: Texts of all passages.
+        count: Explicit negatives a query.
+        share: Share of the synthetic ones.
+        rng: Source of randomness.
+    """
+    passages = [texts[query.positive] for query in queries]
+    numbers = [query.positive for query in queries]
+    synthetic = [False] * len(queries)
+    owner = list(range(len(queries)))
+    for row, query in enumerate(queries):
+        found, written = choose_negatives(query, count, share, rng)
+        passages += [texts[number] for number in found] + written
+        numbers += found + [query.positive] * len(written)
+        synthetic += [False] * len(found) + [True] * len(written)
+        owner += [row] * (len(found) + len(written))
+    excluded = false_negatives(
+        torch.tensor([query.positive for query in queries]),
+        torch.tensor(numbers),
+        torch.tensor(synthetic),
+        torch.tensor(owner),
+    )
+    return TrainingBatch([query.text for query in queries], passages, excluded)
+
+
+@dataclass
+class SyntheticShare:
+    """The share of synthetic negatives, moved by what it did to the validation queries.
+
+    SyNeg starts at 50:50 and adjusts the proportions by validation performance; it gives no rule. This one climbs:
+    while the measure rises the share goes on in its direction, a step of 0.1 at a time; when it falls it turns back.
+
+    Attributes:
+        value: The share.
+        direction: Where it goes next: 1 up, -1 down.
+        before: The last measurement; below 0 where there was none.
+        history: Share and measurement, of each validation.
+    """
+
+    value: float
+    direction: int = 1
+    before: float = -1.0
+    history: list[tuple[float, float]] = field(default_factory=list)
+
+    def observe(self, measured: float) -> None:
+        """Move the share after a measurement (higher is better)."""
+        self.history.append((self.value, measured))
+        if measured < self.before:
+            self.direction = -self.direction
+        low, high = _SHARE_BOUNDS
+        moved = min(high, max(low, self.value + self.direction * _SHARE_STEP))
+        if moved == self.value:
+            self.direction = -self.direction
+        self.value = round(moved, 6)
+        self.before = measured
+
+
+@dataclass(frozen=True)
+class TrainedEncoder:
+    """What training made.
+
+    Attributes:
+        encoder: The encoder.
+        share: The share of synthetic negatives in the end, and how it came there.
+    """
+
+    encoder: Encoder
+    share: SyntheticShare
+
+    def save(self, folder: Path) -> None:
+        """Write the encoder, and the share beside it."""
+        self.encoder.save(folder)
+        (folder / _SHARE_FILE).write_text(json.dumps(asdict(self.share)) + "\n", encoding="utf-8")
+
+
+def read_share_log(folder: Path) -> pa.Table:
+    """The table `share_log` of a folder that a `TrainedEncoder` was saved to."""
+    share = json.loads((folder / _SHARE_FILE).read_text(encoding="utf-8"))
+    return table_from_rows(
+        "share_log",
+        (
+            {"validation": number, "synthetic_share": value, "value": measured}
+            for number, (value, measured) in enumerate(share["history"], start=1)
+        ),
+    )
+
+
+class _PairModel(nn.Module):
+    """Scores of queries and passages in one forward pass, as distributed training wants it."""
+
+    def __init__(self, encoder: Encoder) -> None:
+        super().__init__()
+        self.model = encoder.model
+        self._normalise = encoder
+
+    def forward(self, queries: dict[str, Tensor], passages: dict[str, Tensor]) -> Tensor:
+        """Inner products, `(queries, passages)`."""
+        return self._normalise.vectors(queries) @ self._normalise.vectors(passages).T
+
+
+class _Rows(Dataset[int]):
+    """The numbers of the queries: what a batch is made of is chosen when its step comes."""
+
+    def __init__(self, count: int) -> None:
+        self._count = count
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, row: int) -> int:
+        return row
+
+
+def _collate(rows: list[int]) -> dict[str, Tensor]:
+    return {"rows": torch.tensor(rows)}
+
+
+class DenseTrainer(Trainer):
+    """Transformers' trainer with the contrastive losses."""
+
+    def __init__(
+        self,
+        *,
+        encoder: Encoder,
+        queries: Sequence[ContrastiveQuery],
+        texts: Sequence[str],
+        config: DenseConfig,
+        count: int,
+        share: SyntheticShare,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(model=_PairModel(encoder), train_dataset=_Rows(len(queries)), data_collator=_collate, **kwargs)
+        self._encoder, self._queries, self._texts = encoder, queries, texts
+        self._config, self._count, self._share = config, count, share
+        self.model_accepts_loss_kwargs = False
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Tensor:
+        """The mean loss of a batch: numbers of queries under `rows`."""
+        assert not return_outputs, "the loss has no outputs beside it"
+        rows = inputs["rows"].tolist()
+        # The same rows draw the same negatives at the same step, also in a run that was resumed.
+        rng = random.Random(f"{self.args.seed}|{self.state.global_step}|{rows}")
+        batch = compose_batch([self._queries[row] for row in rows], self._texts, self._count, self._share.value, rng)
+        scores = model(
+            self._encoder.features(batch.queries, queries=True), self._encoder.features(batch.passages, queries=False)
+        )
+        config = self._config
+        losses = batch_losses(
+            scores, batch.excluded.to(scores.device), config.loss, config.temperature, config.false_negative_rate
+        )
+        return losses.mean()
+
+
+class _Validation(TrainerCallback):
+    """Moves the share of synthetic negatives a few times in a training, and keeps it beside every checkpoint."""
+
+    def __init__(self, share: SyntheticShare, every: int, measure: Any) -> None:
+        self._share, self._every, self._measure = share, every, measure
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Validate, if it is time."""
+        if state.global_step % self._every == 0:
+            self._share.observe(self._measure())
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Write the share into the checkpoint just written."""
+        folder = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
+        if folder.is_dir():
+            (folder / _SHARE_FILE).write_text(json.dumps(asdict(self._share)), encoding="utf-8")
+
+
+def validation_measure(encoder: Encoder, queries: Sequence[ContrastiveQuery], texts: Sequence[str]) -> float:
+    """Mean reciprocal rank at 10 of the queries' passages among all passages that the queries name.
+
+    Args:
+        encoder: The encoder as it is; left in training mode.
+        queries: Queries that are not trained with.
+        texts: Texts of all passages.
+    """
+    numbers = sorted({number for query in queries for number in (query.positive, *query.found)})
+    place = {number: position for position, number in enumerate(numbers)}
+    passages = encoder.encode([texts[number] for number in numbers], queries=False)
+    scores = encoder.encode([query.text for query in queries], queries=True) @ passages.T
+    encoder.model.train()
+    own = scores[torch.arange(len(queries)), torch.tensor([place[query.positive] for query in queries])]
+    rank = (scores > own.unsqueeze(1)).sum(1) + 1
+    return torch.where(rank <= _VALIDATION_CUT_OFF, 1.0 / rank, torch.zeros(())).mean().item()
+
+
+def train_dense(
+    config: DenseConfig,
+    negatives: NegativesConfig,
+    encoder: Encoder,
+    examples: pa.Table,
+    passages: pa.Table,
+    output: Path,
+    *,
+    seed: int,
+    workers: int = 1,
+    resume_from: Path | None = None,
+    progress: Progress | None = None,
+) -> tuple[list[LogRow], SyntheticShare]:
+    """Train an encoder in place. Plain function: no Ray, one call a process.
+
+    Args:
+        config: The `dense` section.
+        negatives: The `negatives` section.
+        encoder: What is trained.
+        examples: The `contrastive_examples` table.
+        passages: The `passages` table.
+        output: Local folder for checkpoints.
+        seed: Seed of the order of the queries and of the choice of negatives.
+        workers: Number of training processes that call this together.
+        resume_from: A checkpoint folder to go on from.
+        progress: Where to report.
+
+    Returns:
+        Rows of the `training_log` table, and the share of synthetic negatives in the end, with its history.
+
+    Raises:
+        InputError: There is nothing to train with, or the batch size does not fit the workers.
+    """
+    queries, texts = read_queries(examples, passages), passage_texts(passages)
+    random.Random(seed).shuffle(queries)
+    held_out = min(config.validation_queries, len(queries) // _VALIDATION_SHARE) if negatives.adjust_share else 0
+    validation, queries = queries[:held_out], queries[held_out:]
+    if not queries:
+        raise InputError("contrastive_examples: expected at least one query to train with, found none")
+    share = _resumed_share(resume_from) or SyntheticShare(negatives.synthetic_share)
+    arguments = _arguments(config, output, len(queries), workers, seed)
+    callbacks: list[TrainerCallback] = []
+    if validation:
+        every = max(1, arguments.max_steps // (config.validations + 1))
+        callbacks.append(_Validation(share, every, lambda: validation_measure(encoder, validation, texts)))
+    encoder.model.train()
+    trainer = DenseTrainer(
+        encoder=encoder,
+        queries=queries,
+        texts=texts,
+        config=config,
+        count=negatives.count,
+        share=share,
+        args=arguments,
+        # The share must be in a checkpoint before that is reported.
+        callbacks=[*callbacks, ProgressCallback(progress or Progress())],
+    )
+    trainer.train(resume_from_checkpoint=str(resume_from) if resume_from else None)
+    encoder.model.eval()
+    return training_log("dense", trainer.state), share
+
+
+def _resumed_share(folder: Path | None) -> SyntheticShare | None:
+    if folder is None or not (folder / _SHARE_FILE).is_file():
+        return None
+    return SyntheticShare(**json.loads((folder / _SHARE_FILE).read_text(encoding="utf-8")))
+
+
+def _arguments(config: DenseConfig, output: Path, n_queries: int, workers: int, seed: int) -> TrainingArguments:
+    if config.batch_size % workers:
+        raise InputError(f"dense.batch_size: expected a multiple of {workers} workers, found {config.batch_size}")
+    # The whole of a worker's share is one micro-batch: its size decides the negatives.
+    section = SimpleNamespace(**config.model_dump(exclude={"model"}), micro_batch_size=config.batch_size // workers)
+    settings = trainer_arguments(section, output, n_queries, workers, seed)
+    del settings["max_length"]
+    return TrainingArguments(**settings, weight_decay=0.0, adam_beta2=_ADAM_BETA2)

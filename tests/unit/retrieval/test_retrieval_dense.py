@@ -1,0 +1,171 @@
+"""The dense retriever: search against brute force, embedding that goes on where it stopped, and odd queries."""
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from genret.config import DenseConfig, PretrainedEncoder, ScratchEncoder
+from genret.errors import InputError
+from genret.retrieval import dense
+from genret.retrieval.dense import (
+    DenseIndex,
+    DenseRetriever,
+    QuantisedVectors,
+    missing_blocks,
+    open_embedder,
+    quantise,
+    write_index,
+)
+from genret.runs import RunStore
+from genret.training.base import passage_texts
+from genret.training.encoder import EncoderPlace, build_scratch_encoder
+
+SMALL = DenseConfig(model=ScratchEncoder(vocabulary_size=400, dimensions=16), max_tokens=32)
+
+
+def brute_force(values: np.ndarray, scales: np.ndarray, query: np.ndarray, k: int) -> list[int]:
+    scores = [float(np.dot(row.astype(np.float64) * scale, query)) for row, scale in zip(values, scales, strict=True)]
+    return sorted(range(len(scores)), key=lambda place: (-scores[place], place))[:k]
+
+
+@pytest.mark.parametrize("kind", ["fp16", "int8"])
+@pytest.mark.parametrize("block", [1, 7, 1000])
+@pytest.mark.parametrize("k", [1, 10, 500])
+def test_search_is_brute_force(monkeypatch, kind, block, k) -> None:
+    monkeypatch.setattr(dense, "_SEARCH_BLOCK", block)
+    generator = torch.Generator().manual_seed(0)
+    vectors = quantise(torch.randn(200, 24, generator=generator), kind)
+    queries = torch.randn(5, 24, generator=generator)
+    for query, (places, scores) in zip(queries, DenseIndex(vectors).search(queries, k), strict=True):
+        assert places.tolist() == brute_force(vectors.values, vectors.scales, query.double().numpy(), k)
+        assert np.all(np.diff(scores) <= 0)
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.lists(st.integers(-2, 2), min_size=1, max_size=30), st.integers(1, 40), st.integers(1, 9))
+def test_ties_rank_in_the_order_of_the_passages(numbers, k, block) -> None:
+    values = np.array(numbers, dtype=np.float16)[:, None]
+    index = DenseIndex(QuantisedVectors(values, np.ones(len(values), dtype=np.float32)))
+    before, dense._SEARCH_BLOCK = dense._SEARCH_BLOCK, block
+    try:
+        places, _ = index.search(torch.ones(1, 1), k)[0]
+    finally:
+        dense._SEARCH_BLOCK = before
+    assert places.tolist() == sorted(range(len(numbers)), key=lambda place: (-numbers[place], place))[:k]
+
+
+def test_int8_is_close_to_what_it_stands_for() -> None:
+    vectors = torch.randn(50, 32, generator=torch.Generator().manual_seed(1))
+    stored = quantise(vectors, "int8")
+    assert stored.values.dtype == np.int8
+    error = np.abs(stored.values * stored.scales[:, None] - vectors.numpy()).max(axis=1)
+    assert np.all(error <= stored.scales / 2 + 1e-6)
+
+
+def test_zero_vectors_stay_zero() -> None:
+    assert not quantise(torch.zeros(2, 4), "int8").values.any()
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf"), 1e6])
+def test_vectors_that_cannot_be_stored_are_refused(number) -> None:
+    with pytest.raises(InputError, match="expected"):
+        quantise(torch.tensor([[number]]), "fp16")
+
+
+def test_queries_of_another_width_are_refused() -> None:
+    index = DenseIndex(quantise(torch.ones(2, 3), "fp16"))
+    with pytest.raises(InputError, match="expected 3 dimensions, found 4"):
+        index.search(torch.ones(1, 4), 1)
+
+
+# --- embedding ---
+
+
+@pytest.fixture
+def place(passages, tmp_path) -> EncoderPlace:
+    folder = tmp_path / "encoder"
+    build_scratch_encoder(SMALL, passage_texts(passages), seed=0).save(folder)
+    return EncoderPlace("", "", SMALL.model_copy(update={"model": PretrainedEncoder(name=str(folder))}))
+
+
+def embed(place: EncoderPlace, passages: pa.Table, scratch: str) -> list[int]:
+    done = []
+    embedder = open_embedder(place, {}, scratch, 1)
+    for number in missing_blocks(scratch, passages.num_rows):
+        done.append(embedder((number, passages.slice(number * dense.BLOCK, dense.BLOCK))))
+    return done
+
+
+def open_index(folder, place, passages, scratch, tmp_path) -> DenseRetriever:
+    folder.mkdir()
+    write_index(folder, scratch, passages.column("passage_id"), place)
+    return DenseRetriever.load(folder, RunStore(tmp_path / "run"), {}, "dense", 2)
+
+
+def test_embedding_goes_on_where_it_stopped(monkeypatch, place, passages, tmp_path) -> None:
+    monkeypatch.setattr(dense, "BLOCK", 2)
+    undisturbed, killed = str(tmp_path / "a"), tmp_path / "b"
+    assert embed(place, passages, undisturbed) == [0, 1, 2, 3]
+    embedder = open_embedder(place, {}, str(killed), 1)
+    embedder((0, passages.slice(0, 2)))
+    embedder((2, passages.slice(4, 2)))
+    # What a kill in the middle of writing leaves: a file that was never renamed.
+    (killed / ".block-000001.npz-x.tmp").write_bytes(b"half")
+    assert embed(place, passages, str(killed)) == [1, 3]
+    whole = open_index(tmp_path / "index-a", place, passages, undisturbed, tmp_path)
+    resumed = open_index(tmp_path / "index-b", place, passages, str(killed), tmp_path)
+    assert (tmp_path / "index-a" / "vectors.npy").read_bytes() == (tmp_path / "index-b" / "vectors.npy").read_bytes()
+    queries = ["night train to the capital", "a cake in the oven"]
+    assert resumed.retrieve(queries, 3) == whole.retrieve(queries, 3)
+
+
+def test_a_missing_block_is_named(place, passages, tmp_path) -> None:
+    with pytest.raises(InputError, match=r"block-000000\.npz: expected a block of vectors, found none"):
+        write_index(tmp_path, str(tmp_path / "scratch"), passages.column("passage_id"), place)
+
+
+def test_a_block_of_other_passages_is_refused(place, passages, tmp_path) -> None:
+    embed(place, passages.slice(0, 3), str(tmp_path / "scratch"))
+    with pytest.raises(InputError, match="expected 7 vectors, found 3"):
+        write_index(tmp_path, str(tmp_path / "scratch"), passages.column("passage_id"), place)
+
+
+# --- queries ---
+
+
+@pytest.fixture
+def retriever(place, passages, tmp_path) -> DenseRetriever:
+    embed(place, passages, str(tmp_path / "scratch"))
+    return open_index(tmp_path / "index", place, passages, str(tmp_path / "scratch"), tmp_path)
+
+
+def test_finds_passages(retriever) -> None:
+    ranking = retriever.retrieve(["knead dough with yeast"], 7)[0]
+    assert ranking[0].passage_id == "bread"
+    assert len(ranking) == 7
+    assert [place.score for place in ranking] == sorted((place.score for place in ranking), reverse=True)
+
+
+@pytest.mark.parametrize("query", ["", "  \n"])
+def test_an_empty_query_finds_nothing(retriever, query) -> None:
+    assert retriever.retrieve([query, "mail"], 2)[0] == []
+    assert len(retriever.retrieve([query, "mail"], 2)[1]) == 2
+
+
+@pytest.mark.parametrize("query", ["Wo fährt der Nachtzug ab?", "夜行列車はどこから", "поезд", "\ud800", "\x00"])
+def test_a_query_of_another_language_is_answered(retriever, query) -> None:
+    assert len(retriever.retrieve([query], 3)[0]) <= 3
+
+
+def test_a_query_of_ten_thousand_words_is_cut(retriever) -> None:
+    ranking = retriever.retrieve(["knead dough with yeast " * 2500], 3)[0]
+    assert ranking[0].passage_id == "bread"
+
+
+def test_an_index_that_is_not_whole_is_refused(retriever, tmp_path) -> None:
+    (tmp_path / "index" / "scales.npy").unlink()
+    with pytest.raises(InputError, match=r"expected the file scales\.npy, found none"):
+        DenseRetriever.load(tmp_path / "index", RunStore(tmp_path / "run"), {}, "dense", 2)

@@ -1,0 +1,132 @@
+"""The encoder: built from a corpus, saved, opened as sentence-transformers does, and what is refused."""
+
+import json
+
+import pytest
+import torch
+from sentence_transformers import SentenceTransformer
+
+from genret.config import DenseConfig, PretrainedEncoder, ScratchEncoder
+from genret.errors import InputError
+from genret.training.base import passage_texts
+from genret.training.encoder import Encoder, EncoderPlace, build_scratch_encoder, reading_of
+
+SMALL = DenseConfig(model=ScratchEncoder(vocabulary_size=400, dimensions=16), max_tokens=32)
+
+
+@pytest.fixture(scope="module")
+def encoder(passages):
+    return build_scratch_encoder(SMALL, passage_texts(passages), seed=0)
+
+
+def test_finds_a_passage_by_its_words_before_training(encoder, passages) -> None:
+    vectors = encoder.encode(passage_texts(passages), queries=False)
+    assert torch.allclose(vectors.norm(dim=1), torch.ones(7), atol=1e-5)
+    scores = encoder.encode(["knead dough with yeast", "glacier lake in winter"], queries=True) @ vectors.T
+    names = passages.column("passage_id").to_pylist()
+    assert [names[place] for place in scores.argmax(1).tolist()] == ["bread", "lake"]
+
+
+def test_saved_it_is_a_model_of_sentence_transformers(encoder, tmp_path) -> None:
+    encoder.save(tmp_path)
+    texts = ["night train", "sugar and eggs", ""]
+    opened = Encoder.load(tmp_path)
+    assert torch.equal(opened.encode(texts, queries=True), encoder.encode(texts, queries=True))
+    theirs = SentenceTransformer(str(tmp_path), device="cpu").encode(texts[:2], convert_to_tensor=True)
+    assert torch.allclose(theirs, encoder.encode(texts[:2], queries=False), atol=1e-6)
+    assert not list(tmp_path.rglob("*.bin"))
+
+
+@pytest.mark.parametrize("text", ["", " \n", "漢字", "train " * 10_000])
+def test_any_text_has_a_vector(encoder, text) -> None:
+    vector = encoder.encode([text], queries=True)
+    assert vector.shape == (1, 16)
+    assert bool(torch.isfinite(vector).all())
+
+
+def test_a_long_text_is_cut_at_its_end(encoder) -> None:
+    long = "train " * 32
+    assert torch.equal(
+        encoder.encode([long + "glacier " * 10_000], queries=True), encoder.encode([long], queries=True)
+    )
+
+
+def test_vectors_do_not_depend_on_the_other_texts(encoder) -> None:
+    texts = ["mail", "the night train carries passengers", "sea and snow"]
+    together = encoder.encode(texts, queries=True, batch_size=2)
+    alone = torch.cat([encoder.encode([text], queries=True) for text in texts])
+    assert torch.allclose(together, alone, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("family", "query", "normalise"),
+    [
+        ("plain", "", True),
+        ("bge", "Represent this sentence for searching relevant passages: ", True),
+        ("contriever", "", False),
+        ("e5-mistral", "Instruct: Given a web search query, retrieve relevant passages that answer the query\nQuery: ", True),
+        ("gte-qwen2", "Instruct: Given a web search query, retrieve relevant passages that answer the query\nQuery: ", True),
+    ],
+)  # fmt: skip
+def test_families_read_as_their_authors_say(family, query, normalise) -> None:
+    reading = reading_of(DenseConfig(model=PretrainedEncoder(name="some/model", family=family)))
+    assert (reading.query_prefix, reading.passage_prefix, reading.normalise) == (query, "", normalise)
+    own = PretrainedEncoder(name="some/model", family=family, query_prefix="q: ", passage_prefix="p: ")
+    assert reading_of(DenseConfig(model=own)).query_prefix == "q: "
+    assert reading_of(DenseConfig(model=own)).passage_prefix == "p: "
+
+
+def test_prefixes_stand_before_texts(encoder, passages, tmp_path) -> None:
+    encoder.save(tmp_path)
+    config = DenseConfig(model=PretrainedEncoder(name=str(tmp_path), query_prefix="glacier "))
+    pretrained = EncoderPlace.of("", config, base=True).open({})
+    assert torch.allclose(
+        pretrained.encode(["train"], queries=True), encoder.encode(["glacier train"], queries=True), atol=1e-6
+    )
+    assert torch.allclose(pretrained.encode(["train"], queries=False), encoder.encode(["train"], queries=False))
+
+
+def open_named(path) -> Encoder:
+    return Encoder.pretrained(DenseConfig(model=PretrainedEncoder(name=str(path))))
+
+
+def test_pickled_weights_are_refused(encoder, tmp_path) -> None:
+    encoder.save(tmp_path)
+    weights = next(tmp_path.rglob("*.safetensors"))
+    weights.rename(weights.with_name("pytorch_model.bin"))
+    with pytest.raises(InputError, match=r"expected weights in safetensors, found pytorch_model\.bin"):
+        open_named(tmp_path)
+
+
+def test_modules_of_others_are_refused(encoder, tmp_path) -> None:
+    encoder.save(tmp_path)
+    modules = json.loads((tmp_path / "modules.json").read_text())
+    modules[0]["type"] = "os.Evil"
+    (tmp_path / "modules.json").write_text(json.dumps(modules))
+    with pytest.raises(InputError, match=r"expected modules of sentence_transformers, found 'os\.Evil'"):
+        open_named(tmp_path)
+
+
+def test_a_model_that_is_not_there_is_named() -> None:
+    with pytest.raises(InputError, match=r"dense\.model\.name: cannot load 'no/such-model-here'"):
+        open_named("no/such-model-here")
+
+
+def test_a_folder_that_is_no_encoder_is_named(tmp_path) -> None:
+    with pytest.raises(InputError, match=r"no saved encoder here; expected the file genret\.json"):
+        Encoder.load(tmp_path)
+
+
+def test_an_unknown_language_is_named(passages) -> None:
+    config = DenseConfig(model=ScratchEncoder(vocabulary_size=300, dimensions=8, language="klingon"))
+    with pytest.raises(InputError, match=r"dense\.model\.language: expected one of .*, found 'klingon'"):
+        build_scratch_encoder(config, passage_texts(passages), seed=0)
+
+
+def test_distinct_words_are_read_once(passages, tmp_path) -> None:
+    model = ScratchEncoder(vocabulary_size=400, dimensions=16, distinct_words=True)
+    once = build_scratch_encoder(SMALL.model_copy(update={"model": model}), passage_texts(passages), seed=0)
+    once.save(tmp_path)
+    for encoder in (once, Encoder.load(tmp_path)):
+        several, one = encoder.encode(["Train, mail; train TRAIN", "train mail"], queries=True)
+        assert torch.equal(several, one)
