@@ -556,7 +556,7 @@ def _negatives(context: Context, writer: StageWriter) -> dict[str, Any]:
     engine = _engine(context, "negatives", passages)
     outputs = write_negatives(queries, passages, found, config.count, engine, _limits(context.config))
     _write_tables(writer, outputs)
-    return _asked(engine)
+    return _rejected(outputs) | _asked(engine)
 
 
 def _contrastive(context: Context, writer: StageWriter) -> dict[str, Any]:

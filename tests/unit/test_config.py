@@ -179,19 +179,19 @@ def test_unknown_keys_are_named_with_the_nearest(text, message):
         ("corpus:", "corpus: expected a section with keys and values, found nothing"),
         (
             "retrieval: {retrievers: sft}",
-            'retrieval.retrievers: expected a list, not empty, of one of sft, rpo, bm25, fusion, found "sft"',
+            'retrieval.retrievers: expected a list, not empty, of one of sft, rpo, bm25, dense, fusion, found "sft"',
         ),
         (
             "retrieval: {retrievers: []}",
-            "retrieval.retrievers: expected a list, not empty, of one of sft, rpo, bm25, fusion, found []",
+            "retrieval.retrievers: expected a list, not empty, of one of sft, rpo, bm25, dense, fusion, found []",
         ),
         (
             "retrieval: {retrievers: [sft, bm52]}",
-            'retrieval.retrievers[1]: expected one of sft, rpo, bm25, fusion, found "bm52"; did you mean bm25?',
+            'retrieval.retrievers[1]: expected one of sft, rpo, bm25, dense, fusion, found "bm52"; did you mean bm25?',
         ),
         (
             "retrieval: {fusion: {parts: [rpo, fusion]}}",
-            'retrieval.fusion.parts[1]: expected one of sft, rpo, bm25, found "fusion"',
+            'retrieval.fusion.parts[1]: expected one of sft, rpo, bm25, dense, found "fusion"',
         ),
         (
             "retrieval: {fusion: {weights: [1, 0]}}",
@@ -571,3 +571,29 @@ def test_every_field_is_used(section, name):
 def test_multihop_queries_need_a_language_model() -> None:
     with pytest.raises(InputError, match=r"synthesis\.multihop_queries: expected 0 with llm\.type extractive, found 3"):
         load_config("quickstart", ["synthesis.multihop_queries=3"])
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            "retrieval: {retrievers: [dense]}\ncompute: {training_workers: 3}\nsft: {batch_size: 768}\n"
+            "rpo: {batch_size: 192}",
+            "dense.batch_size: expected a multiple of compute.training_workers (3), found 128",
+        ),
+        (
+            "retrieval: {retrievers: [dense]}\nsynthesis: {chunk_queries: 0, sentence_queries: 0}",
+            "dense.epochs: expected 0 where no synthetic queries are written to train with, found 1.0",
+        ),
+        (
+            "negatives: {source: random, adjust_share: true}",
+            "negatives.adjust_share: expected false with the source random, found true",
+        ),
+        (
+            "negatives: {adjust_share: true}\ndense: {validation_queries: 0}",
+            "dense.validation_queries: expected at least 1 with negatives.adjust_share, found 0",
+        ),
+    ],
+)  # fmt: skip
+def test_what_dense_training_cannot_do_is_refused(text, message):
+    assert message in problem(text)

@@ -20,6 +20,7 @@ NAMES = [stage.name for stage in STAGES]
 DEFAULTS = """
 llm: {type: extractive}
 sft: {model: {type: scratch}}
+dense: {model: {type: scratch}}
 negatives: {source: hybrid, retriever: dense_base}
 retrieval: {retrievers: [sft, rpo, bm25, dense]}
 """
@@ -50,7 +51,7 @@ CHANGES = [
     ("sft.epochs=3", AFTER_SFT),
     ("mining.negatives=2", {"mining", "rpo"} | AFTER_RETRIEVAL),
     ("rpo.beta=0.1", {"rpo"} | AFTER_RETRIEVAL),
-    ("negatives.source=retrieved", AFTER_CANDIDATES),
+    ("negatives.source=synthetic", AFTER_CANDIDATES),
     ("negatives.candidates=7", AFTER_CANDIDATES),
     ("negatives.queries_a_passage=1", AFTER_CANDIDATES),
     ("negatives.max_score_ratio=0.5", {"negatives", "contrastive"} | AFTER_DENSE),
@@ -65,7 +66,7 @@ CHANGES = [
     ("retrieval.stemming=false", {"bm25"} | AFTER_CANDIDATES),
     ("retrieval.search=exact", AFTER_RETRIEVAL),
     ("retrieval.beam=20", AFTER_RETRIEVAL),
-    ("retrieval.retrievers=[rpo, bm25, fusion]", AFTER_RETRIEVAL),
+    ("retrieval.retrievers=[rpo, bm25, dense, fusion]", AFTER_RETRIEVAL),
     ("retrieval.fusion.rank_constant=10", AFTER_RETRIEVAL),
     ("evaluation.measures=[HIT@1]", {"evaluation", "report"}),
     ("evaluation.bootstrap_samples=100", {"evaluation", "report"}),
@@ -240,8 +241,11 @@ def test_every_field_of_every_section_but_compute_counts(config_of, section: str
     config = config_of()
     before, part = marks(config), getattr(config, section)
     for field in type(part).model_fields:
-        # These name what is read; the content counts, and other tests change it.
-        if f"{section}.{field}" in ("corpus.type", "corpus.path", "corpus.split", "sft.model", "dense.model"):
+        # These name what is read; the content counts, and other tests change it, as they do what decides on stages.
+        if f"{section}.{field}" in (
+            *("corpus.type", "corpus.path", "corpus.split", "sft.model"),
+            *("dense.model", "negatives.source", "negatives.retriever"),
+        ):
             continue
         changed = part.model_copy(update={field: other_value(getattr(part, field))})
         after = marks(config.model_copy(update={section: changed}))
@@ -281,7 +285,7 @@ def test_what_the_dense_retriever_needs_depends_on_how_it_is_trained(config_of) 
     def stages(*changes: str) -> set[str]:
         return {stage.name for stage in planned(config_of(*changes))} & (BEFORE_QUERIES | AFTER_CANDIDATES)
 
-    everything = (BEFORE_QUERIES | AFTER_CANDIDATES)
+    everything = BEFORE_QUERIES | AFTER_CANDIDATES
     assert stages("negatives.retriever=bm25") == everything - {"base_embedding"}
     assert stages("negatives.source=retrieved") == everything - {"negatives"}
     assert stages("negatives.source=none") == everything - {"negatives", "base_embedding"}

@@ -126,9 +126,7 @@ def test_resuming_gives_the_same_weights(passages, tmp_path, loss, adjust) -> No
     def keep(folder) -> None:
         kept.append(shutil.copytree(folder, tmp_path / f"kept-{len(kept)}"))
 
-    straight, log, share = train(
-        config, passages, tmp_path / "a", 3, negatives, progress=Progress(on_checkpoint=keep)
-    )
+    straight, log, share = train(config, passages, tmp_path / "a", 3, negatives, progress=Progress(on_checkpoint=keep))
     resumed, again, share_again = train(config, passages, tmp_path / "b", 3, negatives, resume_from=kept[0])
     assert [row["step"] for row in again] == [row["step"] for row in log]
     assert share_again.value == share.value

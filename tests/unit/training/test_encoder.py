@@ -13,6 +13,8 @@ from genret.training.encoder import Encoder, EncoderPlace, build_scratch_encoder
 
 SMALL = DenseConfig(model=ScratchEncoder(vocabulary_size=400, dimensions=16), max_tokens=32)
 
+WEB_SEARCH = "Instruct: Given a web search query, retrieve relevant passages that answer the query\nQuery: "
+
 
 @pytest.fixture(scope="module")
 def encoder(passages):
@@ -46,9 +48,7 @@ def test_any_text_has_a_vector(encoder, text) -> None:
 
 def test_a_long_text_is_cut_at_its_end(encoder) -> None:
     long = "train " * 32
-    assert torch.equal(
-        encoder.encode([long + "glacier " * 10_000], queries=True), encoder.encode([long], queries=True)
-    )
+    assert torch.equal(encoder.encode([long + "glacier " * 10_000], queries=True), encoder.encode([long], queries=True))
 
 
 def test_vectors_do_not_depend_on_the_other_texts(encoder) -> None:
@@ -64,8 +64,8 @@ def test_vectors_do_not_depend_on_the_other_texts(encoder) -> None:
         ("plain", "", True),
         ("bge", "Represent this sentence for searching relevant passages: ", True),
         ("contriever", "", False),
-        ("e5-mistral", "Instruct: Given a web search query, retrieve relevant passages that answer the query\nQuery: ", True),
-        ("gte-qwen2", "Instruct: Given a web search query, retrieve relevant passages that answer the query\nQuery: ", True),
+        ("e5-mistral", WEB_SEARCH, True),
+        ("gte-qwen2", WEB_SEARCH, True),
     ],
 )  # fmt: skip
 def test_families_read_as_their_authors_say(family, query, normalise) -> None:
