@@ -72,7 +72,8 @@ class HttpConfig(Section):
     extra_body: dict[str, JsonValue] = Field(default_factory=dict)
     """Further fields of every request, such as {top_k: 20}."""
     concurrency: int = Field(64, ge=1, le=10_000)
-    """Requests under way at a time, over all actors."""
+    """Requests under way at a time, over all actors. Some more than the server works on at a time keep it busy: they
+    wait there, where a slot would else wait for the network."""
     requests_per_minute: int = Field(0, ge=0)
     """Most requests a minute, over all actors; 0: all that `concurrency` lets through."""
     tokens_per_minute: int = Field(0, ge=0)
