@@ -837,7 +837,7 @@ def _synthesis_settings(config: RunConfig) -> Any:
 
 def _bm25_settings(config: RunConfig) -> Any:
     retrieval = config.retrieval.model_dump(mode="json")
-    return {name: retrieval[name] for name in ("stemming", "language", "k1", "b")}
+    return {name: retrieval[name] for name in ("variant", "stemming", "language", "k1", "b")}
 
 
 def _evaluation_settings(config: RunConfig) -> Any:

@@ -61,6 +61,8 @@ class RetrievalConfig(Section):
     may be of one document."""
     batch_size: int = Field(32, ge=1, le=4096)
     """Queries decoded together."""
+    variant: Literal["lucene", "okapi"] = "lucene"
+    """BM25: `lucene`: an idf that is never negative. `okapi`: scores equal to those of the package rank-bm25."""
     stemming: bool = True
     """BM25: stem words."""
     language: str = Field("english", pattern=r"^[a-z]+$")

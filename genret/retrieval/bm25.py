@@ -20,6 +20,7 @@ from genret.types import ScoredPassage
 _WORD = re.compile(r"\w+")
 _SETTINGS_FILE = "retriever.json"
 _PASSAGE_IDS_FILE = "passage_ids.arrow"
+_OKAPI_EPSILON = 0.25
 _INDEX_FILES = (
     "data.csc.index.npy",
     "indices.csc.index.npy",
@@ -69,7 +70,8 @@ class Bm25Retriever(BatchedRetriever):
     The variant is Lucene's: idf = ln(1 + (N - df + 0.5) / (df + 0.5)), which is never negative, times
     tf / (tf + k1 * (1 - b + b * length / mean length)), summed over the words of the query. The factor k1 + 1
     of other variants is left out: it changes no ranking. Source: Kamphuis et al., "Which BM25 Do You Mean?",
-    ECIR 2020, as bm25s computes it (`method="lucene"`).
+    ECIR 2020, as bm25s computes it (`method="lucene"`). With `retrieval.variant` okapi, scores are those of the package
+    rank-bm25; words of most passages may then count nothing or less.
 
     Scores are computed in single precision. Passages with the same score rank in the order in which they
     were indexed. A passage that shares no word with the query is not returned, so that a query of unknown
@@ -125,6 +127,8 @@ class Bm25Retriever(BatchedRetriever):
         numbers = [[vocabulary[word] for word in words] for words in documents]
         index = bm25s.BM25(k1=config.k1, b=config.b, method="lucene", backend="numpy")
         index.index((numbers, vocabulary), create_empty_token=False, show_progress=False)
+        if config.variant == "okapi":
+            _to_okapi(index.scores, len(documents), config.k1)
         passage_ids = pa.chunked_array([passages.column("passage_id").combine_chunks()])
         return cls(index, passage_ids, analyzer, name, config.batch_size)
 
@@ -180,6 +184,21 @@ class Bm25Retriever(BatchedRetriever):
                 ]
             )
         return rankings
+
+
+def _to_okapi(scores: dict[str, np.ndarray], n_documents: int, k1: float) -> None:
+    """Turn the variant's scores into Okapi's, word by word, in place.
+
+    idf = ln(N - df + 0.5) - ln(df + 0.5), where that is negative a quarter of the mean idf, times k1 + 1: what
+    `rank_bm25.BM25Okapi` computes (https://github.com/dorianbrown/rank_bm25, version 0.2.2, epsilon 0.25).
+    """
+    frequency = np.diff(scores["indptr"]).astype(np.float64)
+    known = frequency > 0
+    idf = np.log(n_documents - frequency + 0.5) - np.log(frequency + 0.5)
+    idf[idf < 0] = _OKAPI_EPSILON * idf[known].mean()
+    lucene = np.log1p((n_documents - frequency + 0.5) / (frequency + 0.5))
+    factor = np.repeat(idf * (k1 + 1) / lucene, np.diff(scores["indptr"]))
+    scores["data"] = (scores["data"] * factor).astype(np.float32)
 
 
 def top_positive(scores: np.ndarray, k: int) -> np.ndarray:

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import pyarrow as pa
 
-from genret.llm.base import Engine, Request, pair_responses
+from genret.llm.base import Engine, Request, Requests, pair_responses
 from genret.llm.filters import Limits, broken_reason, unfit_reason
 from genret.tables import reject, table_from_rows
 
@@ -14,7 +14,7 @@ _CONTEXT = 2
 
 def negative_requests(
     queries: pa.Table, passages: pa.Table, found: Mapping[str, Sequence[str]], count: int
-) -> Iterator[Request]:
+) -> Requests:
     """Ask for hard negatives of every query, one request a query.
 
     Args:
@@ -23,19 +23,23 @@ def negative_requests(
         found: Passage ids of the negatives that a retriever found, by query.
         count: How many to write a query.
 
-    Yields:
+    Returns:
         Requests, whose id is `QUERY|negative`.
     """
     texts = {
         row["passage_id"]: (row["title"], row["text"])
         for row in passages.select(["passage_id", "title", "text"]).to_pylist()
     }
-    for query in queries.to_pylist():
-        title, text = texts[query["passage_id"]]
-        context = tuple(texts[name][1] for name in found.get(query["query_id"], ())[:_CONTEXT] if texts[name][1])
-        yield Request(
-            f"{query['query_id']}|negative", "negative", count, title, text, related=context, query=query["text"]
-        )
+
+    def draw() -> Iterator[Request]:
+        for query in queries.to_pylist():
+            title, text = texts[query["passage_id"]]
+            context = tuple(texts[name][1] for name in found.get(query["query_id"], ())[:_CONTEXT] if texts[name][1])
+            yield Request(
+                f"{query['query_id']}|negative", "negative", count, title, text, related=context, query=query["text"]
+            )
+
+    return Requests(draw)
 
 
 def write_negatives(

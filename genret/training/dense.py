@@ -12,7 +12,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
-from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from genret.config import DenseConfig, NegativesConfig
 from genret.errors import InputError
@@ -373,6 +373,7 @@ def train_dense(
         # The share must be in a checkpoint before that is reported.
         callbacks=[*callbacks, ProgressCallback(progress or Progress())],
     )
+    trainer.remove_callback(PrinterCallback)
     trainer.train(resume_from_checkpoint=str(resume_from) if resume_from else None)
     encoder.model.eval()
     return training_log("dense", trainer.state), share

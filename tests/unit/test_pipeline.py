@@ -63,6 +63,7 @@ CHANGES = [
     ("dense.vectors=int8", {"base_embedding"} | AFTER_CANDIDATES),
     ("dense.embedding_batch=7", {"report"}),
     ("retrieval.k1=0.9", {"bm25"} | AFTER_CANDIDATES),
+    ("retrieval.variant=okapi", {"bm25"} | AFTER_CANDIDATES),
     ("retrieval.stemming=false", {"bm25"} | AFTER_CANDIDATES),
     ("retrieval.search=exact", AFTER_RETRIEVAL),
     ("retrieval.beam=20", AFTER_RETRIEVAL),

@@ -116,6 +116,22 @@ def test_single_words_rank_as_in_unchanged_rank_bm25() -> None:
         assert found(retriever, word) == [f"p{number}" for number in expected]
 
 
+@pytest.mark.parametrize("repeats", [1, 5])
+def test_okapi_has_the_scores_of_rank_bm25(repeats: int) -> None:
+    texts = TEXTS * repeats + ["A bird is on a roof.", "The fish is in the sea.", "Nothing here is of any use."]
+    config = RetrievalConfig(variant="okapi", k1=1.5)
+    okapi = BM25Okapi(WordAnalyzer("english", stemming=True).words(texts), k1=1.5, b=config.b)
+    retriever = Bm25Retriever.build(passages_of(texts), config)
+    for query in ("cat", "running cats in gardens", "vitamin d", "dogs dogs garden", "bird in the sea"):
+        (query_words,) = WordAnalyzer("english", stemming=True).words([query])
+        expected = okapi.get_scores(query_words)
+        (ranking,) = retriever.retrieve([query], len(texts))
+        got = np.zeros(len(texts))
+        for place in ranking:
+            got[int(place.passage_id[1:])] = place.score
+        assert got == pytest.approx(np.maximum(expected, 0), abs=1e-5)
+
+
 def test_title_and_text_are_both_searched() -> None:
     retriever = Bm25Retriever.build(
         passages_of(["one", "two"], titles=["apples", "pears"]), RetrievalConfig()
@@ -297,3 +313,20 @@ def test_scifact_ranks_as_rank_bm25_does(scifact: dict[str, pa.Table]) -> None:
     for text, ranking in zip(texts, retriever.retrieve(texts, 10), strict=True):
         scores = okapi.get_scores(analyzer.words([text])[0]) / 2.2
         assert [place.score for place in ranking] == pytest.approx(np.sort(scores)[::-1][:10], rel=1e-5)
+
+
+def test_okapi_on_scifact_equals_rank_bm25(scifact: dict[str, pa.Table]) -> None:
+    """Same ten passages and scores, but for the order of those that come out equal."""
+    passages, queries = scifact["passages"], scifact["test_queries"].slice(0, 40)
+    analyzer = WordAnalyzer("english", stemming=True)
+    titles, texts = passages.column("title").to_pylist(), passages.column("text").to_pylist()
+    documents = analyzer.words(f"{title}\n{text}" for title, text in zip(titles, texts, strict=True))
+    okapi = BM25Okapi(documents, k1=1.2, b=0.75)
+    retriever = Bm25Retriever.build(passages, RetrievalConfig(variant="okapi"))
+    place_of = {name: place for place, name in enumerate(passages.column("passage_id").to_pylist())}
+    asked = queries.column("text").to_pylist()
+    for words, ranking in zip(analyzer.words(asked), retriever.retrieve(asked, 10), strict=True):
+        expected = okapi.get_scores(words)
+        best = np.sort(expected)[::-1][:10]
+        assert [place.score for place in ranking] == pytest.approx(best.tolist(), abs=1e-4)
+        assert [expected[place_of[place.passage_id]] for place in ranking] == pytest.approx(best.tolist(), abs=1e-4)

@@ -34,7 +34,7 @@ class Answering:
 
 
 def test_a_request_holds_the_query_its_passage_and_what_was_found(passages) -> None:
-    request = next(negative_requests(queries(), passages, {"q1": ["mail", "winter", "lake"]}, 3))
+    request = next(iter(negative_requests(queries(), passages, {"q1": ["mail", "winter", "lake"]}, 3)))
     assert (request.request_id, request.kind, request.n) == ("q1|negative", "negative", 3)
     assert (request.query, request.text[:15]) == (QUERY, "The night train")
     assert [text[:4] for text in request.related] == ["Mail", "In w"]
