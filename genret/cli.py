@@ -19,7 +19,7 @@ from genret.config import RunConfig, dump_config, load_config, parse_config, pre
 from genret.errors import EngineError, InputError
 from genret.evaluation.table import comparison_table
 from genret.pipeline import plan, planned, run
-from genret.retrieval.opening import load_retriever, retriever_names
+from genret.retrieval.opening import TRAINED, load_retriever, retriever_names
 from genret.runs import RunStore
 from genret.tables import passages_from_table
 from genret.terminal import TerminalReporter, show_plan
@@ -86,7 +86,7 @@ def synthesize(source: Source, overrides: Overrides = None, folder: RunFolder = 
 def train(source: Source, overrides: Overrides = None, folder: RunFolder = None) -> None:
     """Train the generative retriever (and what comes before)."""
     config, store = _open(source, overrides, folder)
-    trained = [stage.name for stage in planned(config) if stage.name in ("sft", "rpo")]
+    trained = [stage.name for stage in planned(config) if stage.name in TRAINED]
     _run(config, store, trained[-1])
 
 

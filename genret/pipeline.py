@@ -4,11 +4,11 @@ import platform
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import pyarrow as pa
 import torch
@@ -56,7 +56,7 @@ from genret.llm.vllm import resources
 from genret.retrieval.bm25 import Bm25Retriever
 from genret.retrieval.dense import BLOCK, missing_blocks, open_embedder, write_index
 from genret.retrieval.fusion import FUSION, fuse_runs
-from genret.retrieval.opening import open_retriever
+from genret.retrieval.opening import TRAINED, open_retriever
 from genret.runs import RunStore, StageRecord, StageWriter, fingerprint
 from genret.synthesis.build import synthesize
 from genret.synthesis.negatives import write_negatives
@@ -67,6 +67,7 @@ from genret.training.dense import read_share_log
 from genret.training.encoder import EncoderPlace, build_scratch_encoder
 from genret.training.launch import DenseInputs, TrainingTask, train
 from genret.training.mining import mine
+from genret.training.setup import Setup
 from genret.types import Retriever
 
 # Raised when a change of the code changes what some stage makes of the same input.
@@ -78,7 +79,7 @@ _MINING_BATCH = 32
 _COMPLETIONS = "completions"
 _SHOWN_REASONS = 3
 # What the retrievers of a run are made of.
-_RETRIEVER_STAGES = ("sft", "rpo", "bm25", "corpus", "encoder", "dense", "embedding", "base_embedding")
+_RETRIEVER_STAGES = (*TRAINED, "bm25", "corpus", "encoder", "dense", "embedding", "base_embedding")
 _PACKAGES = ("ray", "torch", "transformers", "trl", "pyarrow", "bm25s", "sentence-transformers", "ir-measures")
 
 
@@ -181,7 +182,7 @@ def run(
                 if stage.name not in ("corpus", "report"):  # these two never need Ray
                     _connect_once(stack, config)
                 record = _run_stage(stage, context, mark)
-            elif stage.name in ("sft", "rpo", "dense"):
+            elif stage.name in (*TRAINED, "dense"):
                 # Killed between the commit and the cleaning up, it would keep its checkpoints for good.
                 store.clear_scratch(stage.name, mark)
             context.records[stage.name] = record
@@ -401,12 +402,20 @@ def _round_trip(outputs: Mapping[str, pa.Table], retriever: Retriever, top: int)
     return kept | {"rejects": pa.concat_tables(rejects)}
 
 
+def _training_queries(context: Context) -> pa.Table:
+    """The synthetic queries, and those that the corpus brings to train on."""
+    queries = context.table("synthesis", "queries")
+    if "annotated_queries" not in context.records["corpus"].tables:
+        return queries
+    return pa.concat_tables([queries, context.table("corpus", "annotated_queries")])
+
+
 def _examples(context: Context, writer: StageWriter) -> dict[str, Any]:
     outputs = build_sft_examples(
         context.config.examples,
         context.table("corpus", "passages"),
         context.table("identifiers", "identifiers"),
-        context.table("synthesis", "queries"),
+        _training_queries(context),
         context.config.seed,
     )
     if not outputs["sft_examples"].num_rows:
@@ -447,31 +456,41 @@ def _threads(count: float) -> Iterator[None]:
 
 
 def _sft(context: Context, writer: StageWriter) -> dict[str, Any]:
-    return _train(context, writer, "sft", "base", ("examples", "sft_examples"))
+    return _train(context, writer, "sft", ("base", "base"), ("examples", "sft_examples"))
 
 
 def _rpo(context: Context, writer: StageWriter) -> dict[str, Any]:
-    return _train(context, writer, "rpo", "sft", ("mining", "preference_pairs"))
+    return _train(context, writer, "rpo", ("sft", "sft"), ("mining", "preference_pairs"))
+
+
+def _second_rpo(context: Context, writer: StageWriter) -> dict[str, Any]:
+    return _train(context, writer, "rpo", ("rpo", "rpo"), ("mining_2", "preference_pairs"))
 
 
 def _train(
-    context: Context, writer: StageWriter, stage: Any, start: str, examples: tuple[str, str]
+    context: Context,
+    writer: StageWriter,
+    kind: Literal["sft", "rpo"],
+    start: tuple[str, str],
+    examples: tuple[str, str],
 ) -> dict[str, Any]:
+    """Train from a model, named by its stage and folder, on a table, named by its stage and name."""
     config = context.config
-    section = config.sft if stage == "sft" else config.rpo
+    stage = writer.stage
+    section = config.sft if kind == "sft" else config.rpo
     model = config.sft.model
     task = TrainingTask(
-        stage=stage,
+        stage=kind,
         section=section.model_dump(),
-        pretrained=model.model_dump() if stage == "sft" and isinstance(model, PretrainedModel) else None,
+        pretrained=model.model_dump() if kind == "sft" and isinstance(model, PretrainedModel) else None,
         run_url=str(context.store.url),
-        model=(context.records[start], start),
+        model=(context.records[start[0]], start[1]),
         examples=(context.records[examples[0]], examples[1]),
         seed=config.seed,
-        workers=config.compute.training_workers,
+        setup=_training_setup(context, stage),
         threads=max(1, int(config.compute.cpus_a_training_worker)),
     )
-    return _launch(context, writer, task, lambda folder: writer.write_folder(stage, folder))
+    return _launch(context, writer, task, lambda folder: writer.write_folder(kind, folder))
 
 
 def _launch(
@@ -483,20 +502,41 @@ def _launch(
         context.reporter.progress(task.stage, step, steps, "steps", f"loss {values.get('loss', float('nan')):.3f}")
 
     log = train(
-        task, context.config.compute, context.store.scratch(task.stage, context.mark), deliver, on_progress
+        task, context.config.compute, context.store.scratch(writer.stage, context.mark), deliver, on_progress
     )
     writer.write_table("training_log", log)
     return {"steps": log.column("step").to_pylist()[-1] if log.num_rows else 0}
 
 
+def _training_setup(context: Context, stage: str) -> Setup:
+    compute = context.config.compute
+    return Setup(
+        workers=compute.training_workers,
+        zero_stage=compute.zero_stage,
+        offload=compute.offload,
+        gradient_checkpointing=compute.gradient_checkpointing,
+        report_to=compute.report_to,
+        report_folder=context.store.address(f"tensorboard/{stage}") if "tensorboard" in compute.report_to else "",
+        run_name=f"{context.config.name}-{stage}",
+    )
+
+
 def _mining(context: Context, writer: StageWriter) -> dict[str, Any]:
+    return _mine(context, writer, "sft")
+
+
+def _second_mining(context: Context, writer: StageWriter) -> dict[str, Any]:
+    return _mine(context, writer, "rpo")
+
+
+def _mine(context: Context, writer: StageWriter, retriever: Literal["sft", "rpo"]) -> dict[str, Any]:
     # The paper's beam search, whatever the evaluation searches with: its section must not decide the negatives.
     search = context.config.retrieval.model_copy(
         update={"search": "beam", "beam": context.config.mining.candidates, "batch_size": _MINING_BATCH}
     )
 
     def rank(queries: pa.Table, k: int) -> pa.Table:
-        return _rank(context, "mining", "sft", queries, k, search)[0]
+        return _rank(context, writer.stage, retriever, queries, k, search)[0]
 
     outputs = mine(
         context.config.mining,
@@ -588,7 +628,8 @@ def _dense(context: Context, writer: StageWriter) -> dict[str, Any]:
         model=None,
         examples=(context.records["contrastive"], "contrastive_examples"),
         seed=config.seed,
-        workers=config.compute.training_workers,
+        # The encoder is small: ZeRO is not for it.
+        setup=replace(_training_setup(context, "dense"), zero_stage=0, offload="none"),
         threads=max(1, int(config.compute.cpus_a_training_worker)),
         dense=DenseInputs(
             config.negatives.model_dump(),
@@ -784,9 +825,7 @@ def _report(context: Context, writer: StageWriter) -> dict[str, Any]:
 
 
 def _gather(context: Context, name: str) -> pa.Table:
-    parts = [
-        context.store.read_table(record, name) for record in context.records.values() if name in record.tables
-    ]
+    parts = [context.store.read_table(record, name) for record in context.records.values() if name in record.tables]
     return pa.concat_tables(parts) if parts else tables.table_from_rows(name, [])
 
 
@@ -903,6 +942,10 @@ def _settings_of(config: RunConfig, section: str, names: tuple[str, ...]) -> dic
     return {name: dumped[name] for name in names} | {"seed": config.seed}
 
 
+def _has_second_round(config: RunConfig) -> bool:
+    return _has_preference(config) and config.preference.rounds == 2
+
+
 STAGES: tuple[Stage, ...] = (
     Stage("corpus", (), _corpus_settings, _corpus),
     Stage("identifiers", ("corpus",), _seeded("identifiers", "llm"), _identifiers),
@@ -912,6 +955,8 @@ STAGES: tuple[Stage, ...] = (
     Stage("sft", ("base", "examples"), _seeded("sft"), _sft),
     Stage("mining", ("sft", "synthesis"), _seeded("mining"), _mining, _has_preference),
     Stage("rpo", ("sft", "mining"), _seeded("rpo"), _rpo, _has_preference),
+    Stage("mining_2", ("rpo", "synthesis"), _seeded("mining"), _second_mining, _has_second_round),
+    Stage("rpo_2", ("rpo", "mining_2"), _seeded("rpo"), _second_rpo, _has_second_round),
     Stage("bm25", ("corpus",), _bm25_settings, _bm25),
     Stage(
         "encoder",
@@ -938,7 +983,7 @@ STAGES: tuple[Stage, ...] = (
     ),
     Stage("dense", ("corpus", "encoder", "contrastive"), _dense_settings, _dense, _trains_dense),
     Stage("embedding", ("corpus", "encoder", "dense"), _embedding_settings, _embedding, _has_dense),
-    Stage("retrieval", ("corpus", "sft", "rpo", "bm25", "embedding"), _dump("retrieval"), _retrieval),
+    Stage("retrieval", ("corpus", "sft", "rpo", "rpo_2", "bm25", "embedding"), _dump("retrieval"), _retrieval),
     Stage(
         "evaluation",
         ("corpus", "identifiers", "synthesis", "base", "retrieval"),

@@ -360,9 +360,9 @@ class StageWriter:
     """
 
     def __init__(self, store: RunStore, storage: "Storage", stage: str, fingerprint: str) -> None:
+        self.stage = stage
         self._store = store
         self._storage = storage
-        self._stage = stage
         self._fingerprint = fingerprint
         self._stem = f"{_plain(stage)}-{_plain(fingerprint)}-{attempt_name()}"
         self._sizes: dict[str, int] = {}
@@ -440,7 +440,7 @@ class StageWriter:
             InputError: A written file is gone or cut short, or the run cannot be written to.
         """
         record = StageRecord(
-            stage=self._stage,
+            stage=self.stage,
             fingerprint=self._fingerprint,
             created=_now(),
             tables=self._tables,
@@ -451,20 +451,20 @@ class StageWriter:
         content = _json({"format": FORMAT, **asdict(record)})
         problem = _difference(self._sizes, {place: self._storage.size(place) for place in self._sizes})
         if problem:
-            raise InputError(f"{self._storage.address('')}: a file of stage {self._stage} is gone: {problem}")
+            raise InputError(f"{self._storage.address('')}: a file of stage {self.stage} is gone: {problem}")
         self._open = False
-        earlier = self._store.find(self._stage, self._fingerprint)
+        earlier = self._store.find(self.stage, self._fingerprint)
         if earlier is not None:
             return earlier
-        self._storage.put(_manifest_place(self._stage, self._fingerprint), content)
+        self._storage.put(_manifest_place(self.stage, self._fingerprint), content)
         return record
 
     def _claim(self, name: str, entries: Mapping[str, Any]) -> None:
         # A second write would change a file that a manifest or a reader may know already.
         if not self._open:
-            raise RuntimeError(f"stage {self._stage} is committed: {name!r} can no longer be written")
+            raise RuntimeError(f"stage {self.stage} is committed: {name!r} can no longer be written")
         if _plain(name) in entries:
-            raise ValueError(f"stage {self._stage} wrote {name!r} before")
+            raise ValueError(f"stage {self.stage} wrote {name!r} before")
 
 
 class Storage:

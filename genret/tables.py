@@ -30,6 +30,10 @@ SCHEMAS: dict[str, pa.Schema] = {
     "queries": _schema(
         query_id=_STRING, passage_id=_STRING, text=_STRING, kind=_STRING, generator=_STRING
     ),
+    # Queries that people wrote and judged for training; columns as in queries.
+    "annotated_queries": _schema(
+        query_id=_STRING, passage_id=_STRING, text=_STRING, kind=_STRING, generator=_STRING
+    ),
     "preference_queries": _schema(query_id=_STRING, passage_id=_STRING, text=_STRING, answer=_STRING),
     "sft_examples": _schema(prompt=_STRING, completion=_STRING, kind=_STRING),
     "preference_pairs": _schema(

@@ -7,7 +7,16 @@ from genret.config.loading import dump_config, load_config, parse_config, preset
 from genret.config.retrieval import EvaluationConfig, FusionConfig, RetrievalConfig
 from genret.config.run import ComputeConfig, RunConfig
 from genret.config.section import Section
-from genret.config.training import MiningConfig, ModelConfig, PretrainedModel, RpoConfig, ScratchModel, SftConfig
+from genret.config.training import (
+    MiningConfig,
+    ModelConfig,
+    PreferenceConfig,
+    PretrainedModel,
+    RpoConfig,
+    ScratchModel,
+    SftConfig,
+    TuningConfig,
+)
 
 __all__ = [
     "ComputeConfig",
@@ -24,6 +33,7 @@ __all__ = [
     "ModelConfig",
     "NegativesConfig",
     "PretrainedEncoder",
+    "PreferenceConfig",
     "PretrainedModel",
     "RetrievalConfig",
     "RpoConfig",
@@ -33,6 +43,7 @@ __all__ = [
     "Section",
     "SftConfig",
     "SynthesisConfig",
+    "TuningConfig",
     "VllmConfig",
     "dump_config",
     "load_config",

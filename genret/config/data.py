@@ -1,5 +1,6 @@
 """The sections of the stages from documents to training rows."""
 
+from collections.abc import Iterator
 from typing import Literal
 
 from pydantic import Field, model_validator
@@ -19,6 +20,9 @@ class CorpusConfig(Section):
     `python_docs`."""
     split: str = Field("test", min_length=1, pattern=r"^[\w.-]+$")
     """Which queries and judgements to evaluate with."""
+    train_split: str = Field("", pattern=r"^[\w.-]*$")
+    """`beir` with whole documents: the split whose queries people wrote and judged for training; they are trained on
+    beside the synthetic ones (paper, A.4). Empty: none."""
     id_field: str = "_id"
     """`jsonl` and `parquet`: the field with the document's id."""
     title_field: str = "title"
@@ -40,6 +44,8 @@ class CorpusConfig(Section):
     def _check_paths(self) -> "CorpusConfig":
         used = {"jsonl": ("path", "queries_path", "qrels_path"), "python_docs": ()}
         used["parquet"] = used["jsonl"]
+        if self.train_split:
+            refuse(_train_split_problems(self))
         paths = {"path": self.path, "queries_path": self.queries_path, "qrels_path": self.qrels_path}
         refuse(
             f"{name}: expected nothing with the type {self.type}, found {value!r}"
@@ -47,6 +53,16 @@ class CorpusConfig(Section):
             if value and name not in used.get(self.type, ("path",))
         )
         return self
+
+
+def _train_split_problems(config: CorpusConfig) -> Iterator[str]:
+    if config.type != "beir":
+        yield f"train_split: expected nothing with the type {config.type}, found {config.train_split!r}"
+    if config.unit != "document":
+        # Judgements name documents: which chunk of one answers the query, nobody said.
+        yield f"train_split: expected nothing where chunks are retrieved, found {config.train_split!r}"
+    if config.train_split == config.split:
+        yield f"train_split: expected another split than that of the evaluation, found {config.train_split!r} twice"
 
 
 class IdentifiersConfig(Section):

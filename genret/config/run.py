@@ -1,6 +1,7 @@
 """The whole configuration, and the rules between its sections."""
 
 from collections.abc import Iterator
+from typing import Literal
 
 from pydantic import Field, model_validator
 
@@ -9,7 +10,7 @@ from genret.config.dense import DenseConfig, NegativesConfig
 from genret.config.engines import ExtractiveConfig, LlmConfig
 from genret.config.retrieval import EvaluationConfig, RetrievalConfig
 from genret.config.section import Section, refuse
-from genret.config.training import MiningConfig, RpoConfig, SftConfig
+from genret.config.training import MiningConfig, PreferenceConfig, RpoConfig, SftConfig
 
 
 class ComputeConfig(Section):
@@ -29,8 +30,40 @@ class ComputeConfig(Section):
     """CPUs of each training worker; also its number of torch threads, so that a run is repeatable."""
     gpus_a_training_worker: int = Field(0, ge=0, le=1)
     """GPUs of each training worker."""
+    min_training_workers: int = Field(0, ge=0, le=10_000)
+    """With fewer nodes than hoped for, or after some are lost, training goes on with as few workers as this; 0: only
+    with all `training_workers`."""
     max_failures: int = Field(3, ge=0, le=1000)
     """How often training starts again after a worker died."""
+    gradient_checkpointing: bool = False
+    """Compute activations again in the backward pass instead of keeping them: less memory, about a third more time."""
+    zero_stage: Literal[0, 2, 3] = 0
+    """DeepSpeed's ZeRO: 2 shares out gradients and optimiser over the training workers, 3 the parameters too; 0: none
+    (Rajbhandari et al., arXiv 1910.02054)."""
+    offload: Literal["none", "optimizer", "all"] = "none"
+    """What ZeRO keeps in the memory of the host: nothing, the optimiser, or (stage 3) the parameters too."""
+    report_to: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = ()
+    """Trackers that get the loss curves while training runs. TensorBoard's files lie in the run's folder `tensorboard`;
+    the others are set up by their own environment variables."""
+
+    @model_validator(mode="after")
+    def _check_workers(self) -> "ComputeConfig":
+        refuse(_worker_problems(self))
+        return self
+
+
+def _worker_problems(config: ComputeConfig) -> Iterator[str]:
+    if config.min_training_workers > config.training_workers:
+        yield (
+            f"min_training_workers: expected at most training_workers ({config.training_workers}), "
+            f"found {config.min_training_workers}"
+        )
+    if config.min_training_workers and config.zero_stage:
+        yield "min_training_workers: expected 0 with ZeRO, whose checkpoints are of a fixed number of workers"
+    if config.offload != "none" and not config.zero_stage:
+        yield f"offload: expected none without ZeRO (zero_stage 0), found {config.offload}"
+    if config.offload == "all" and config.zero_stage != 3:
+        yield f"offload: expected none or optimizer with zero_stage {config.zero_stage}, found all"
 
 
 class RunConfig(Section):
@@ -52,6 +85,8 @@ class RunConfig(Section):
     """How texts and queries become training rows (paper, sections 3.2 and 3.3)."""
     sft: SftConfig = SftConfig()
     """Supervised fine-tuning: Context2ID and Query2ID (paper, section 3.1 and appendix A)."""
+    preference: PreferenceConfig = PreferenceConfig()
+    """How often the model learns from its own false positives."""
     mining: MiningConfig = MiningConfig()
     """Which false positives become negatives (paper, section 4.3)."""
     rpo: RpoConfig = RpoConfig()
@@ -69,26 +104,17 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def _check_sections(self) -> "RunConfig":
-        refuse([*_batch_problems(self), *_synthesis_problems(self), *_retrieval_problems(self)])
+        refuse([*_synthesis_problems(self), *_retrieval_problems(self)])
         return self
 
 
 def _batch_problems(config: RunConfig) -> Iterator[str]:
-    stages: dict[str, SftConfig | RpoConfig] = {"sft": config.sft}
-    if config.synthesis.preference_queries:
-        stages["rpo"] = config.rpo
     workers = config.compute.training_workers
     if "dense" in config.retrieval.retrievers and config.dense.batch_size % workers:
         yield (
             f"dense.batch_size: expected a multiple of compute.training_workers ({workers}), "
             f"found {config.dense.batch_size}"
         )
-    for name, stage in stages.items():
-        if stage.batch_size % (stage.micro_batch_size * workers):
-            yield (
-                f"{name}.batch_size: expected a multiple of {name}.micro_batch_size x "
-                f"compute.training_workers ({stage.micro_batch_size} x {workers}), found {stage.batch_size}"
-            )
 
 
 def _synthesis_problems(config: RunConfig) -> Iterator[str]:

@@ -54,6 +54,18 @@ class PretrainedModel(Section):
 ModelConfig = Annotated[ScratchModel | PretrainedModel, Field(discriminator="type")]
 
 
+class TuningConfig(Section):
+    """Which weights are trained."""
+
+    method: Literal["full", "lora"] = "full"
+    """`full`: all weights (the paper's). `lora`: small matrices beside the frozen ones, which are added to them at the
+    end (Hu et al., arXiv 2106.09685), and with atomic identifiers the output head; only for a pretrained model."""
+    rank: int = Field(16, ge=1, le=1024)
+    """`lora`: rank of the matrices."""
+    alpha: int = Field(32, ge=1, le=4096)
+    """`lora`: their product counts `alpha` / `rank` times."""
+
+
 class SftConfig(Section):
     """Supervised fine-tuning: Context2ID and Query2ID (paper, section 3.1 and appendix A)."""
 
@@ -68,10 +80,9 @@ class SftConfig(Section):
     epochs: float = Field(2.0, gt=0.0, le=1000.0)
     """Passes over the examples (paper: 2)."""
     batch_size: int = Field(256, ge=1, le=65536)
-    """Examples an optimiser step, over all workers (paper: 256). A whole number of micro-batches of every
-    worker."""
+    """Examples an optimiser step, over all workers (paper: 256)."""
     micro_batch_size: int = Field(256, ge=1, le=65536)
-    """Examples a forward pass of one worker."""
+    """Most examples a forward pass of one worker; with several workers each takes its share."""
     learning_rate: float = Field(2e-5, gt=0.0, le=1.0)
     """Highest learning rate (paper: 2e-5)."""
     warmup_ratio: float = Field(0.1, ge=0.0, le=1.0)
@@ -84,6 +95,8 @@ class SftConfig(Section):
     """AdamW's decay of the squared gradients; short trainings want less memory, such as 0.98."""
     max_tokens: int = Field(700, ge=8, le=131072)
     """Longest example (paper: 700; NQ 450); a longer prompt is cut at its end."""
+    tuning: TuningConfig = TuningConfig()
+    """Which weights are trained."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """Number format of the computation (paper: bf16)."""
     checkpoints: int = Field(5, ge=0, le=1000)
@@ -93,7 +106,17 @@ class SftConfig(Section):
     def _check_loss(self) -> "SftConfig":
         if self.scoring == "trie" and self.loss != "completion":
             raise ValueError(f"loss: expected completion with the scoring trie, found {self.loss}")
+        if self.tuning.method == "lora" and isinstance(self.model, ScratchModel):
+            raise ValueError("tuning.method: expected full with a model from scratch, found lora")
         return self
+
+
+class PreferenceConfig(Section):
+    """How often the model learns from its own false positives."""
+
+    rounds: Literal[1, 2] = 1
+    """1: mining and RPO once (the paper's). 2: mining and RPO again, with the model that the first RPO made, which is
+    also the reference."""
 
 
 class MiningConfig(Section):
@@ -119,13 +142,15 @@ class RpoConfig(Section):
     batch_size: int = Field(64, ge=1, le=65536)
     """Pairs an optimiser step, over all workers (paper: 64)."""
     micro_batch_size: int = Field(64, ge=1, le=65536)
-    """Pairs a forward pass of one worker."""
+    """Most pairs a forward pass of one worker; with several workers each takes its share."""
     learning_rate: float = Field(1e-7, gt=0.0, le=1.0)
     """Highest learning rate (paper: 1e-7)."""
     warmup_ratio: float = Field(0.1, ge=0.0, le=1.0)
     """Share of the steps in which the rate rises."""
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
     """How the rate falls after the warm-up."""
+    tuning: TuningConfig = TuningConfig()
+    """Which weights are trained."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """Number format of the computation."""
     checkpoints: int = Field(3, ge=0, le=1000)

@@ -6,7 +6,7 @@ import pyarrow as pa
 
 from genret.config import CorpusConfig
 from genret.corpus.chunking import chunk_text
-from genret.corpus.readers import read_corpus
+from genret.corpus.readers import Corpus, read_corpus, training_part
 from genret.tables import metadata_to_json, passages_to_table, table_from_rows
 from genret.types import Document, Passage
 
@@ -19,7 +19,8 @@ def prepare_corpus(config: CorpusConfig) -> dict[str, pa.Table]:
 
     Returns:
         The tables `passages`, `test_queries`, `qrels` (on documents, not on passages) and `rejects`; where queries
-        have metadata, `query_metadata` too.
+        have metadata, `query_metadata` too, and with a `train_split` `annotated_queries`: its queries, once for each
+        document that they were judged relevant to.
 
     Raises:
         InputError: The corpus is not as expected; see `read_corpus`.
@@ -44,7 +45,29 @@ def prepare_corpus(config: CorpusConfig) -> dict[str, pa.Table]:
         ),
         "rejects": table_from_rows("rejects", corpus.rejects),
     }
-    return outputs | {"query_metadata": table_from_rows("query_metadata", metadata)} if metadata else outputs
+    if metadata:
+        outputs["query_metadata"] = table_from_rows("query_metadata", metadata)
+    if config.train_split:
+        outputs["annotated_queries"] = _annotated_queries(read_corpus(training_part(config)))
+    return outputs
+
+
+def _annotated_queries(corpus: Corpus) -> pa.Table:
+    texts = {query.query_id: query.text for query in corpus.queries}
+    relevant = [qrel for qrel in corpus.qrels if qrel.relevance > 0]
+    return table_from_rows(
+        "annotated_queries",
+        (
+            {
+                "query_id": f"{qrel.query_id}|{qrel.doc_id}",
+                "passage_id": qrel.doc_id,
+                "text": texts[qrel.query_id],
+                "kind": "annotated",
+                "generator": "corpus",
+            }
+            for qrel in relevant
+        ),
+    )
 
 
 def make_passages(documents: Iterable[Document], config: CorpusConfig) -> Iterator[Passage]:

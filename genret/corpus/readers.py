@@ -79,6 +79,11 @@ def read_corpus(config: CorpusConfig) -> Corpus:
     return _READERS[config.type](config)
 
 
+def training_part(config: CorpusConfig) -> CorpusConfig:
+    """The corpus section whose queries and judgements are those to train on."""
+    return config.model_copy(update={"split": config.train_split, "train_split": ""})
+
+
 def source_fingerprint(config: CorpusConfig) -> str:
     """A digest of the corpus's content, to see whether it has changed.
 
@@ -119,7 +124,8 @@ def _file_digest(path: str) -> bytes:
 
 def _input_files(config: CorpusConfig) -> list[str]:
     if config.type == "beir":
-        return list(_beir_files(config))
+        training = _beir_files(training_part(config))[2:] if config.train_split else ()
+        return [*_beir_files(config), *training]
     documents = _parquet_files(config.path) if config.type == "parquet" else [config.path]
     return documents + [path for path in (config.queries_path, config.qrels_path) if path]
 

@@ -19,6 +19,9 @@ from genret.types import Retriever
 GENERATIVE = ("rpo", "sft")
 """The generative retrievers by the stage that trained them, best first."""
 
+TRAINED = ("sft", "rpo", "rpo_2")
+"""The stages that train a generative retriever, in their order."""
+
 INDEXES = {"dense": "embedding", "dense_base": "base_embedding"}
 """The stages that made the indexes of the dense retrievers: trained, and as they were before."""
 
@@ -60,7 +63,9 @@ def load_retriever(
         stage = INDEXES[name]
         folder = store.local_folder(records[stage], stage)
         return DenseRetriever.load(folder, store, records, name, config.batch_size)
-    folder = store.local_folder(records[name], name)
+    # Where preference learning had a second round, its model is the one that is asked.
+    last = "rpo_2" if name == "rpo" and "rpo_2" in records else name
+    folder = store.local_folder(records[last], name)
     if name == "bm25":
         return Bm25Retriever.load(folder)
     return GenerativeRetriever.load(folder, config, name)

@@ -142,14 +142,21 @@ def _check_positions(config: SftConfig, architecture: PretrainedConfig, trie: Tr
 
 
 def load_for_training(
-    folder: Path, pretrained: PretrainedModel | None, stage: Literal["sft", "rpo"]
+    folder: Path,
+    pretrained: PretrainedModel | None,
+    stage: Literal["sft", "rpo"],
+    *,
+    dtype: torch.dtype = torch.float32,
+    attention: str = ATTENTION,
 ) -> Bundle:
-    """A bundle whose model can be trained, in 32 bits; `precision` decides what it computes in.
+    """A bundle whose model can be trained.
 
     Args:
         folder: A saved bundle.
         pretrained: Where the weights come from if the bundle has none.
         stage: The stage that is about to train it.
+        dtype: Number format of the weights; `precision` decides what the model computes in.
+        attention: Transformers' `attn_implementation`.
 
     Returns:
         The bundle, its model in training mode.
@@ -157,11 +164,11 @@ def load_for_training(
     Raises:
         InputError: The bundle has no weights and no pretrained model is named, or its weights cannot be loaded.
     """
-    bundle = Bundle.load(folder)
+    bundle = Bundle.load(folder, dtype=dtype, attention=attention)
     if bundle.model is None:
         if pretrained is None:
             raise InputError(f"{folder}: this bundle has no weights; expected a pretrained model beside it")
-        bundle.model = _load_weights(pretrained)
+        bundle.model = _load_weights(pretrained, dtype, attention)
         if bundle.settings.identifier_type == "atomic":
             add_rows(bundle.model, bundle.settings.first_row, bundle.passages.num_rows)
     bundle.settings = replace(bundle.settings, stage=stage)
@@ -169,13 +176,13 @@ def load_for_training(
     return bundle
 
 
-def _load_weights(pretrained: PretrainedModel) -> PreTrainedModel:
+def _load_weights(pretrained: PretrainedModel, dtype: torch.dtype, attention: str) -> PreTrainedModel:
     try:
         return AutoModelForCausalLM.from_pretrained(
             pretrained.name,
             revision=pretrained.revision,
-            dtype=torch.float32,
-            attn_implementation=ATTENTION,
+            dtype=dtype,
+            attn_implementation=attention,
             trust_remote_code=False,
         )
     except (OSError, ValueError) as error:
@@ -190,9 +197,7 @@ def add_rows(model: PreTrainedModel, first_row: int, count: int) -> None:
     """
     model.resize_token_embeddings(first_row + count, mean_resizing=False)
     with torch.no_grad():
-        for weight in _distinct(
-            [model.get_input_embeddings().weight, model.get_output_embeddings().weight]
-        ):
+        for weight in _distinct([model.get_input_embeddings().weight, model.get_output_embeddings().weight]):
             mean, spread = weight[:first_row].mean(0), weight[:first_row].std()
             noise = torch.randn(count, weight.shape[1], generator=torch.Generator().manual_seed(0))
             weight[first_row:] = mean + 0.1 * spread * noise.to(weight)

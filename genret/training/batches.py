@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
@@ -11,6 +12,10 @@ from genret.decoding.trie import Trie
 from genret.training.likelihood import Scoring, TrieChildren
 
 _ROW_TOKENS = 128
+
+Layout = Literal["rows", "line", "single"]
+"""How sequences lie in a batch: packed into `rows` of equal length; in one `line` without padding, as FlashAttention
+wants them; or each in a row of its own (`single`), which is only there to be compared with."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +80,8 @@ class Collator:
     """Packs prompts with identifiers into a batch for `identifier_log_probs`.
 
     Sequences lie side by side in rows; each starts again at position 0, from which Transformers builds a
-    block-diagonal attention mask when it is given no mask and no cache. No sequence sees another.
+    block-diagonal attention mask when it is given no mask and no cache (for FlashAttention, the boundaries of the
+    sequences of a single row). No sequence sees another.
     """
 
     def __init__(
@@ -85,29 +91,30 @@ class Collator:
         scoring: Scoring,
         loss: str = "completion",
         pad_token_id: int = 0,
+        layout: Layout = "rows",
     ) -> None:
         self.identifiers = identifiers
         self.branchings = branchings
         self.scoring = scoring
         self.loss = loss
         self.pad_token_id = pad_token_id
+        self.layout = layout
 
-    def collate(
-        self, prompts: Sequence[Sequence[int]], identifiers: Sequence[int]
-    ) -> dict[str, Tensor | int]:
+    def collate(self, prompts: Sequence[Sequence[int]], identifiers: Sequence[int]) -> dict[str, Tensor | int]:
         """One batch from prompts (token ids) and as many identifiers (their indices).
 
         Returns:
-            `input_ids`, `position_ids`: int64 `(rows, length)`; `n_examples`. With `trie` scoring `state`
-            (position in the flattened rows), `node`, `target`, `example`: int64, one entry a choice, and
-            `labels` int64 `(n_examples, 2)`, which only counts the examples. With `vocabulary` scoring
+            `input_ids`, `position_ids`: int64 `(rows, length)`; `n_examples`; `n_tokens`, without padding. With
+            `trie` scoring `state` (position in the flattened rows), `node`, `target`, `example`: int64, one entry a
+            choice, and `labels` int64 `(n_examples, 2)`, which only counts the examples. With `vocabulary` scoring
             `labels` int64 `(rows, length)`, -100 where no loss is taken, and `token_example` alike.
         """
         sequences = [
             np.concatenate([np.asarray(prompt, dtype=np.int64), self._suffix(identifier)])
             for prompt, identifier in zip(prompts, identifiers, strict=True)
         ]
-        rows, columns, shape = pack([len(sequence) for sequence in sequences])
+        lengths_read = [len(sequence) for sequence in sequences]
+        rows, columns, shape = lay_out(lengths_read, self.layout)
         input_ids = np.full(shape, self.pad_token_id, dtype=np.int64)
         # Padding counts as sequences of one token each: nothing attends to it.
         position_ids = np.zeros(shape, dtype=np.int64)
@@ -120,6 +127,7 @@ class Collator:
             "input_ids": torch.from_numpy(input_ids),
             "position_ids": torch.from_numpy(position_ids),
             "n_examples": len(sequences),
+            "n_tokens": sum(lengths_read),
         }
         chosen = np.asarray(identifiers, dtype=np.int64)
         if self.scoring == "trie":
@@ -165,6 +173,17 @@ class Collator:
             "labels": torch.from_numpy(labels.reshape(input_ids.shape)),
             "token_example": torch.from_numpy(token_example.reshape(input_ids.shape)),
         }
+
+
+def lay_out(lengths: Sequence[int], layout: Layout) -> tuple[np.ndarray, np.ndarray, tuple[int, int]]:
+    """Row and first column of each sequence under a layout, int64 `(n,)` each, and the shape (rows, columns)."""
+    if layout == "rows":
+        return pack(lengths)
+    sizes = np.asarray(lengths, dtype=np.int64)
+    nowhere = np.zeros_like(sizes)
+    if layout == "line":
+        return nowhere, sizes.cumsum() - sizes, (1, int(sizes.sum()))
+    return np.arange(len(sizes)), nowhere, (len(sizes), int(sizes.max()))
 
 
 def pack(lengths: Sequence[int]) -> tuple[np.ndarray, np.ndarray, tuple[int, int]]:

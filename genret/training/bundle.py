@@ -15,8 +15,9 @@ from genret.errors import InputError
 from genret.training.batches import IdentifierTokens
 
 ATTENTION = "sdpa"
-"""Transformers' `attn_implementation`, in training and in search. FlashAttention takes neither the block-diagonal
-masks of sequences packed in several rows nor the ancestor masks of the search: sequences would see each other."""
+"""Transformers' `attn_implementation`, in search and, where there is no FlashAttention, in training. FlashAttention
+takes neither the block-diagonal masks of sequences packed in several rows nor the ancestor masks of the search:
+sequences would see each other."""
 
 _FORMAT = 1
 _SETTINGS = "genret.json"
@@ -81,12 +82,13 @@ class Bundle:
         (folder / _SETTINGS).write_text(json.dumps(settings, indent=2), encoding="utf-8")
 
     @classmethod
-    def load(cls, folder: Path, *, dtype: torch.dtype = torch.float32) -> "Bundle":
+    def load(cls, folder: Path, *, dtype: torch.dtype = torch.float32, attention: str = ATTENTION) -> "Bundle":
         """Read a folder that `save` wrote.
 
         Args:
             folder: The folder.
             dtype: Number format of the weights.
+            attention: Transformers' `attn_implementation`.
 
         Returns:
             The retriever, its model in evaluation mode on the CPU; without a model where none was saved.
@@ -101,7 +103,7 @@ class Bundle:
         model = None
         if (folder / "config.json").is_file():
             model = AutoModelForCausalLM.from_pretrained(
-                folder, dtype=dtype, attn_implementation=ATTENTION, trust_remote_code=False
+                folder, dtype=dtype, attn_implementation=attention, trust_remote_code=False
             ).eval()
         return cls(
             model=model,

@@ -59,9 +59,7 @@ class ProgressCallback(TrainerCallback):
             state.log_history[-1]["seconds"] = seconds
             self._progress.on_log(state.global_step, state.max_steps, logs)
 
-    def on_save(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Report the checkpoint just written."""
         self._progress.on_checkpoint(Path(args.output_dir) / f"checkpoint-{state.global_step}")
 

@@ -22,7 +22,8 @@ from genret.training.base import passage_texts
 from genret.training.callbacks import LogRow, Progress, ProgressCallback, training_log
 from genret.training.contrastive import batch_losses, false_negatives
 from genret.training.encoder import Encoder
-from genret.training.sft import trainer_arguments
+from genret.training.setup import SINGLE, Setup
+from genret.training.trainer import trainer_arguments
 
 _SHARE_FILE = "synthetic_share.json"
 # The share of synthetic negatives moves by this much, and stays away from the ends: a source of which nothing is
@@ -325,7 +326,7 @@ def train_dense(
     output: Path,
     *,
     seed: int,
-    workers: int = 1,
+    setup: Setup = SINGLE,
     resume_from: Path | None = None,
     progress: Progress | None = None,
 ) -> tuple[list[LogRow], SyntheticShare]:
@@ -339,7 +340,7 @@ def train_dense(
         passages: The `passages` table.
         output: Local folder for checkpoints.
         seed: Seed of the order of the queries and of the choice of negatives.
-        workers: Number of training processes that call this together.
+        setup: How the machine is used; `workers` processes call this together.
         resume_from: A checkpoint folder to go on from.
         progress: Where to report.
 
@@ -356,7 +357,7 @@ def train_dense(
     if not queries:
         raise InputError("contrastive_examples: expected at least one query to train with, found none")
     share = _resumed_share(resume_from) or SyntheticShare(negatives.synthetic_share)
-    arguments = _arguments(config, output, len(queries), workers, seed)
+    arguments = _arguments(config, output, len(queries), setup, seed)
     callbacks: list[TrainerCallback] = []
     if validation:
         every = max(1, arguments.max_steps // (config.validations + 1))
@@ -385,11 +386,12 @@ def _resumed_share(folder: Path | None) -> SyntheticShare | None:
     return SyntheticShare(**json.loads((folder / _SHARE_FILE).read_text(encoding="utf-8")))
 
 
-def _arguments(config: DenseConfig, output: Path, n_queries: int, workers: int, seed: int) -> TrainingArguments:
+def _arguments(config: DenseConfig, output: Path, n_queries: int, setup: Setup, seed: int) -> TrainingArguments:
+    workers = setup.workers
     if config.batch_size % workers:
         raise InputError(f"dense.batch_size: expected a multiple of {workers} workers, found {config.batch_size}")
     # The whole of a worker's share is one micro-batch: its size decides the negatives.
-    section = SimpleNamespace(**config.model_dump(exclude={"model"}), micro_batch_size=config.batch_size // workers)
-    settings = trainer_arguments(section, output, n_queries, workers, seed)
+    section: Any = SimpleNamespace(**config.model_dump(exclude={"model"}), micro_batch_size=config.batch_size // workers)
+    settings = trainer_arguments(section, output, n_queries, setup, seed)
     del settings["max_length"]
     return TrainingArguments(**settings, weight_decay=0.0, adam_beta2=_ADAM_BETA2)

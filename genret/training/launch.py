@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, wait
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -29,7 +29,9 @@ from genret.training.dense import TrainedEncoder, train_dense
 from genret.training.encoder import EncoderPlace
 from genret.training.machine import choose_device
 from genret.training.rpo import train_rpo
+from genret.training.setup import Setup, check_packages, choose_attention
 from genret.training.sft import train_sft
+from genret.training.trainer import choose_dtype
 
 # On CPUs a step frees and asks for the same hundreds of megabytes: glibc keeps them instead of giving them back
 # to the kernel, which would clear every page anew (a tenth of a step's time). Other C libraries ignore this.
@@ -40,6 +42,7 @@ _MEMORY_SETTINGS = {
 _ATTEMPT = "train"
 _BUNDLE = "bundle"
 _LOG = "training_log.parquet"
+_WORKERS = "workers.txt"
 
 
 @dataclass(frozen=True)
@@ -71,7 +74,7 @@ class TrainingTask:
         model: Record and artifact name of the bundle to start from; None for `dense`.
         examples: Record and table name of the training rows.
         seed: Seed of the data order.
-        workers: Number of workers.
+        setup: How the workers use the machine; how many they are they see themselves.
         threads: CPU threads of each worker.
         dense: What the stage `dense` needs beside these; else None.
     """
@@ -83,7 +86,7 @@ class TrainingTask:
     model: tuple[StageRecord, str] | None
     examples: tuple[StageRecord, str]
     seed: int
-    workers: int
+    setup: Setup
     threads: int
     dense: DenseInputs | None = None
 
@@ -117,7 +120,7 @@ def train(
         _worker,
         train_loop_config={"task": task, "board": board},
         scaling_config=ScalingConfig(
-            num_workers=task.workers,
+            num_workers=_worker_count(compute),
             use_gpu=compute.gpus_a_training_worker > 0,
             resources_per_worker={
                 "CPU": compute.cpus_a_training_worker,
@@ -129,9 +132,7 @@ def train(
             storage_path=scratch,
             failure_config=FailureConfig(max_failures=compute.max_failures),
             checkpoint_config=CheckpointConfig(num_to_keep=1),
-            worker_runtime_env={
-                "env_vars": _MEMORY_SETTINGS | ({} if compute.gpus_a_training_worker else NO_GPU)
-            },
+            worker_runtime_env={"env_vars": _MEMORY_SETTINGS | ({} if compute.gpus_a_training_worker else NO_GPU)},
         ),
     )
     try:
@@ -141,6 +142,11 @@ def train(
     with result.checkpoint.as_directory() as folder:
         deliver(Path(folder) / _BUNDLE)
         return tables.check_table("training_log", pq.read_table(Path(folder) / _LOG))
+
+
+def _worker_count(compute: ComputeConfig) -> int | tuple[int, int]:
+    least = compute.min_training_workers
+    return (least, compute.training_workers) if least else compute.training_workers
 
 
 def _drop_broken_snapshot(scratch: str) -> None:
@@ -197,19 +203,24 @@ def _worker(config: dict[str, Any]) -> None:
 
 def _work(config: dict[str, Any]) -> None:
     task: TrainingTask = config["task"]
-    rank = ray.train.get_context().get_world_rank()
+    context = ray.train.get_context()
+    rank = context.get_world_rank()
+    setup = replace(task.setup, workers=context.get_world_size())
+    check_packages(setup)
     torch.set_num_threads(task.threads)
     with ExitStack() as stack:
         checkpoint = ray.train.get_checkpoint()
         resume_from = Path(stack.enter_context(checkpoint.as_directory())) if checkpoint else None
         if resume_from is not None and (resume_from / _BUNDLE).is_dir():
             return  # finished before; the driver was stopped before it took the result
+        if resume_from is not None:
+            _check_workers(resume_from, setup)
         output = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="genret-train-")))
         progress = Progress(
             on_log=lambda step, steps, values: rank or config["board"].write.remote(step, steps, dict(values)),
-            on_checkpoint=lambda folder: _report(folder if rank == 0 else None),
+            on_checkpoint=lambda folder: _report(_sealed(folder, setup) if rank == 0 or setup.zero_stage else None),
         )
-        bundle, log = _train(task, output / "checkpoints", resume_from, progress)
+        bundle, log = _train(task, setup, output / "checkpoints", resume_from, progress)
         final = output / "final"
         if rank == 0:
             bundle.save(final / _BUNDLE)
@@ -217,21 +228,45 @@ def _work(config: dict[str, Any]) -> None:
         _report(final if rank == 0 else None)
 
 
-def _train(task: TrainingTask, output: Path, resume_from: Path | None, progress: Progress) -> tuple[Any, Any]:
+def _sealed(folder: Path, setup: Setup) -> Path:
+    """A checkpoint with a note of how many workers it is of; with ZeRO each worker's folder holds its own part."""
+    (folder / _WORKERS).write_text(str(setup.workers), encoding="utf-8")
+    return folder
+
+
+def _check_workers(checkpoint: Path, setup: Setup) -> None:
+    found = int((checkpoint / _WORKERS).read_text(encoding="utf-8"))
+    if setup.zero_stage and found != setup.workers:
+        raise InputError(
+            f"compute.training_workers: expected {found}, as the last checkpoint holds the parts of so many ZeRO "
+            f"workers, found {setup.workers}; go on with as many, or without ZeRO, or anew in another run folder"
+        )
+
+
+def _train(
+    task: TrainingTask, setup: Setup, output: Path, resume_from: Path | None, progress: Progress
+) -> tuple[Any, Any]:
     if task.stage == "dense":
-        return _train_dense(task, output, resume_from, progress)
+        return _train_dense(task, setup, output, resume_from, progress)
     assert task.model is not None, "the generative stages start from a bundle"
     store = RunStore(task.run_url)
     pretrained = PretrainedModel(**task.pretrained) if task.pretrained is not None else None
     record, name = task.model
     section = SftConfig(**task.section) if task.stage == "sft" else RpoConfig(**task.section)
-    bundle = load_for_training(store.local_folder(record, name), pretrained, task.stage)
+    bundle = load_for_training(
+        store.local_folder(record, name),
+        pretrained,
+        task.stage,
+        dtype=choose_dtype(section, setup),
+        attention=choose_attention(section.precision),
+    )
     assert bundle.model is not None, "what is loaded for training has a model"
-    bundle.model.to(choose_device())
+    if not setup.zero_stage:  # DeepSpeed places its parts itself
+        bundle.model.to(choose_device())
     examples = store.read_table(*task.examples)
     arguments: dict[str, Any] = {
         "seed": task.seed,
-        "workers": task.workers,
+        "setup": setup,
         "resume_from": resume_from,
         "progress": progress,
     }
@@ -241,7 +276,7 @@ def _train(task: TrainingTask, output: Path, resume_from: Path | None, progress:
 
 
 def _train_dense(
-    task: TrainingTask, output: Path, resume_from: Path | None, progress: Progress
+    task: TrainingTask, setup: Setup, output: Path, resume_from: Path | None, progress: Progress
 ) -> tuple[TrainedEncoder, Any]:
     assert task.dense is not None, "the stage dense has inputs of its own"
     store = RunStore(task.run_url)
@@ -254,7 +289,7 @@ def _train_dense(
         store.read_table(*task.dense.passages),
         output,
         seed=task.seed,
-        workers=task.workers,
+        setup=setup,
         resume_from=resume_from,
         progress=progress,
     )

@@ -32,9 +32,7 @@ class TrieChildren:
         return TrieChildren(self.indptr.to(device), self.token.to(device))
 
 
-def trie_log_probs(
-    states: Tensor, nodes: Tensor, targets: Tensor, weight: Tensor, children: TrieChildren
-) -> Tensor:
+def trie_log_probs(states: Tensor, nodes: Tensor, targets: Tensor, weight: Tensor, children: TrieChildren) -> Tensor:
     """Log-softmax over the children of one trie node a state, at the right child.
 
     Only the rows of `weight` that belong to children are multiplied. A node with a single child needs no
@@ -106,10 +104,8 @@ def identifier_log_probs(
         float32 `(n_examples,)`.
     """
     if scoring == "trie":
-        states = decision_states(model, batch)
-        weight = output_weight(model)
         assert children is not None, "trie scoring needs the trie's children"
-        log_probs = trie_log_probs(states, batch["node"], batch["target"], weight, children)
+        log_probs = _choice_log_probs(model, batch, children)
         return _sum_by_example(log_probs, batch["example"], batch["n_examples"])
     labels = batch["labels"]
     outputs = model(
@@ -125,6 +121,31 @@ def identifier_log_probs(
     )
 
 
+def _choice_log_probs(model: nn.Module, batch: Mapping[str, Any], children: TrieChildren) -> Tensor:
+    """Log-probability of each choice, computed where the model calls its output head.
+
+    There, and only there, sharded training (ZeRO-3) has the head's weight in one piece, in the forward and in the
+    backward pass. The result is taken from a hook that runs after those of the sharding.
+    """
+    unwrapped: Any = getattr(model, "module", model)
+    head = unwrapped.get_output_embeddings()
+    results: list[Tensor] = []
+
+    def score(states: Tensor) -> Tensor:
+        chosen = states.flatten(0, 1)[batch["state"]]
+        return trie_log_probs(chosen, batch["node"], batch["target"], head.weight, children)
+
+    hook = head.register_forward_hook(lambda module, inputs, output: results.append(output))
+    # On the instance, for this call alone: the class's method is seen again once it is gone.
+    head.forward = score
+    try:
+        model(input_ids=batch["input_ids"], position_ids=batch["position_ids"], use_cache=False)
+    finally:
+        del head.forward
+        hook.remove()
+    return results[0]
+
+
 def decision_states(model: nn.Module, batch: Mapping[str, Any]) -> Tensor:
     """The final hidden states `(n, hidden)` from which the trie's branching tokens are chosen."""
     outputs = model(
@@ -136,13 +157,6 @@ def decision_states(model: nn.Module, batch: Mapping[str, Any]) -> Tensor:
         logits_to_keep=torch.empty(0, dtype=torch.long, device=batch["input_ids"].device),
     )
     return outputs.hidden_states[-1].flatten(0, 1)[batch["state"]]
-
-
-def output_weight(model: nn.Module) -> Tensor:
-    """The output embedding `(vocabulary, hidden)` of a model, wrapped for distributed training or not."""
-    unwrapped: Any = getattr(model, "module", model)
-    weight: Tensor = unwrapped.get_output_embeddings().weight
-    return weight
 
 
 def _sum_by_example(values: Tensor, example: Tensor, n_examples: int) -> Tensor:

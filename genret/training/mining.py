@@ -34,7 +34,5 @@ def mine(
     for start in range(0, max(1, preference_queries.num_rows), _QUERIES_A_ROUND):
         queries = preference_queries.slice(start, _QUERIES_A_ROUND)
         ranking = rank(queries.select(["query_id", "text"]), config.candidates)
-        parts.append(
-            build_preference_pairs(config, ranking, queries, identifiers, seed)["preference_pairs"]
-        )
+        parts.append(build_preference_pairs(config, ranking, queries, identifiers, seed)["preference_pairs"])
     return {"preference_pairs": pa.concat_tables(parts)}

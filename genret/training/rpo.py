@@ -1,6 +1,5 @@
 """Regularised preference optimisation on mined pairs (arXiv 2502.17957, section 4)."""
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,14 +11,18 @@ from datasets import Dataset
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from trl import DPOConfig, DPOTrainer
+from trl.models import prepare_deepspeed
 
 from genret.config import RpoConfig
 from genret.training.batches import Collator, trie_children
 from genret.training.bundle import Bundle
 from genret.training.callbacks import LogRow, Progress, ProgressCallback, training_log
-from genret.training.encoding import encode_prompts
 from genret.training.likelihood import Scoring, TrieChildren, identifier_log_probs
-from genret.training.sft import identifier_index, make_collator, trainer_arguments
+from genret.training.sampling import Shares, row_weights
+from genret.training.setup import SINGLE, Setup
+from genret.training.sft import identifier_column, make_collator, prompt_column
+from genret.training.trainer import WholeBatches, prepare_process, run_trainer, share_out, trainer_arguments
+from genret.training.weights import adapter_config
 
 
 def rpo_loss(
@@ -55,18 +58,8 @@ def rpo_loss(
 
 def build_rpo_dataset(bundle: Bundle, pairs: pa.Table) -> Dataset:
     """Pairs as token ids: columns `prompt`, and `chosen` and `rejected` as indices of identifiers."""
-    index = identifier_index(bundle.passages)
-    prompts = encode_prompts(
-        pairs.column("prompt").to_pylist(),
-        bundle.tokenizer,
-        bundle.settings.suffix,
-        bundle.settings.max_tokens,
-    )
-    sides = {
-        side: pa.array([index[identifier] for identifier in pairs.column(side).to_pylist()], type=pa.int32())
-        for side in ("chosen", "rejected")
-    }
-    return Dataset(pa.table({"prompt": pa.array(prompts, type=pa.list_(pa.int32())), **sides}))
+    sides = {side: identifier_column(bundle, pairs, "preference_pairs", side) for side in ("chosen", "rejected")}
+    return Dataset(pa.table({"prompt": prompt_column(bundle, pairs), **sides}))
 
 
 class RpoCollator:
@@ -82,6 +75,8 @@ class RpoCollator:
         batch = self._collator.collate(prompts + prompts, identifiers)
         lengths = [self._scored_tokens(row["chosen"]) for row in rows]
         batch["chosen_length"] = torch.tensor(lengths, dtype=torch.float32)
+        weights = row_weights(rows)
+        batch["weight"] = torch.ones(len(rows)) if weights is None else weights
         for name in ("ref_chosen_logps", "ref_rejected_logps"):
             if name in rows[0]:
                 batch[name] = torch.tensor([row[name] for row in rows], dtype=torch.float32)
@@ -94,16 +89,26 @@ class RpoCollator:
         return len(self._collator.identifiers[identifier])
 
 
-class RpoTrainer(DPOTrainer):
-    """TRL's DPO trainer with the paper's per-example loss over identifiers.
+class RpoTrainer(WholeBatches, DPOTrainer):
+    """TRL's DPO trainer with the paper's per-example loss over identifiers, averaged over the pairs of a step.
 
     TRL computes the reference log-probabilities once, before the first step (`precompute_ref_log_probs`). Its
     own `sft` term is a mean over the tokens of a micro-batch; the paper's is a mean over each example's tokens.
     """
 
+    # The loss is divided by the pairs of all rounds and workers, not by the number of rounds once more.
+    loss_is_scaled_for_ga = True
+
     def __init__(
-        self, *args: Any, scoring: Scoring, children: TrieChildren | None, alpha: float, **kwargs: Any
+        self,
+        *args: Any,
+        shares: Shares,
+        scoring: Scoring,
+        children: TrieChildren | None,
+        alpha: float,
+        **kwargs: Any,
     ) -> None:
+        self.shares = shares
         # The parent's constructor already computes the reference log-probabilities.
         self._scoring: Scoring = scoring
         self._children = children
@@ -127,10 +132,11 @@ class RpoTrainer(DPOTrainer):
         loader = self.accelerator.prepare(
             DataLoader(dataset, batch_size=batch_size, collate_fn=self.data_collator, shuffle=False)
         )
-        self.model.to(self.accelerator.device)
-        parts = [
-            self.accelerator.gather_for_metrics(self.compute_ref_log_probs(self.model, batch)) for batch in loader
-        ]
+        if self.is_deepspeed_enabled:  # the model is in no place of its own yet, or in pieces
+            model = prepare_deepspeed(self.model, self.accelerator)
+        else:
+            model = self.model.to(self.accelerator.device)
+        parts = [self.accelerator.gather_for_metrics(self.compute_ref_log_probs(model, batch)) for batch in loader]
         for column, values in zip(("ref_chosen_logps", "ref_rejected_logps"), zip(*parts, strict=True), strict=True):
             dataset = dataset.add_column(column, torch.cat(values).float().cpu().tolist())
         return dataset
@@ -140,14 +146,36 @@ class RpoTrainer(DPOTrainer):
         with torch.no_grad(), self.accelerator.autocast():
             return self._log_probs(model, inputs)
 
-    def _compute_loss(self, model: nn.Module, inputs: Mapping[str, Any], return_outputs: bool) -> Tensor:
+    def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Tensor:
+        """The pairs of a step, over all rounds and workers."""
+        pairs = torch.stack([batch["weight"].sum() for batch in batch_samples]).sum().to(device)
+        total: Tensor = self.accelerator.gather(pairs).sum()
+        return total
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: Mapping[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | None = None,
+    ) -> Tensor:
+        """The mean of `rpo_loss` over the pairs of a step, in parts that add up over rounds and average over workers.
+
+        Args:
+            model: The model, possibly wrapped.
+            inputs: A batch of `RpoCollator` with reference log-probabilities.
+            return_outputs: Not supported: training needs no outputs.
+            num_items_in_batch: Pairs of the step; None counts this batch alone.
+
+        Returns:
+            A scalar.
+        """
         assert not return_outputs, "the likelihood has no outputs beside the loss"
+        self.count_tokens(inputs)
         chosen, rejected = self._log_probs(model, inputs)
         reference_chosen, reference_rejected = inputs["ref_chosen_logps"], inputs["ref_rejected_logps"]
-        margin = self.beta * ((chosen - reference_chosen) - (rejected - reference_rejected)).detach()
-        self._metrics["train"]["rewards/margins"].append(margin.mean().item())
-        self._metrics["train"]["rewards/accuracies"].append((margin > 0).float().mean().item())
-        return rpo_loss(
+        self._note_margins((chosen - reference_chosen) - (rejected - reference_rejected), inputs["weight"] > 0)
+        losses = rpo_loss(
             chosen,
             rejected,
             reference_chosen,
@@ -155,7 +183,16 @@ class RpoTrainer(DPOTrainer):
             inputs["chosen_length"],
             beta=self.beta,
             alpha=self._alpha,
-        ).mean()
+        )
+        pairs = inputs["weight"].sum() if num_items_in_batch is None else num_items_in_batch
+        loss: Tensor = (losses * inputs["weight"]).sum() / pairs
+        return loss * self.accelerator.num_processes if num_items_in_batch is not None else loss
+
+    def _note_margins(self, margins: Tensor, counted: Tensor) -> None:
+        rewards = self.beta * margins.detach()[counted]
+        if len(rewards):
+            self._metrics["train"]["rewards/margins"].append(rewards.mean().item())
+            self._metrics["train"]["rewards/accuracies"].append((rewards > 0).float().mean().item())
 
 
 def train_rpo(
@@ -165,34 +202,37 @@ def train_rpo(
     output: Path,
     *,
     seed: int,
-    workers: int = 1,
+    setup: Setup = SINGLE,
     resume_from: Path | None = None,
     progress: Progress | None = None,
 ) -> list[LogRow]:
-    """Optimise a bundle's model in place on preference pairs. Plain function: no Ray, one call a process.
+    """Optimise a bundle's model on preference pairs. Plain function: no Ray, one call a process.
 
     Args:
         config: The stage's section.
-        bundle: The SFT model, which is also the reference; trained in place.
+        bundle: The SFT model, which is also the reference. Afterwards its model is the trained one, as `train_sft` has
+            it.
         pairs: The `preference_pairs` table; with no row the model stays as it is.
         output: Local folder for checkpoints.
         seed: Seed of the data order.
-        workers: Number of training processes that call this together.
+        setup: How the machine is used; `workers` processes call this together.
         resume_from: A checkpoint folder to go on from, with the same data order.
         progress: Where to report.
 
     Returns:
         Rows of the `training_log` table.
     """
-    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    prepare_process(setup)
     if not pairs.num_rows:
         return []
     dataset = build_rpo_dataset(bundle, pairs)
     scoring: Scoring = "trie" if bundle.settings.scoring == "trie" else "vocabulary"
+    assert bundle.model is not None, "a bundle that is trained has a model"
+    torch.manual_seed(seed)  # of the adapters, if there are any
     trainer = RpoTrainer(
         model=bundle.model,
         args=DPOConfig(
-            **trainer_arguments(config, output, len(dataset), workers, seed),
+            **trainer_arguments(config, output, len(dataset), setup, seed),
             beta=config.beta,
             precompute_ref_log_probs=True,
         ),
@@ -200,9 +240,11 @@ def train_rpo(
         train_dataset=dataset,
         processing_class=bundle.tokenizer,
         callbacks=[ProgressCallback(progress or Progress())],
+        peft_config=adapter_config(config.tuning, bundle.model, bundle.settings.identifier_type),
+        shares=share_out(config, setup),
         scoring=scoring,
         children=trie_children(bundle.trie) if scoring == "trie" else None,
         alpha=config.alpha,
     )
-    trainer.train(resume_from_checkpoint=str(resume_from) if resume_from else None)
+    run_trainer(trainer, config, bundle, resume_from)
     return training_log("rpo", trainer.state)

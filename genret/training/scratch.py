@@ -75,9 +75,7 @@ def train_tokenizer(texts: Iterable[str], vocabulary_size: int, max_tokens: int)
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Whitespace(), pre_tokenizers.Metaspace(replacement=_WORD_START, prepend_scheme="always")]
     )
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocabulary_size, special_tokens=list(_SPECIAL), show_progress=False
-    )
+    trainer = trainers.BpeTrainer(vocab_size=vocabulary_size, special_tokens=list(_SPECIAL), show_progress=False)
     tokenizer.train_from_iterator(texts, trainer)
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
@@ -250,9 +248,7 @@ def build_scratch_model(
         model = MistralForCausalLM(settings)
     if config.initialisation == "svd":
         encoded = tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
-        factors = latent_factors(
-            encoded, tokenizer, config.hidden_size - _RESERVED, config.language, seed
-        )
+        factors = latent_factors(encoded, tokenizer, config.hidden_size - _RESERVED, config.language, seed)
         _lay_in(model, factors, tokenizer.convert_tokens_to_ids(SEPARATOR), config.heads)
         _lay_in_outputs(model, factors, identifiers, trie)
     return model

@@ -255,13 +255,21 @@ def test_values_are_refused_with_what_was_expected_and_found(text, message):
         ),
         ("sft: {scoring: trie, loss: all}", "sft.loss: expected completion with the scoring trie, found all"),
         (
-            "sft: {batch_size: 100, micro_batch_size: 64}",
-            "sft.batch_size: expected a multiple of sft.micro_batch_size x compute.training_workers "
-            "(64 x 1), found 100",
+            "sft: {tuning: {method: lora}}",
+            "sft.tuning.method: expected full with a model from scratch, found lora",
         ),
         (
-            "rpo: {batch_size: 64, micro_batch_size: 32}\nsft: {micro_batch_size: 32}\ncompute: {training_workers: 4}",
-            "rpo.batch_size: expected a multiple of rpo.micro_batch_size x compute.training_workers (32 x 4), found 64",
+            "compute: {min_training_workers: 3, training_workers: 2}",
+            "compute.min_training_workers: expected at most training_workers (2), found 3",
+        ),
+        (
+            "compute: {min_training_workers: 1, zero_stage: 2}",
+            "compute.min_training_workers: expected 0 with ZeRO",
+        ),
+        ("compute: {offload: optimizer}", "compute.offload: expected none without ZeRO (zero_stage 0), found optim"),
+        (
+            "compute: {offload: all, zero_stage: 2}",
+            "compute.offload: expected none or optimizer with zero_stage 2, found all",
         ),
         (
             "identifiers: {keywords: 5, max_keywords: 4}",
@@ -324,7 +332,6 @@ def test_values_that_do_not_go_together_are_refused_with_both(text, message):
 @pytest.mark.parametrize(
     "text",
     [
-        "sft: {batch_size: 128, micro_batch_size: 64}\ncompute: {training_workers: 2}\nrpo: {micro_batch_size: 32}",
         "synthesis: {preference_queries: 0}\nretrieval: {retrievers: [sft]}\nrpo: {batch_size: 3}",
         "retrieval: {beam: 5, search: exact}",
         "retrieval: {beam: 5, retrievers: [bm25]}",
@@ -381,8 +388,8 @@ def test_all_problems_are_told_at_once():
         ("sft={epochs: 1, epochs: 2}", "override 'sft={epochs: 1, epochs: 2}', line 1: epochs: stands twice"),
         ("seed=", "override 'seed=': seed: expected a whole number from 0 to 2147483647, found \"\""),
         (
-            "sft.batch_size=100",
-            "override 'sft.batch_size=100': sft.batch_size: expected a multiple of sft.micro",
+            "sft.tuning.method=lora",
+            "override 'sft.tuning.method=lora': sft.tuning.method: expected full with a model",
         ),
         ("corpus={type: jsonl, pth: x}", "override 'corpus={type: jsonl, pth: x}': corpus.pth: unknown key"),
         (
@@ -473,8 +480,8 @@ def test_a_byte_order_mark_is_passed_over(tmp_path):
 
 @pytest.mark.parametrize("name", preset_names())
 def test_problems_of_a_preset_name_it(name):
-    with pytest.raises(InputError, match=rf"^preset {name}(, line \d+)?: sft\.batch_size: expected a multiple"):
-        load_config(name, ["compute.training_workers=7919"])
+    with pytest.raises(InputError, match=rf"^preset {name}(, line \d+)?: retrieval\.beam: expected at least retrieval"):
+        load_config(name, ["retrieval.depth=900"])
 
 
 # --- what is written ---------------------------------------------------------------------------------------

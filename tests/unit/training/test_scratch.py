@@ -21,7 +21,7 @@ from genret.training.base import build_base
 from genret.training.batches import Collator, find_branchings, trie_children
 from genret.training.bundle import Bundle
 from genret.training.encoding import encode_prompts
-from genret.training.likelihood import decision_states, output_weight, trie_log_probs
+from genret.training.likelihood import decision_states, trie_log_probs
 from genret.training.scratch import bm25_matrix, calibrate, train_tokenizer
 from genret.types import Passage
 
@@ -168,7 +168,7 @@ def test_calibration_lowers_the_loss(make_bundle, wrong: float) -> None:
 
     def loss() -> float:
         with torch.no_grad():
-            states, weight = decision_states(bundle.model, batch), output_weight(bundle.model)
+            states, weight = decision_states(bundle.model, batch), bundle.model.get_output_embeddings().weight
             return -trie_log_probs(states, batch["node"], batch["target"], weight, children).mean().item()
 
     norm = bundle.model.model.norm.weight

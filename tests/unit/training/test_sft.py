@@ -11,7 +11,7 @@ from genret.config import SftConfig
 from genret.errors import InputError
 from genret.tables import table_from_rows
 from genret.training.callbacks import Progress
-from genret.training.sft import build_sft_dataset, make_collator, train_sft, trainer_arguments
+from genret.training.sft import build_sft_dataset, make_collator, train_sft
 
 QUERIES = [("melted snow flows to the sea", 0), ("frozen water", 1), ("knead dough", 2), ("sugar and eggs", 3)]
 
@@ -95,11 +95,6 @@ def test_unknown_completion_is_named(make_bundle) -> None:
     rows = [{"prompt": "x", "completion": "no such identifier", "kind": "query2id"}]
     with pytest.raises(InputError, match="'no such identifier' is none of the 7 identifiers"):
         build_sft_dataset(bundle, table_from_rows("sft_examples", rows))
-
-
-def test_batch_size_must_fit_the_workers(tmp_path) -> None:
-    with pytest.raises(InputError, match="4 x 2, found 4"):
-        trainer_arguments(settings(), tmp_path, 100, workers=2, seed=0)
 
 
 def test_forced_tokens_are_not_read(make_bundle) -> None:

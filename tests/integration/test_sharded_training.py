@@ -1,0 +1,103 @@
+"""Training on several Ray Train workers, plain and with ZeRO, ends where a single worker ends."""
+
+import shutil
+from collections.abc import Callable, Iterator
+from importlib.util import find_spec
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from genret.cluster import connected
+from genret.config import ComputeConfig, SftConfig, load_config
+from genret.pipeline import run
+from genret.runs import RunStore
+from genret.training.launch import TrainingTask, train
+from genret.training.setup import Setup
+
+needs_deepspeed = pytest.mark.skipif(find_spec("deepspeed") is None, reason="DeepSpeed is not installed")
+# Sums in another order: AdamW's first steps turn the last bit of a gradient near zero into a change of this size.
+TOLERANCE = 2e-5
+
+
+class Silent:
+    """Tells nobody."""
+
+    def stage_started(self, stage: str) -> None: ...
+
+    def progress(self, stage: str, done: int, total: int, unit: str, note: str) -> None: ...
+
+    def stage_finished(self, record: object, reused: bool) -> None: ...
+
+
+@pytest.fixture(scope="module")
+def ray() -> Iterator[None]:
+    with connected(ComputeConfig(training_workers=3, cpus_a_training_worker=1)):
+        yield
+
+
+@pytest.fixture(scope="module")
+def start(tiny_settings: list[str], tmp_path_factory: pytest.TempPathFactory, ray: None) -> tuple[RunStore, dict]:
+    """A run with a base model and examples, whose last steps do not share out evenly."""
+    store = RunStore(tmp_path_factory.mktemp("start") / "run")
+    config = load_config("scratch-semantic", [*tiny_settings, "sft.model.layers=2"])
+    return store, run(config, store, Silent(), "base")
+
+
+@pytest.fixture(scope="module")
+def fit(start: tuple[RunStore, dict], tmp_path_factory: pytest.TempPathFactory) -> Callable[..., tuple]:
+    store, records = start
+
+    def train_once(workers: int, scratch: Path | None = None, section: object = None, **machine) -> tuple:
+        compute = ComputeConfig(training_workers=workers, cpus_a_training_worker=1, max_failures=0, **machine)
+        section = section or SftConfig(
+            epochs=0.35, batch_size=96, micro_batch_size=32, learning_rate=1e-3, checkpoints=2, max_tokens=48
+        )
+        task = TrainingTask(
+            stage="sft" if isinstance(section, SftConfig) else "rpo",
+            section=section.model_dump(),
+            pretrained=None,
+            run_url=str(store.url),
+            model=(records["base"], "base"),
+            examples=(records["examples"], "sft_examples"),
+            seed=5,
+            setup=Setup(**{name: machine[name] for name in machine if name != "min_training_workers"}),
+            threads=1,
+        )
+        folder = tmp_path_factory.mktemp("fit")
+        scratch = scratch or folder / "scratch"
+        log = train(
+            task, compute, str(scratch), lambda bundle: shutil.copytree(bundle, folder / "bundle"), lambda *_: None
+        )
+        return load_file(folder / "bundle" / "model.safetensors"), log, scratch
+
+    return train_once
+
+
+@pytest.fixture(scope="module")
+def single(fit: Callable[..., tuple]) -> tuple[dict[str, torch.Tensor], pa.Table, Path]:
+    return fit(1)
+
+
+def assert_same(found: tuple, expected: tuple) -> None:
+    weights, log, _ = found
+    assert log.column("step").equals(expected[1].column("step"))
+    assert log.column("loss").to_pylist() == pytest.approx(expected[1].column("loss").to_pylist(), abs=1e-5)
+    assert weights.keys() == expected[0].keys()
+    for name, weight in weights.items():
+        assert (weight - expected[0][name]).abs().max() < TOLERANCE, name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [2, 3])
+def test_workers_train_as_one_does(fit, single, workers) -> None:
+    assert_same(fit(workers), single)
+
+
+@pytest.mark.slow
+@needs_deepspeed
+@pytest.mark.parametrize(("stage", "offload"), [(2, "none"), (3, "none"), (3, "optimizer")])
+def test_zero_trains_as_one_worker_does(fit, single, stage, offload) -> None:
+    assert_same(fit(2, zero_stage=stage, offload=offload), single)
