@@ -104,7 +104,7 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def _check_sections(self) -> "RunConfig":
-        refuse([*_synthesis_problems(self), *_retrieval_problems(self)])
+        refuse([*_batch_problems(self), *_synthesis_problems(self), *_retrieval_problems(self)])
         return self
 
 

@@ -391,7 +391,8 @@ def _arguments(config: DenseConfig, output: Path, n_queries: int, setup: Setup, 
     if config.batch_size % workers:
         raise InputError(f"dense.batch_size: expected a multiple of {workers} workers, found {config.batch_size}")
     # The whole of a worker's share is one micro-batch: its size decides the negatives.
-    section: Any = SimpleNamespace(**config.model_dump(exclude={"model"}), micro_batch_size=config.batch_size // workers)
+    share = config.batch_size // workers
+    section: Any = SimpleNamespace(**config.model_dump(exclude={"model"}), micro_batch_size=share)
     settings = trainer_arguments(section, output, n_queries, setup, seed)
     del settings["max_length"]
     return TrainingArguments(**settings, weight_decay=0.0, adam_beta2=_ADAM_BETA2)

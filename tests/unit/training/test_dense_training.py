@@ -26,6 +26,7 @@ from genret.training.dense import (
     validation_measure,
 )
 from genret.training.encoder import build_scratch_encoder
+from genret.training.setup import Setup
 
 ROWS = [
     ("melted snow flows", "river", "lake", ""),
@@ -143,7 +144,7 @@ def test_nothing_to_train_with_is_an_error(passages, tmp_path) -> None:
 
 def test_batch_size_must_fit_the_workers(passages, tmp_path) -> None:
     with pytest.raises(InputError, match=r"dense\.batch_size: expected a multiple of 3 workers, found 4"):
-        train(config_of(), passages, tmp_path, workers=3)
+        train(config_of(), passages, tmp_path, setup=Setup(workers=3))
 
 
 def test_the_share_climbs_while_the_measure_rises_and_turns_when_it_falls() -> None:
