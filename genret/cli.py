@@ -19,8 +19,10 @@ from genret.config import RunConfig, dump_config, load_config, parse_config, pre
 from genret.errors import EngineError, InputError
 from genret.evaluation.table import comparison_table
 from genret.pipeline import plan, planned, run
-from genret.retrieval.opening import TRAINED, load_retriever, retriever_names
+from genret.retrieval.names import TRAINED, retriever_names
+from genret.retrieval.opening import load_retriever
 from genret.runs import RunStore
+from genret.serving.app import serve_until_stopped, write_serve_config
 from genret.tables import passages_from_table
 from genret.terminal import TerminalReporter, show_plan
 from genret.types import Passage, ScoredPassage
@@ -103,9 +105,7 @@ def query(
     folder: FinishedRun,
     text: Annotated[str, typer.Argument(help="The query.", metavar="TEXT")],
     k: Annotated[int, typer.Option("-k", help=f"How many passages, from 1 to {_MOST_PASSAGES}.")] = 10,
-    retriever: Annotated[
-        str | None, typer.Option(help="Which retriever; default: the best trained one.")
-    ] = None,
+    retriever: Annotated[str | None, typer.Option(help="Which retriever; default: the best trained one.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON lines instead of a table.")] = False,
 ) -> None:
     """Ask a finished run."""
@@ -121,8 +121,7 @@ def query(
         raise InputError(f"{folder}: no retriever in this run yet; expected a run that was trained")
     chosen = load_retriever(store, records, retriever or names[0], config.retrieval)
     passages = {
-        passage.passage_id: passage
-        for passage in passages_from_table(store.read_table(records["corpus"], "passages"))
+        passage.passage_id: passage for passage in passages_from_table(store.read_table(records["corpus"], "passages"))
     }
     begin = time.perf_counter()
     ranking = chosen.retrieve([text], k)[0]
@@ -135,6 +134,26 @@ def query(
     console.print(_ranking_table(ranking, passages))
     noun = "passage" if len(ranking) == 1 else "passages"
     console.print(f"{len(ranking)} {noun} by {chosen.name} in {seconds * 1000:.0f} ms", highlight=False)
+
+
+@app.command()
+def serve(
+    folder: FinishedRun,
+    overrides: Overrides = None,
+    host: Annotated[str | None, typer.Option(help="Address to listen at. Default: this machine only.")] = None,
+    port: Annotated[int | None, typer.Option(help="Port to listen at. Default: 8000.")] = None,
+    write_config: Annotated[
+        Path | None, typer.Option(help="Write a file for `serve deploy` and stop.", metavar="FILE")
+    ] = None,
+) -> None:
+    """Answer over HTTP, with a page at /, until interrupted."""
+    given = [f"serving.{name}={value}" for name, value in (("host", host), ("port", port)) if value is not None]
+    store = RunStore.open_existing(folder)
+    config = parse_config(store.read_file("config.yaml"), store.address("config.yaml"), [*(overrides or ()), *given])
+    if write_config is not None:
+        write_serve_config(write_config, store.url, config.serving)
+        return
+    serve_until_stopped(folder, config, lambda address: typer.echo(f"ready: {address}", err=True))
 
 
 @app.command()

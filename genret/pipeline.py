@@ -56,7 +56,8 @@ from genret.llm.vllm import resources
 from genret.retrieval.bm25 import Bm25Retriever
 from genret.retrieval.dense import BLOCK, missing_blocks, open_embedder, write_index
 from genret.retrieval.fusion import FUSION, fuse_runs
-from genret.retrieval.opening import TRAINED, open_retriever
+from genret.retrieval.names import TRAINED
+from genret.retrieval.opening import open_retriever
 from genret.runs import RunStore, StageRecord, StageWriter, fingerprint
 from genret.synthesis.build import synthesize
 from genret.synthesis.negatives import write_negatives
@@ -884,7 +885,7 @@ def _evaluation_settings(config: RunConfig) -> Any:
 
 
 def _report_settings(config: RunConfig) -> Any:
-    return config.model_dump(mode="json", exclude={"compute"})
+    return config.model_dump(mode="json", exclude={"compute", "serving"})
 
 
 def _has_preference(config: RunConfig) -> bool:

@@ -8,12 +8,15 @@ import pyarrow as pa
 import pytest
 import torch
 from hypothesis import settings
+from small_run import new_run, small_run
 
 from genret.config import ScratchModel, SftConfig
 from genret.tables import passages_to_table, table_from_rows
 from genret.training.base import build_base
 from genret.training.bundle import Bundle
 from genret.types import Passage
+
+__all__ = ["new_run", "small_run"]
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")

@@ -16,7 +16,7 @@ from decoding_parts.settings import Settings
 from decoding_parts.tables import Table
 from genret.decoding.search import Mode, SearchResult, TrieSearch
 from genret.decoding.trie import Trie
-from genret.retrieval.opening import GENERATIVE
+from genret.retrieval.names import GENERATIVE
 from genret.runs import RunStore
 from genret.training.bundle import Bundle
 from genret.training.encoding import encode_prompts

@@ -7,6 +7,7 @@ from genret.config.loading import dump_config, load_config, parse_config, preset
 from genret.config.retrieval import EvaluationConfig, FusionConfig, RetrievalConfig
 from genret.config.run import ComputeConfig, RunConfig
 from genret.config.section import Section
+from genret.config.serving import ReplicasConfig, ServingConfig
 from genret.config.training import (
     MiningConfig,
     ModelConfig,
@@ -35,12 +36,14 @@ __all__ = [
     "PreferenceConfig",
     "PretrainedEncoder",
     "PretrainedModel",
+    "ReplicasConfig",
     "RetrievalConfig",
     "RpoConfig",
     "RunConfig",
     "ScratchEncoder",
     "ScratchModel",
     "Section",
+    "ServingConfig",
     "SftConfig",
     "SynthesisConfig",
     "TuningConfig",

@@ -10,6 +10,7 @@ from genret.config.dense import DenseConfig, NegativesConfig
 from genret.config.engines import ExtractiveConfig, LlmConfig
 from genret.config.retrieval import EvaluationConfig, RetrievalConfig
 from genret.config.section import Section, refuse
+from genret.config.serving import ServingConfig
 from genret.config.training import MiningConfig, PreferenceConfig, RpoConfig, SftConfig
 
 
@@ -99,6 +100,8 @@ class RunConfig(Section):
     """The retrievers that are compared, and how they search."""
     evaluation: EvaluationConfig = EvaluationConfig()
     """What is measured, and how sure the figures are."""
+    serving: ServingConfig = ServingConfig()
+    """The service that answers over HTTP; no stage reads it."""
     compute: ComputeConfig = ComputeConfig()
     """What the stages may use. The only section that differs between a laptop and a cluster."""
 

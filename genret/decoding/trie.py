@@ -57,6 +57,9 @@ class Paths(Protocol):
     def __len__(self) -> int:
         """How many identifiers there are, removed ones with them."""
 
+    def identifier(self, position: int) -> IntArray:
+        """The tokens of the identifier at a position."""
+
     def children(self, node: int) -> tuple[IntArray, IntArray]:
         """The tokens that may follow a node, ascending, and what they lead to."""
 

@@ -1,7 +1,7 @@
 """Semantic identifiers: a list of keywords that describes the passage (arXiv 2502.17957, section 2.1)."""
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 import pyarrow as pa
 
@@ -39,16 +39,7 @@ def build_semantic_identifiers(
         the engine had no keywords, and those of which some keywords were left out as unfit. A passage without
         keywords has a number as its identifier and can be retrieved like all others.
     """
-    keywords: list[list[str]] = []
-    rejects = []
-    for request, response in pair_responses(engine, keyword_requests(config, passages)):
-        fit, unfit = _judge(response.items, limits)
-        words = list(_clean(fit))
-        if unfit:
-            rejects.append(_unfit(request, unfit))
-        if not words or response.error:
-            rejects.append(_rejected(request, response))
-        keywords.append(words)
+    keywords, rejects = _keywords(config, passages, engine, limits)
     if config.order == "distinctive":
         keywords = lead_with_distinctive(keywords, config.max_keywords)
     phrases = any(len(keyword.split()) > 1 for words in keywords for keyword in words)
@@ -66,6 +57,50 @@ def build_semantic_identifiers(
         "identifiers": check_table("identifiers", identifiers),
         "rejects": table_from_rows("rejects", rejects),
     }
+
+
+def extend_semantic_identifiers(
+    config: IdentifiersConfig,
+    passages: pa.Table,
+    engine: Engine,
+    existing: Sequence[str],
+    limits: Limits | None = None,
+) -> list[str]:
+    """Identifiers of further passages, made as the first ones were.
+
+    Args:
+        config: The `identifiers` section.
+        passages: The `passages` table of the further passages.
+        engine: What writes the keywords.
+        existing: All identifiers that there are or were: they stay as they are, and none is given again.
+        limits: As `build_semantic_identifiers` has them.
+
+    Returns:
+        One identifier a passage; of a passage without keywords a number.
+    """
+    separator = PHRASE_SEPARATOR if any(PHRASE_SEPARATOR in identifier for identifier in existing) else WORD_SEPARATOR
+    keywords, _ = _keywords(config, passages, engine, limits)
+    if config.order == "distinctive":
+        leading = (identifier.split(separator, 1)[0] for identifier in existing)
+        keywords = lead_with_distinctive(keywords, config.max_keywords, leading)
+    return make_unique(keywords, config.keywords, config.max_keywords, separator, existing).identifiers
+
+
+def _keywords(
+    config: IdentifiersConfig, passages: pa.Table, engine: Engine, limits: Limits | None
+) -> tuple[list[list[str]], list[dict[str, str]]]:
+    """The keywords of each passage, and rows of `rejects`."""
+    keywords: list[list[str]] = []
+    rejects = []
+    for request, response in pair_responses(engine, keyword_requests(config, passages)):
+        fit, unfit = _judge(response.items, limits)
+        words = list(_clean(fit))
+        if unfit:
+            rejects.append(_unfit(request, unfit))
+        if not words or response.error:
+            rejects.append(_rejected(request, response))
+        keywords.append(words)
+    return keywords, rejects
 
 
 def keyword_requests(config: IdentifiersConfig, passages: pa.Table) -> Requests:

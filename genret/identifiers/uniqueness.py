@@ -1,7 +1,7 @@
 """Identifiers that differ by construction, whatever tokenizer will read them."""
 
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 LLM, EXTENDED, ORDINAL = "llm", "extended", "ordinal"
@@ -50,7 +50,9 @@ class UniqueIdentifiers:
     sources: list[str]
 
 
-def make_unique(keywords: Sequence[Sequence[str]], first: int, most: int, separator: str) -> UniqueIdentifiers:
+def make_unique(
+    keywords: Sequence[Sequence[str]], first: int, most: int, separator: str, existing: Iterable[str] = ()
+) -> UniqueIdentifiers:
     """Join keywords to identifiers that are unique under `normalisation_key`.
 
     A passage gets its first `first` keywords. Where an earlier passage has that identifier, its next
@@ -63,11 +65,12 @@ def make_unique(keywords: Sequence[Sequence[str]], first: int, most: int, separa
         first: How many keywords to start with, at least 1.
         most: How many keywords to end with, at least `first`.
         separator: Between keywords, and before a number.
+        existing: Identifiers that are taken already.
 
     Returns:
         The identifiers. They depend on the order of the passages, and on nothing else.
     """
-    taken: set[str] = set()
+    taken = {normalisation_key(identifier) for identifier in existing}
     next_ordinal: dict[str, int] = {}
     identifiers, sources = [], []
     for words in keywords:

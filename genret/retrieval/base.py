@@ -56,16 +56,12 @@ class BatchedRetriever(ABC):
 
     def _check(self, queries: Sequence[str], k: int) -> None:
         if isinstance(k, bool) or not isinstance(k, int) or k < 1:
-            raise InputError(
-                f"retriever {self.name}: expected k to be a whole number of at least 1, found {k!r}"
-            )
+            raise InputError(f"retriever {self.name}: expected k to be a whole number of at least 1, found {k!r}")
         if isinstance(queries, str):
             raise InputError(f"retriever {self.name}: expected a list of queries, found one string")
         for number, query in enumerate(queries):
             if not isinstance(query, str):
-                raise InputError(
-                    f"retriever {self.name}: query {number}: expected a string, found {query!r:.80}"
-                )
+                raise InputError(f"retriever {self.name}: query {number}: expected a string, found {query!r:.80}")
 
 
 def _encodable(query: str) -> str:

@@ -1,12 +1,17 @@
 """BM25: ranking by the words that query and passage share."""
 
 import json
+import math
 import re
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Collection, Iterable, Sequence
+from copy import copy
+from dataclasses import dataclass
 from pathlib import Path
 
 import bm25s
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import Stemmer
 
@@ -15,7 +20,7 @@ from genret.corpus.stop_words import STOP_WORDS
 from genret.errors import InputError
 from genret.retrieval.base import BatchedRetriever
 from genret.tables import check_table
-from genret.types import ScoredPassage
+from genret.types import Passage, ScoredPassage
 
 _WORD = re.compile(r"\w+")
 _SETTINGS_FILE = "retriever.json"
@@ -45,23 +50,38 @@ class WordAnalyzer:
         known = sorted(set(STOP_WORDS) & set(Stemmer.algorithms())) if stemming else sorted(STOP_WORDS)
         if language not in known:
             kind = "with stemming" if stemming else "without stemming"
-            raise InputError(
-                f"BM25: language: expected ({kind}) one of {', '.join(known)}, found {language!r}"
-            )
+            raise InputError(f"BM25: language: expected ({kind}) one of {', '.join(known)}, found {language!r}")
         self.language = language
         self.stemming = stemming
         self._stop_words = frozenset(STOP_WORDS[language])
 
     def words(self, texts: Iterable[str]) -> list[list[str]]:
         """The words of each text, in the text's order, repeated as often as they occur."""
-        kept = [
-            [word for word in _WORD.findall(text.lower()) if word not in self._stop_words] for text in texts
-        ]
+        kept = [[word for word in _WORD.findall(text.lower()) if word not in self._stop_words] for text in texts]
         if not self.stemming:
             return kept
         # A stemmer must not be shared between threads; a new one costs microseconds.
         stemmer = Stemmer.Stemmer(self.language)
         return [stemmer.stemWords(words) for words in kept]
+
+
+@dataclass(frozen=True)
+class _Late:
+    """Passages that came after the index was built, and rows of it that are gone.
+
+    Attributes:
+        passage_ids: Of the added passages.
+        words: How often each has each word.
+        lengths: How many words each has.
+        mean_length: Words of a passage, in the mean over the index.
+        gone: bool `[rows of the index + added]`.
+    """
+
+    passage_ids: tuple[str, ...]
+    words: tuple[Counter[str], ...]
+    lengths: tuple[int, ...]
+    mean_length: float
+    gone: npt.NDArray[np.bool_]
 
 
 class Bm25Retriever(BatchedRetriever):
@@ -99,6 +119,7 @@ class Bm25Retriever(BatchedRetriever):
         self._index = index
         self._passage_ids = passage_ids
         self._analyzer = analyzer
+        self._late: _Late | None = None
 
     @classmethod
     def build(cls, passages: pa.Table, config: RetrievalConfig, name: str = "bm25") -> "Bm25Retriever":
@@ -167,23 +188,112 @@ class Bm25Retriever(BatchedRetriever):
         index = bm25s.BM25.load(folder, mmap=True, allow_pickle=False, show_progress=False)
         ids = pa.ipc.open_file(pa.memory_map(str(folder / _PASSAGE_IDS_FILE))).read_all().column("passage_id")
         if len(ids) != index.scores["num_docs"]:
-            raise InputError(
-                f"BM25 index {folder}: expected {index.scores['num_docs']} passage ids, found {len(ids)}"
-            )
+            raise InputError(f"BM25 index {folder}: expected {index.scores['num_docs']} passage ids, found {len(ids)}")
         analyzer = WordAnalyzer(settings["language"], settings["stemming"])
         return cls(index, ids, analyzer, settings["name"], settings["batch_size"])
 
-    def _retrieve_batch(self, queries: list[str], k: int) -> list[list[ScoredPassage]]:
+    def __len__(self) -> int:
+        """Rows: the index's, and those of added passages; removed ones with them."""
+        return len(self._passage_ids) + (len(self._late.passage_ids) if self._late else 0)
+
+    def passage_id(self, row: int) -> str:
+        """The passage of a row."""
+        known = len(self._passage_ids)
+        if row < known:
+            return str(self._passage_ids[row].as_py())
+        assert self._late is not None  # there are no such rows otherwise
+        return self._late.passage_ids[row - known]
+
+    def find(
+        self, queries: Sequence[str], k: int, allowed: npt.NDArray[np.bool_] | None = None
+    ) -> list[list[ScoredPassage]]:
+        """Rank passages for some queries.
+
+        Args:
+            queries: Query texts.
+            k: How many passages a query, at least 1.
+            allowed: bool `[len(self)]` by row: others are not returned. Scores are the same with and without.
+
+        Returns:
+            A ranking a query.
+        """
         rankings = []
         for words in self._analyzer.words(queries):
-            scores = self._index.get_scores_from_ids(self._index.get_tokens_ids(words))
+            scores = self._scores(words)
+            if allowed is not None:
+                scores = np.where(allowed, scores, 0)
             rankings.append(
-                [
-                    ScoredPassage(self._passage_ids[row].as_py(), float(scores[row]))
-                    for row in top_positive(scores, k).tolist()
-                ]
+                [ScoredPassage(self.passage_id(row), float(scores[row])) for row in top_positive(scores, k).tolist()]
             )
         return rankings
+
+    def changed(self, added: Sequence[Passage], removed: Collection[str], indexed: pa.Table) -> "Bm25Retriever":
+        """The same index with passages added and removed.
+
+        Added ones are scored with the document frequencies and the mean length of the index as it was built, which
+        removed ones stay part of; so no other passage's score changes. (Built anew, the index would count them.) A
+        query costs time for each added passage: build it anew before there are many thousands.
+
+        Args:
+            added: Passages that the retriever lacks.
+            removed: Ids of passages that it shall not find any more; those that it lacks are ignored. One that is
+                added too is replaced.
+            indexed: Table `passages` that the index was built of.
+
+        Returns:
+            Another retriever; this one stays as it is.
+        """
+        other = copy(self)
+        late = self._late or _Late(
+            (), (), (), self._mean_length(indexed), np.zeros(len(self._passage_ids), dtype=np.bool_)
+        )
+        gone = late.gone.copy()
+        wanted = frozenset(removed)
+        if wanted:
+            rows = (row for row in range(len(gone)) if self.passage_id(row) in wanted)
+            gone[np.fromiter(rows, np.int64)] = True
+        words = self._analyzer.words(f"{passage.title}\n{passage.text}" for passage in added)
+        other._late = _Late(
+            (*late.passage_ids, *(passage.passage_id for passage in added)),
+            (*late.words, *map(Counter, words)),
+            (*late.lengths, *map(len, words)),
+            late.mean_length,
+            np.append(gone, np.zeros(len(added), dtype=np.bool_)),
+        )
+        return other
+
+    def _mean_length(self, passages: pa.Table) -> float:
+        titles, texts = passages.column("title").to_pylist(), passages.column("text").to_pylist()
+        documents = self._analyzer.words(f"{title}\n{text}" for title, text in zip(titles, texts, strict=True))
+        return sum(map(len, documents)) / len(documents)
+
+    def _scores(self, words: list[str]) -> np.ndarray:
+        scores = self._index.get_scores_from_ids(self._index.get_tokens_ids(words))
+        if self._late is None:
+            return scores
+        added = [
+            math.fsum(self._late_score(word, counts, length) for word in words)
+            for counts, length in zip(self._late.words, self._late.lengths, strict=True)
+        ]
+        scores = np.append(scores, np.array(added, dtype=scores.dtype))
+        scores[self._late.gone] = 0
+        return scores
+
+    def _late_score(self, word: str, counts: Counter[str], length: int) -> float:
+        """The score of an added passage for one word, by the formula of the index."""
+        count = counts[word]
+        if not count:
+            return 0.0
+        assert self._late is not None
+        total, indptr = self._index.scores["num_docs"], self._index.scores["indptr"]
+        number = self._index.vocab_dict.get(word)
+        frequency = 0 if number is None else int(indptr[number + 1] - indptr[number])
+        weight = math.log(1 + (total - frequency + 0.5) / (frequency + 0.5))
+        b, k1 = self._index.b, self._index.k1
+        return weight * count / (count + k1 * (1 - b + b * length / self._late.mean_length))
+
+    def _retrieve_batch(self, queries: list[str], k: int) -> list[list[ScoredPassage]]:
+        return self.find(queries, k)
 
 
 def _to_okapi(scores: dict[str, np.ndarray], n_documents: int, k1: float) -> None:

@@ -82,6 +82,7 @@ CHANGES = [
     ("compute.max_failures=0", set()),
     ("compute.gradient_checkpointing=true", set()),
     ("compute.zero_stage=3", set()),
+    ("serving.port=8080", set()),
 ]
 
 
@@ -250,7 +251,7 @@ def other_value(value: object) -> object:
 
 @pytest.mark.filterwarnings("ignore:Pydantic serializer warnings")
 @pytest.mark.parametrize("section", [name for name in RunConfig.model_fields if name not in ("name", "seed")])
-def test_every_field_of_every_section_but_compute_counts(config_of, section: str) -> None:
+def test_every_field_counts_of_every_section_that_a_stage_reads(config_of, section: str) -> None:
     config = config_of()
     before, part = marks(config), getattr(config, section)
     for field in type(part).model_fields:
@@ -260,7 +261,7 @@ def test_every_field_of_every_section_but_compute_counts(config_of, section: str
         after = marks(config.model_copy(update={section: changed}))
         if f"{section}.{field}" in ("corpus.queries_path", "corpus.qrels_path"):
             assert after["corpus"] == before["corpus"]
-        elif section == "compute":
+        elif section in ("compute", "serving"):
             assert after == before, field
         elif field in type(part).INCIDENTAL:
             assert {name for name in NAMES if before[name] != after[name]} == {"report"}, field

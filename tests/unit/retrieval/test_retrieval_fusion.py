@@ -16,7 +16,8 @@ from genret.errors import InputError
 from genret.retrieval.base import BatchedRetriever, retrieve_run, run_table
 from genret.retrieval.bm25 import Bm25Retriever
 from genret.retrieval.fusion import FusionRetriever, fuse, fuse_runs, normalised
-from genret.retrieval.opening import load_retriever, retriever_names
+from genret.retrieval.names import retriever_names
+from genret.retrieval.opening import load_retriever
 from genret.runs import RunStore
 from genret.tables import SCHEMAS, table_from_rows
 from genret.training.bundle import Bundle

@@ -1,0 +1,98 @@
+"""The section of the service that answers over HTTP."""
+
+from pydantic import Field, model_validator
+
+from genret.config.section import Section
+
+
+class ReplicasConfig(Section):
+    """How many processes answer, and what each of them gets."""
+
+    min_replicas: int = Field(1, ge=1, le=1000)
+    """Replicas that are always there."""
+    max_replicas: int = Field(1, ge=1, le=1000)
+    """Replicas under load; more than `min_replicas` lets Ray Serve add and remove some."""
+    cpus: float = Field(0.0, ge=0.0, le=256.0)
+    """CPUs that Ray sets aside for each; 0 shares what the machine has."""
+    gpus: float = Field(0.0, ge=0.0, le=8.0)
+    """GPUs of each."""
+    threads: int = Field(0, ge=0, le=256)
+    """Threads of the model in each; 0: as many as the machine has cores."""
+    batch_size: int = Field(32, ge=1, le=4096)
+    """Most queries answered together. What waits goes together; nothing waits for more to come."""
+
+    @model_validator(mode="after")
+    def _check_replicas(self) -> "ReplicasConfig":
+        if self.max_replicas < self.min_replicas:
+            raise ValueError(
+                f"max_replicas: expected at least min_replicas ({self.min_replicas}), found {self.max_replicas}"
+            )
+        return self
+
+
+class ServingConfig(Section):
+    """The service: where it listens, what it gives to each retriever, and its limits."""
+
+    host: str = Field("127.0.0.1", min_length=1, pattern=r"^[0-9A-Za-z.:_-]+$")
+    """Address to listen at. Any other than this machine's own makes the service public."""
+    port: int = Field(8000, ge=1, le=65535)
+    """Port to listen at."""
+    tls_certificate: str = ""
+    """File with the certificate (PEM) for HTTPS; empty: HTTP."""
+    tls_key: str = ""
+    """File with the certificate's key (PEM)."""
+    retrievers: tuple[str, ...] = ()
+    """The run's retrievers to serve; none: all of them."""
+    generative: ReplicasConfig = ReplicasConfig(batch_size=64)
+    """Replicas of each generative retriever."""
+    bm25: ReplicasConfig = ReplicasConfig(batch_size=64)
+    """Replicas of BM25."""
+    dense: ReplicasConfig = ReplicasConfig(batch_size=64)
+    """Replicas of the dense retriever."""
+    fusion: ReplicasConfig = ReplicasConfig(batch_size=64)
+    """Replicas of the fusion, which asks those of its parts."""
+    ingress_replicas: int = Field(1, ge=1, le=1000)
+    """Processes that take requests, check them and write answers."""
+    queue: int = Field(512, ge=1, le=1_000_000)
+    """Queries that may wait for one retriever in one of these processes; more are turned away with 429."""
+    max_requests: int = Field(1024, ge=1, le=1_000_000)
+    """Requests that may be open in one of these processes; more are turned away with 503."""
+    max_k: int = Field(100, ge=1, le=1000)
+    """Most passages a query."""
+    max_queries: int = Field(64, ge=1, le=4096)
+    """Most queries a request."""
+    max_query_characters: int = Field(4000, ge=1, le=1_000_000)
+    """Longest query."""
+    max_body_bytes: int = Field(1 << 20, ge=1024, le=1 << 30)
+    """Longest body of a request; a longer one is answered with 413."""
+    body_seconds: float = Field(10.0, gt=0.0, le=3600.0)
+    """How long the body of a request may take to arrive; a slower one is answered with 408."""
+    timeout_seconds: float = Field(10.0, gt=0.0, le=3600.0)
+    """Deadline of a request that names none."""
+    max_timeout_seconds: float = Field(60.0, gt=0.0, le=3600.0)
+    """Longest deadline that a request may name."""
+    drain_seconds: float = Field(20.0, ge=0.0, le=3600.0)
+    """How long a replica that stops may take over requests that it has begun."""
+    api_key_variable: str = Field("GENRET_API_KEY", pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")
+    """Environment variable with the key that requests to /v1 must show; where it is not set they need none."""
+    admin_key_variable: str = Field("GENRET_ADMIN_KEY", pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")
+    """Environment variable with the key of /v1/admin, in place of the other one. Without either, nobody may."""
+    log_queries: bool = False
+    """Whether the log says what was asked. Queries may be personal: they are left out by default."""
+    watch_seconds: float = Field(0.0, ge=0.0, le=86_400.0)
+    """How often to look whether the run has new retrievers and to load them; 0: only when asked to."""
+    probe_queries: int = Field(8, ge=1, le=1000)
+    """Queries that a new version must answer before it takes over."""
+    load_seconds: float = Field(600.0, gt=0.0, le=86_400.0)
+    """How long all replicas together may take to load a new version before it is refused."""
+
+    @model_validator(mode="after")
+    def _check_together(self) -> "ServingConfig":
+        if bool(self.tls_certificate) != bool(self.tls_key):
+            raise ValueError("tls_key: expected tls_certificate and tls_key together, found one of them")
+        if self.timeout_seconds > self.max_timeout_seconds:
+            raise ValueError(
+                f"timeout_seconds: expected at most max_timeout_seconds ({self.max_timeout_seconds:g}), "
+                f"found {self.timeout_seconds:g}"
+            )
+        return self

@@ -1,0 +1,213 @@
+"""The service on Ray Serve: one deployment a retriever, one that knows the versions, and the ingress.
+
+    client -> proxy -> ingress -> retriever replicas
+                         \\-> versions <- every replica
+
+The ingress checks requests, joins queries of different requests to batches, and puts passages to the ids that come
+back. Every replica follows `Versions`: it asks for the plan, which is what to have loaded and which version to answer
+from, and says what it has. So a new version takes over only when every replica has loaded and probed it.
+"""
+
+import json
+import os
+import secrets
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from threading import Event
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict
+from ray import serve
+from ray.serve.config import HTTPOptions, ProxyLocation
+
+from genret.cluster import connected
+from genret.config import ReplicasConfig, RunConfig, ServingConfig
+from genret.errors import InputError
+from genret.retrieval.fusion import FUSION
+from genret.runs import RunStore
+from genret.serving.generating import ModelReplica
+from genret.serving.ingress import BATCHES_A_REPLICA, Ingress, replicas_of
+from genret.serving.leader import Versions
+from genret.serving.members import FusionReplica, RetrieverReplica
+from genret.serving.plans import Setup
+from genret.serving.versions import find_version, read_config, retriever_kind
+
+APPLICATION = "genret"
+
+
+class Arguments(BaseModel):
+    """What `serve deploy` gives to `build`."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    run: str
+    """Folder or URL of the run."""
+    serving: dict[str, Any] = {}
+    """Fields of the `serving` section, in place of the run's own."""
+
+
+def _deployment(kind: type, name: str, replicas: ReplicasConfig, config: ServingConfig) -> Any:
+    scaling: dict[str, Any] = {"num_replicas": replicas.min_replicas}
+    if replicas.max_replicas > replicas.min_replicas:
+        scaling = {
+            "autoscaling_config": {
+                "min_replicas": replicas.min_replicas,
+                "max_replicas": replicas.max_replicas,
+                # A replica that always has a batch waiting beside the one it works on wants company.
+                "target_ongoing_requests": BATCHES_A_REPLICA / 2,
+                "upscale_delay_s": 5,
+            }
+        }
+    return serve.deployment(
+        kind,
+        name=name,
+        ray_actor_options={"num_cpus": replicas.cpus, "num_gpus": replicas.gpus},
+        max_ongoing_requests=2 * BATCHES_A_REPLICA * config.ingress_replicas + 4,
+        graceful_shutdown_timeout_s=config.drain_seconds,
+        graceful_shutdown_wait_loop_s=0.2,
+        health_check_period_s=5,
+        **scaling,
+    )
+
+
+def _replica(name: str) -> type:
+    return RetrieverReplica if retriever_kind(name) == "bm25" else ModelReplica
+
+
+def build(arguments: Arguments) -> Any:
+    """The application, for `serve deploy`, `serve run` and RayService.
+
+    Args:
+        arguments: The run, and fields of the `serving` section.
+
+    Returns:
+        A Ray Serve application.
+
+    Raises:
+        InputError: There is no such run, it has no retriever, or a field is out of bounds.
+    """
+    store = RunStore.open_existing(arguments.run)
+    section = read_config(store).serving.model_dump(mode="json") | arguments.serving
+    return _application(store, ServingConfig.model_validate_json(json.dumps(section), strict=True))
+
+
+def _application(store: RunStore, config: ServingConfig) -> Any:
+    names = find_version(store, config.retrievers).retrievers
+    setup = Setup(store.url, config, secrets.token_hex(8))
+    one = ReplicasConfig()
+    versions = _deployment(Versions, "versions", one, config).options(max_ongoing_requests=10_000).bind(setup, names)
+    handles = {
+        name: _deployment(_replica(name), name, replicas_of(config, name), config).bind(
+            setup, name, replicas_of(config, name).threads, versions
+        )
+        for name in names
+        if name != FUSION
+    }
+    if FUSION in names:
+        fusion = _deployment(FusionReplica, FUSION, replicas_of(config, FUSION), config)
+        handles[FUSION] = fusion.bind(setup, dict(handles), versions)
+    ingress = _deployment(
+        Ingress,
+        "ingress",
+        ReplicasConfig(min_replicas=config.ingress_replicas, max_replicas=config.ingress_replicas),
+        config,
+    )
+    # A little more than the ingress lets in: it turns the rest away itself, in its own words.
+    return ingress.options(
+        max_ongoing_requests=config.max_requests + 64,
+        max_queued_requests=config.max_requests,
+        backpressure_config={"status_code": 503, "retry_after_s": 1},
+    ).bind(setup, {name: handles[name] for name in names}, versions)
+
+
+def serve_config(run: str, config: ServingConfig) -> str:
+    """A config file (YAML) for `serve deploy` and RayService."""
+    changed = config.model_dump(mode="json", exclude_defaults=True)
+    return yaml.safe_dump(
+        {
+            "proxy_location": "EveryNode",
+            "http_options": {"host": config.host, "port": config.port},
+            "logging_config": _LOGGING,
+            "applications": [
+                {
+                    "name": APPLICATION,
+                    "route_prefix": "/",
+                    "import_path": "genret.serving.app:build",
+                    "args": {"run": run, "serving": changed},
+                }
+            ],
+        },
+        sort_keys=False,
+    )
+
+
+_LOGGING = {"encoding": "JSON", "enable_access_log": False}
+
+# Of Ray Serve: one event loop a replica in place of three, and no log to the terminal. Less is lost between threads,
+# and nothing here blocks the loop.
+_TUNING = {
+    "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
+    "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0",
+    "RAY_SERVE_LOG_TO_STDERR": "0",
+}
+
+
+@contextmanager
+def running(run: str, config: RunConfig) -> Iterator[str]:
+    """A service for the time of a `with` block; ready when the block begins, drained when it ends.
+
+    Args:
+        run: Folder or URL of the run.
+        config: `serving` and `compute` count.
+
+    Yields:
+        Its address.
+
+    Raises:
+        InputError: There is no such run, it has no retriever, or the service cannot start; the message says why.
+    """
+    serving = config.serving
+    for name, value in _TUNING.items():
+        os.environ.setdefault(name, value)
+    application = _application(RunStore.open_existing(run), serving)
+    with connected(config.compute):
+        options = HTTPOptions(
+            host=serving.host,
+            port=serving.port,
+            ssl_certfile=serving.tls_certificate or None,
+            ssl_keyfile=serving.tls_key or None,
+        )
+        serve.start(proxy_location=ProxyLocation.HeadOnly, http_options=options, logging_config=_LOGGING)
+        try:
+            serve.run(application, name=APPLICATION, logging_config=_LOGGING)
+            yield f"{'https' if serving.tls_certificate else 'http'}://{serving.host}:{serving.port}"
+        except RuntimeError as error:
+            raise InputError(f"{run}: the service did not start: {error}") from error
+        finally:
+            serve.shutdown()
+
+
+def serve_until_stopped(run: str, config: RunConfig, ready: Callable[[str], None]) -> None:
+    """Serve until SIGINT or SIGTERM; requests that have begun are answered before it ends.
+
+    Args:
+        run: Folder or URL of the run.
+        config: As `running` has it.
+        ready: Called with the address when the service answers.
+    """
+    stop = Event()
+    with running(run, config) as address:
+        before = {number: signal.signal(number, lambda *_: stop.set()) for number in (signal.SIGINT, signal.SIGTERM)}
+        ready(address)
+        while not stop.wait(1):
+            continue
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def write_serve_config(path: Path, run: str, config: ServingConfig) -> None:
+    """Write what `serve_config` gives."""
+    path.write_text(serve_config(run, config), encoding="utf-8")

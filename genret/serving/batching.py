@@ -1,0 +1,123 @@
+"""Queries of many requests become batches: what waits goes together as soon as there is room, and nothing waits for
+more to come.
+"""
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Generic, TypeVar
+
+from genret.serving.asks import Answer, Ask
+
+State = TypeVar("State")
+
+# How much a new batch counts in the running mean of the time a query takes.
+_WEIGHT = 0.2
+
+
+class FullError(Exception):
+    """There is no room for a query.
+
+    Attributes:
+        retry_seconds: When there may be.
+    """
+
+    def __init__(self, retry_seconds: float) -> None:
+        super().__init__(f"the queue is full; try again in {retry_seconds:.0f} s")
+        self.retry_seconds = retry_seconds
+
+
+@dataclass
+class _Waiting(Generic[State]):
+    ask: Ask
+    arrived: float
+    future: "asyncio.Future[tuple[State, Answer]]"
+
+    @property
+    def deadline(self) -> float:
+        return self.arrived + self.ask.timeout
+
+
+class Batcher(Generic[State]):
+    """A bounded queue before one retriever."""
+
+    def __init__(
+        self,
+        send: Callable[[list[Ask]], Awaitable[tuple[State, list[Answer]]]],
+        size: int,
+        room: int,
+        in_flight: Callable[[], int],
+    ) -> None:
+        """Begin with nothing.
+
+        Args:
+            send: Answers a batch, and says with which state of the collection. The time that each query has left is in
+                its `timeout`.
+            size: Most queries of a batch.
+            room: Most queries that wait.
+            in_flight: Most batches that are out at once; may change.
+        """
+        self._send, self._size, self._room, self._in_flight = send, size, room, in_flight
+        self._waiting: deque[_Waiting[State]] = deque()
+        self._out = 0
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._seconds_a_query = 0.0
+
+    def __len__(self) -> int:
+        """How many queries wait."""
+        return len(self._waiting)
+
+    async def ask(self, asks: Sequence[Ask]) -> list[tuple[State, Answer]]:
+        """Have queries answered, in their order.
+
+        Raises:
+            FullError: There is no room for all of them, or those before them will take longer than they have.
+        """
+        expected = (len(self._waiting) + len(asks)) * self._seconds_a_query
+        hopeless = bool(self._waiting) and expected > min(ask.timeout for ask in asks)
+        if len(self._waiting) + len(asks) > self._room or hopeless:
+            raise FullError(max(1.0, expected))
+        now, loop = time.monotonic(), asyncio.get_running_loop()
+        entries: list[_Waiting[State]] = [_Waiting(ask, now, loop.create_future()) for ask in asks]
+        self._waiting.extend(entries)
+        self._pump()
+        try:
+            return list(await asyncio.gather(*(entry.future for entry in entries)))
+        finally:
+            # Of a request that was given up, nothing shall be searched for any more.
+            for entry in entries:
+                entry.future.cancel()
+
+    def _pump(self) -> None:
+        while self._waiting and self._out < self._in_flight():
+            batch: list[_Waiting[State]] = []
+            while self._waiting and len(batch) < self._size:
+                entry = self._waiting.popleft()
+                if not entry.future.done():
+                    batch.append(entry)
+            if batch:
+                self._out += 1
+                task = asyncio.create_task(self._run(batch))
+                self._tasks.add(task)
+                task.add_done_callback(self._tasks.discard)
+
+    async def _run(self, batch: list[_Waiting[State]]) -> None:
+        begin = time.monotonic()
+        try:
+            asks = [replace(entry.ask, timeout=entry.deadline - begin) for entry in batch]
+            state, answers = await self._send(asks)
+            for entry, answer in zip(batch, answers, strict=True):
+                answer.wait_seconds += begin - entry.arrived
+                if not entry.future.done():
+                    entry.future.set_result((state, answer))
+            spent = (time.monotonic() - begin) / len(batch) / max(1, self._out)
+            self._seconds_a_query += _WEIGHT * (spent - self._seconds_a_query)
+        except Exception as error:  # whatever it is, those who wait for it are told
+            for entry in batch:
+                if not entry.future.done():
+                    entry.future.set_exception(error)
+        finally:
+            self._out -= 1
+            self._pump()

@@ -1,0 +1,90 @@
+"""Retrievers that take a model: the generative one, and any other that a run has.
+
+Kept apart from the rest, as what it takes to import a model's library is most of the time that a replica starts in.
+"""
+
+import os
+import time
+from typing import Any
+
+import torch
+
+from genret.decoding.filters import Predicate, leaf_mask
+from genret.retrieval.generative import GenerativeRetriever
+from genret.retrieval.opening import load_retriever
+from genret.runs import RunStore
+from genret.serving.asks import Answer, Ask
+from genret.serving.members import RetrieverReplica
+from genret.serving.searching import Searcher
+from genret.serving.versions import Change, Collection, Version, version_records
+
+
+class GenerativeSearcher(Searcher):
+    """A generative retriever, with filters and deadlines in the search itself."""
+
+    retriever: GenerativeRetriever
+
+    def __init__(self, retriever: GenerativeRetriever, collection: Collection, beam: int) -> None:
+        """Take a retriever that was opened, and up to which k its rankings are beginnings of each other."""
+        super().__init__(retriever, collection)
+        self._beam = beam
+
+    def changed(self, change: Change) -> "GenerativeSearcher":
+        """This searcher after a change."""
+        other = super().changed(change)
+        assert isinstance(other, GenerativeSearcher)
+        names = [passage.passage_id for passage in change.added]
+        added = dict(zip(names, change.identifiers, strict=True)) if change.identifiers is not None else {}
+        other.retriever = self.retriever.changed(added, change.removed)
+        return other
+
+    def _answer_group(self, asks: list[Ask], queries: list[str], spent: float) -> list[Answer]:
+        begin, seconds = time.perf_counter(), min(ask.timeout for ask in asks) - spent
+        k, retriever = max(ask.k for ask in asks), self.retriever
+        results = retriever.find(queries, k, self._mask(asks[0].filter), seconds)
+        late = time.perf_counter() - begin >= seconds
+        answers = []
+        for ask, query, result in zip(asks, queries, results, strict=True):
+            positions, scores = result.indices[: ask.k].tolist(), result.scores[: ask.k].tolist()
+            places = [(retriever.passage_ids[at], score) for at, score in zip(positions, scores, strict=True)]
+            answers.append(
+                Answer(
+                    places,
+                    exact=result.exact,
+                    timed_out=late and not result.exact,
+                    expansions=result.expansions,
+                    identifiers=[retriever.identifiers[at] for at in positions],
+                    tokens=retriever.explain(query, positions) if ask.explain else None,
+                )
+            )
+        return answers
+
+    def _applied(self, predicate: Predicate) -> Any:
+        mask = leaf_mask(predicate, self.collection.metadata(self.retriever.passage_ids))
+        return self.retriever.filter_of(mask)
+
+
+def open_searcher(store: RunStore, version: Version, name: str) -> Searcher:
+    """Load a retriever of a version.
+
+    Raises:
+        InputError: A file is missing or damaged.
+    """
+    records, settings = version_records(store, version), version.settings
+    retriever = load_retriever(store, records, name, settings)
+    collection = Collection(store.read_table(records["corpus"], "passages"))
+    if isinstance(retriever, GenerativeRetriever):
+        return GenerativeSearcher(retriever, collection, settings.beam if settings.search == "beam" else 1)
+    return Searcher(retriever, collection)
+
+
+class ModelReplica(RetrieverReplica):
+    """A retriever with a model in one process."""
+
+    def prepare(self, threads: int) -> None:
+        """Give the model its threads."""
+        torch.set_num_threads(threads or os.cpu_count() or 1)
+
+    def open(self, store: RunStore, version: Version, name: str) -> Searcher:
+        """Load the retriever of a version."""
+        return open_searcher(store, version, name)

@@ -1,0 +1,270 @@
+"""The process that takes requests: it checks them, has them answered in batches, and puts passages to the ids."""
+
+import asyncio
+import json
+import logging
+import os
+import platform
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from ray import serve
+from ray.exceptions import RayActorError
+from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
+from ray.serve.handle import DeploymentHandle
+from starlette.types import ASGIApp
+
+from genret import __version__
+from genret.config import ReplicasConfig, ServingConfig
+from genret.errors import EngineError, InputError
+from genret.serving.asks import Answer, Ask
+from genret.serving.batching import Batcher
+from genret.serving.gates import Gate, Keys
+from genret.serving.members import Member
+from genret.serving.metrics import Family, Meters
+from genret.serving.plans import Setup
+from genret.serving.routes import UnavailableError, build_app
+from genret.serving.schemas import DocumentRequest
+from genret.serving.versions import (
+    Change,
+    Collection,
+    Version,
+    metadata_fields,
+    read_config,
+    retriever_kind,
+    version_records,
+)
+
+BATCHES_A_REPLICA = 2
+"""Batches that an ingress has out for each replica: one that is worked on, and one that waits beside it."""
+
+# What a replica gets beyond the deadline of a query: to stop, and to send what it found.
+_GRACE_SECONDS = 2.0
+_RETRY_SECONDS = 0.1
+_PACKAGES = ("torch", "transformers", "ray", "bm25s", "numpy")
+
+_logger = logging.getLogger("ray.serve")
+
+
+@dataclass
+class _Reader:
+    """A version as the ingress has it: passages, and what is told of the run."""
+
+    version: str
+    collection: Collection
+    measures: list[dict[str, Any]]
+    names: tuple[str, ...]
+    lacking: bool
+    _fields: list[dict[str, Any]] | None = None
+
+    def changed(self, change: Change) -> "_Reader":
+        """After a change."""
+        return replace(self, collection=self.collection.changed(change), _fields=None)
+
+    def fields(self) -> list[dict[str, Any]]:
+        """The metadata fields; counted once."""
+        if self._fields is None:
+            self._fields = metadata_fields(self.collection.metadata(self.collection.ids()))
+        return self._fields
+
+
+class _IngressMember(Member):
+    meters: Meters
+
+    def load(self, found: Version) -> _Reader:
+        """Read passages and measures."""
+        records = version_records(self.store, found)
+        measures = []
+        if "evaluation" in records:
+            measures = self.store.read_table(records["evaluation"], "measures").to_pylist()
+        return _Reader(
+            found.id,
+            Collection(self.store.read_table(records["corpus"], "passages")),
+            measures,
+            found.retrievers,
+            read_config(self.store).identifiers.type == "atomic",
+        )
+
+    def counted(self) -> tuple[Family, ...]:
+        """The counters."""
+        return tuple(self.meters.families())
+
+
+@serve.ingress()
+class Ingress:
+    """Takes requests, has them answered in batches, and writes the answers."""
+
+    async def __init__(  # type: ignore[misc]
+        self, setup: Setup, retrievers: dict[str, DeploymentHandle], versions: DeploymentHandle
+    ) -> None:
+        """Load what is served now: passages."""
+        self._setup, self._handles, self._versions = setup, retrievers, versions
+        self._meters = Meters()
+        self._member = _IngressMember(setup, "", versions)
+        self._member.meters = self._meters
+        await self._member.join()
+        self._batchers = {name: self._batcher(name) for name in retrievers}
+
+    def __serve_build_asgi_app__(self) -> ASGIApp:
+        """The application that Ray Serve calls."""
+        config = self._setup.config
+        keys = Keys(os.environ.get(config.api_key_variable, ""), os.environ.get(config.admin_key_variable, ""))
+        return Gate(build_app(self, config), config, keys, self._meters.request, _log)
+
+    async def __del__(self) -> None:
+        await self._member.leave()
+
+    def _batcher(self, name: str) -> Batcher[_Reader]:
+        async def send(asks: list[Ask]) -> tuple[_Reader, list[Answer]]:
+            return await self._send(name, asks)
+
+        config = replicas_of(self._setup.config, name)
+        return Batcher(
+            send,
+            config.batch_size,
+            self._setup.config.queue,
+            lambda: BATCHES_A_REPLICA * max(1, self._member.plan.replicas.get(name, 1)),
+        )
+
+    async def ask(self, retriever: str, asks: Sequence[Ask]) -> tuple[_Reader, list[Answer]]:
+        """Answer queries of one request, all from one version."""
+        begin, batcher = time.monotonic(), self._batchers[retriever]
+        self._meters.queue(retriever, len(batcher) + len(asks))
+        while True:
+            found = await batcher.ask(asks)
+            if len({served.version for served, _ in found}) == 1:
+                break
+        self._meters.queue(retriever, len(batcher))
+        seconds = time.monotonic() - begin
+        for _, answer in found:
+            self._meters.answer(retriever, answer, seconds)
+        return found[-1][0], [answer for _, answer in found]
+
+    async def _send(self, name: str, asks: list[Ask]) -> tuple[_Reader, list[Answer]]:
+        """Ask a replica, and another one where it dies: a query changes nothing and can be asked again."""
+        begin = time.monotonic()
+        most = max(ask.timeout for ask in asks) + _GRACE_SECONDS
+        while (spent := time.monotonic() - begin) < most:
+            served = self.served()
+            left = [replace(ask, timeout=ask.timeout - spent) for ask in asks] if spent else asks
+            try:
+                async with asyncio.timeout(most - spent):
+                    answers = await self._handles[name].answer.remote(served.version, left)
+                if answers is not None:
+                    return served, answers
+            except TimeoutError:
+                break
+            except (RayActorError, BackPressureError, DeploymentUnavailableError) as error:
+                _logger.warning("%s: asked again: %s", name, type(error).__name__)
+            await asyncio.sleep(_RETRY_SECONDS)
+        raise UnavailableError(f"no replica of {name} answered in time")
+
+    def served(self) -> _Reader:
+        """What is served now."""
+        found: _Reader | None = self._member.loaded(self._member.plan.active)
+        if found is None:
+            raise UnavailableError("the version that is served could not be loaded")
+        return found
+
+    def retrievers(self) -> list[dict[str, Any]]:
+        """The retrievers, the default first."""
+        return [
+            {
+                "name": name,
+                "kind": retriever_kind(name),
+                "default": number == 0,
+                "filters": True,
+                "explain": retriever_kind(name) == "generative",
+                "replicas": self._member.plan.replicas.get(name, 0),
+            }
+            for number, name in enumerate(self.served().names)
+        ]
+
+    def fields(self) -> list[dict[str, Any]]:
+        """The metadata fields."""
+        return self.served().fields()
+
+    def info(self) -> dict[str, Any]:
+        """What is served, but for the limits."""
+        served = self.served()
+        there, added, removed = served.collection.counts
+        return {
+            "run": self._member.store.address(),
+            "version": served.version,
+            "previous_version": self._member.plan.previous,
+            "passages": there,
+            "added": added,
+            "removed": removed,
+            "versions": _versions(),
+            "measures": served.measures,
+        }
+
+    async def metrics(self) -> str:
+        """The counters of all processes."""
+        text: str = await self._versions.metrics.remote(self._member.member, tuple(self._meters.families()))
+        return text
+
+    async def reload(self) -> dict[str, Any]:
+        """Load the run's current version."""
+        return _accepted(await self._versions.reload.remote())
+
+    async def rollback(self) -> dict[str, Any]:
+        """Go back to the version before."""
+        return _accepted(await self._versions.rollback.remote())
+
+    async def add(self, document: DocumentRequest) -> dict[str, Any]:
+        """Add a document."""
+        outcome = _accepted(
+            await self._versions.add.remote(document.doc_id, document.text, document.title, document.metadata)
+        )
+        served = self.served()
+        reasons = {name: _lack(name, served.lacking) for name in served.names}
+        return outcome | {
+            "doc_id": document.doc_id,
+            "found_by": [name for name, reason in reasons.items() if not reason],
+            "not_found_by": {name: reason for name, reason in reasons.items() if reason},
+        }
+
+    async def remove(self, doc_id: str) -> list[str] | None:
+        """Remove a document."""
+        removed: list[str] | None = await self._versions.remove.remote(doc_id)
+        return removed
+
+
+def _lack(name: str, atomic: bool) -> str:
+    """Why a retriever does not find added documents; empty where it does."""
+    kind = retriever_kind(name)
+    if kind == "generative" and atomic:
+        return "an atomic identifier is a token that only training can add"
+    return "its index is made by a run" if kind == "dense" else ""
+
+
+def _accepted(outcome: dict[str, Any]) -> dict[str, Any]:
+    if "refused" in outcome:
+        raise InputError(outcome["refused"])
+    if "unavailable" in outcome:
+        raise EngineError(outcome["unavailable"])
+    return outcome
+
+
+def _log(line: Mapping[str, Any]) -> None:
+    _logger.info(json.dumps(line, ensure_ascii=False))
+
+
+def _versions() -> dict[str, str]:
+    found = {"genret": __version__, "python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def replicas_of(config: ServingConfig, name: str) -> ReplicasConfig:
+    """The section of a retriever's replicas."""
+    section: ReplicasConfig = getattr(config, retriever_kind(name))
+    return section

@@ -1,0 +1,249 @@
+"""The one process that knows which version is served, and leads the others from one to the next."""
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+from genret.errors import EngineError, InputError
+from genret.runs import RunStore
+from genret.serving.documents import Changes, Editor, as_document, read_changes, write_changes
+from genret.serving.metrics import Family, exposition
+from genret.serving.plans import GONE_SECONDS, POLL_SECONDS, Plan, Report, Setup
+from genret.serving.versions import Change, Version, find_version
+
+# How long a version stays loaded after the next took over, for requests that began with it.
+_FADE_SECONDS = 10.0
+
+_logger = logging.getLogger("ray.serve")
+
+
+class Versions:
+    """Knows which version is served, and leads the replicas from one to the next. There is one."""
+
+    async def __init__(self, setup: Setup, names: tuple[str, ...]) -> None:  # type: ignore[misc]
+        """Open the version that this service has served last, or else the run's current one."""
+        self._setup, self._names = setup, names
+        self._store = RunStore.open_existing(setup.run_url)
+        self._lock, self._news = asyncio.Lock(), asyncio.Condition()
+        self._members: dict[str, tuple[Report, float]] = {}
+        self._revision = 1
+        self._previous: Version | None = None
+        self._candidate: Editor | None = None
+        self._fading: Editor | None = None
+        self._refused = ""
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._editor = await asyncio.to_thread(self._first)
+        if setup.config.watch_seconds:
+            self._keep(asyncio.create_task(self._watch()))
+
+    def _first(self) -> Editor:
+        kept = read_changes(self._store)
+        if kept is not None and kept.service == self._setup.service:
+            self._previous = kept.previous
+            return Editor(self._store, kept.version, kept.changes)
+        found = find_version(self._store, self._names)
+        if kept is not None and kept.version.id == found.id:
+            return Editor(self._store, found, kept.changes)
+        editor = Editor(self._store, found)
+        if kept is not None:
+            editor.replay(kept.changes)
+        return editor
+
+    async def beat(self, report: Report) -> Plan:
+        """Take a report, and give the plan as soon as there is another one than the replica follows."""
+        before = self._members.get(report.member)
+        self._members[report.member] = (report, time.monotonic())
+        if before is None or replace(before[0], families=()) != replace(report, families=()):
+            await self._tell(new=before is None)
+        if report.revision == self._revision:
+            async with self._news:
+                try:
+                    async with asyncio.timeout(POLL_SECONDS):
+                        await self._news.wait_for(lambda: report.revision != self._revision)
+                except TimeoutError:
+                    pass
+        return self._plan(report)
+
+    def _plan(self, report: Report) -> Plan:
+        wanted = [editor for editor in (self._editor, self._candidate, self._fading) if editor is not None]
+        return Plan(
+            self._revision,
+            self._editor.version.id,
+            self._previous.id if self._previous else None,
+            tuple(
+                (editor.version, tuple(editor.changes[report.loaded.get(editor.version.id, 0) :])) for editor in wanted
+            ),
+            self._counts(),
+        )
+
+    def _counts(self) -> dict[str, int]:
+        names = [report.name for report in self._live()]
+        return {name: names.count(name) for name in self._names}
+
+    def _live(self) -> list[Report]:
+        now = time.monotonic()
+        self._members = {member: entry for member, entry in self._members.items() if now - entry[1] < GONE_SECONDS}
+        return [report for report, _ in self._members.values()]
+
+    async def leave(self, member: str) -> None:
+        """A replica stops."""
+        self._members.pop(member, None)
+        await self._tell(new=True)
+
+    async def _tell(self, new: bool) -> None:
+        """Wake those who wait for reports; with `new`, replicas too."""
+        async with self._news:
+            self._revision += new
+            self._news.notify_all()
+
+    async def _until(self, done: Callable[[Sequence[Report]], bool], seconds: float) -> bool:
+        """Wait until something holds of the live replicas' reports; False where it does not in time."""
+        try:
+            async with asyncio.timeout(seconds):
+                while not done(self._live()):
+                    async with self._news:
+                        # Now and then without news too: a replica may be gone.
+                        try:
+                            async with asyncio.timeout(1):
+                                await self._news.wait()
+                        except TimeoutError:
+                            continue
+        except TimeoutError:
+            return False
+        return True
+
+    async def metrics(self, member: str, families: tuple[Family, ...]) -> str:
+        """The counters of all processes, with the newest of the one that asks."""
+        others = [report.families for report in self._live() if report.member != member]
+        return exposition([*others, families])
+
+    async def reload(self) -> dict[str, Any]:
+        """Load the run's current version, and let it take over."""
+        async with self._lock:
+            try:
+                found = await asyncio.to_thread(find_version, self._store, self._names)
+            except InputError as error:
+                return {"refused": str(error)}
+            return await self._change_to(found)
+
+    async def rollback(self) -> dict[str, Any]:
+        """Go back to the version before."""
+        async with self._lock:
+            if self._previous is None:
+                return {"refused": "there is no version to go back to: none was loaded since the service began"}
+            return await self._change_to(self._previous)
+
+    async def _change_to(self, target: Version) -> dict[str, Any]:
+        begin = time.monotonic()
+        old = self._editor
+        if target.id == old.version.id:
+            return self._outcome(changed=False, begin=begin)
+        try:
+            candidate = await asyncio.to_thread(Editor, self._store, target)
+            await asyncio.to_thread(candidate.replay, old.changes)
+        except (InputError, EngineError, OSError, ValueError) as error:
+            return {"refused": f"version {target.id} cannot be loaded, {old.version.id} serves on: {error}"}
+        self._candidate = candidate
+        await self._tell(new=True)
+
+        def settled(reports: Sequence[Report]) -> bool:
+            return any(target.id in report.failed for report in reports) or self._all_have(candidate, reports)
+
+        in_time = await self._until(settled, self._setup.config.load_seconds)
+        problems = [report.failed[target.id] for report in self._live() if target.id in report.failed]
+        self._candidate = None
+        if problems or not in_time:
+            reason = problems[0] if problems else f"not loaded within {self._setup.config.load_seconds:g} s"
+            self._refused = target.id
+            await self._tell(new=True)
+            return {"refused": f"version {target.id} is refused, {old.version.id} serves on: {reason}"}
+        self._editor, self._fading, self._previous = candidate, old, old.version
+        await asyncio.to_thread(self._write)
+        await self._tell(new=True)
+        await self._until(
+            lambda reports: all(report.active == target.id for report in reports if not report.name), _FADE_SECONDS
+        )
+        self._keep(asyncio.create_task(self._fade(old)))
+        return self._outcome(changed=True, begin=begin)
+
+    def _all_have(self, editor: Editor, reports: Sequence[Report]) -> bool:
+        there = {report.name for report in reports} >= {"", *self._names}
+        number, name = len(editor.changes), editor.version.id
+        return there and all(report.loaded.get(name, -1) >= number for report in reports)
+
+    async def _fade(self, old: Editor) -> None:
+        await asyncio.sleep(_FADE_SECONDS)
+        if self._fading is old:
+            self._fading = None
+            await self._tell(new=True)
+
+    def _outcome(self, changed: bool, begin: float) -> dict[str, Any]:
+        return {
+            "version": self._editor.version.id,
+            "previous_version": self._previous.id if self._previous else None,
+            "changed": changed,
+            "seconds": round(time.monotonic() - begin, 3),
+        }
+
+    async def add(self, doc_id: str, text: str, title: str, metadata: dict[str, Any]) -> dict[str, Any]:
+        """Add a document, and wait until it can be found."""
+        async with self._lock:
+            try:
+                document = as_document(doc_id, text, title, metadata)
+                change = await asyncio.to_thread(self._editor.add, document)
+            except InputError as error:
+                return {"refused": str(error)}
+            except EngineError as error:
+                return {"unavailable": str(error)}
+            await self._make(change)
+            identifiers = change.identifiers or [None] * len(change.added)
+            return {
+                "passages": {
+                    passage.passage_id: identifier
+                    for passage, identifier in zip(change.added, identifiers, strict=True)
+                }
+            }
+
+    async def remove(self, doc_id: str) -> list[str] | None:
+        """Remove a document, and wait until it is found no more."""
+        async with self._lock:
+            change = await asyncio.to_thread(self._editor.remove, doc_id)
+            if change is None:
+                return None
+            await self._make(change)
+            return list(change.removed)
+
+    async def _make(self, change: Change) -> None:
+        editor = self._editor
+        # Kept before anybody sees it: a service that starts again must not have lost what was found.
+        changes = (*editor.changes, change)
+        await asyncio.to_thread(write_changes, self._store, self._kept(changes))
+        editor.keep(change)
+        await self._tell(new=True)
+        await self._until(lambda reports: self._all_have(editor, reports), GONE_SECONDS)
+
+    def _write(self) -> None:
+        write_changes(self._store, self._kept(tuple(self._editor.changes)))
+
+    def _kept(self, changes: tuple[Change, ...]) -> Changes:
+        return Changes(self._setup.service, self._editor.version, self._previous, changes)
+
+    async def _watch(self) -> None:
+        while True:
+            await asyncio.sleep(self._setup.config.watch_seconds)
+            try:
+                found = await asyncio.to_thread(find_version, self._store, self._names)
+            except InputError as error:  # a run that is being written to
+                _logger.warning("the run cannot be read now: %s", error)
+                continue
+            # One that was refused, and the one that somebody went back from, are not tried again.
+            if found.id not in (self._editor.version.id, self._refused, self._previous and self._previous.id):
+                async with self._lock:
+                    _logger.info("a new version of the run: %s", await self._change_to(found))
+
+    def _keep(self, task: asyncio.Task[None]) -> None:
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)

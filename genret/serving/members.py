@@ -1,0 +1,210 @@
+"""The processes that retrieve, and how each follows the one that leads them."""
+
+import asyncio
+import logging
+import secrets
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from ray.serve.handle import DeploymentHandle
+
+from genret.errors import InputError
+from genret.retrieval.fusion import FUSION, fuse, fusion_depth
+from genret.runs import RunStore
+from genret.serving.asks import Answer, Ask
+from genret.serving.metrics import Family
+from genret.serving.plans import GONE_SECONDS, Plan, Report, Setup
+from genret.serving.searching import Searcher, open_bm25, probe
+from genret.serving.versions import Change, Version
+from genret.types import ScoredPassage
+
+_logger = logging.getLogger("ray.serve")
+
+
+@dataclass
+class Member:
+    """A process that follows `Versions`. A subclass loads what it needs of a version."""
+
+    setup: Setup
+    name: str
+    versions: DeploymentHandle
+    store: RunStore = field(init=False)
+    plan: Plan = field(init=False)
+
+    async def join(self) -> None:
+        """Load what is served now, and follow from then on.
+
+        Raises:
+            InputError: It cannot be loaded.
+        """
+        self.store = RunStore.open_existing(self.setup.run_url)
+        self.member = secrets.token_hex(8)
+        self._loaded: dict[str, tuple[Any, int]] = {}
+        self._failed: dict[str, str] = {}
+        self.plan = Plan(0, "", None, (), {})
+        await self._follow(await self.versions.beat.remote(self._report()))
+        if self.plan.active in self._failed:
+            raise InputError(self._failed[self.plan.active])
+        self._following = asyncio.create_task(self._go_on())
+
+    async def leave(self) -> None:
+        """Say that this process stops."""
+        self._following.cancel()
+        await self.versions.leave.remote(self.member)
+
+    def loaded(self, version: str) -> Any | None:
+        """What `load` made of a version, with its changes; None where it is not here."""
+        entry = self._loaded.get(version)
+        return None if entry is None else entry[0]
+
+    def load(self, found: Version) -> Any:
+        """Open a version, in another thread than the one that answers."""
+        raise NotImplementedError
+
+    def counted(self) -> tuple[Family, ...]:
+        """What this process has counted."""
+        return ()
+
+    def _report(self) -> Report:
+        active = self.plan.active if self.plan.active in self._loaded else ""
+        numbers = {name: number for name, (_, number) in self._loaded.items()}
+        return Report(self.member, self.name, self.plan.revision, active, numbers, dict(self._failed), self.counted())
+
+    async def _go_on(self) -> None:
+        while True:
+            try:
+                async with asyncio.timeout(GONE_SECONDS):
+                    plan = await self.versions.beat.remote(self._report())
+                await self._follow(plan)
+            except Exception as error:  # the service goes on as it is, whatever happened to its leader
+                _logger.warning("no plan: %s: %s", type(error).__name__, error)
+                await asyncio.sleep(1)
+
+    async def _follow(self, plan: Plan) -> None:
+        for found, changes in plan.editions:
+            if found.id in self._failed:
+                continue
+            try:
+                if found.id not in self._loaded:
+                    self._loaded[found.id] = (await asyncio.to_thread(self.load, found), 0)
+                for change in changes:
+                    state, number = self._loaded[found.id]
+                    if change.number == number + 1:
+                        self._loaded[found.id] = (await asyncio.to_thread(state.changed, change), number + 1)
+            except Exception as error:  # a damaged file may break in any way: it is told, and the old version stays
+                _logger.exception("version %s cannot be loaded", found.id)
+                self._failed[found.id] = str(error) or type(error).__name__
+        wanted = {found.id for found, _ in plan.editions}
+        self._loaded = {name: entry for name, entry in self._loaded.items() if name in wanted}
+        self._failed = {name: reason for name, reason in self._failed.items() if name in wanted}
+        self.plan = plan
+
+
+class RetrieverReplica:
+    """One retriever in one process: BM25, or what a subclass opens."""
+
+    async def __init__(  # type: ignore[misc]
+        self, setup: Setup, name: str, threads: int, versions: DeploymentHandle
+    ) -> None:
+        """Load what is served now."""
+        self.prepare(threads)
+        # One thread: a model answers one batch at a time.
+        self._worker = ThreadPoolExecutor(1)
+        self._member = _RetrieverMember(setup, name, versions, self.open)
+        await self._member.join()
+
+    def prepare(self, threads: int) -> None:
+        """Make this process ready for a number of threads; 0: as many as there are cores."""
+
+    def open(self, store: RunStore, version: Version, name: str) -> Searcher:
+        """Load the retriever of a version."""
+        return open_bm25(store, version, name)
+
+    async def answer(self, wanted: str, asks: list[Ask]) -> list[Answer] | None:
+        """Answer a batch from a version; None where this process does not have it."""
+        searcher = self._member.loaded(wanted)
+        if searcher is None:
+            return None
+        arrived = time.monotonic()
+
+        def work() -> list[Answer]:
+            answers: list[Answer] = searcher.answer(asks, time.monotonic() - arrived)
+            return answers
+
+        return await asyncio.get_running_loop().run_in_executor(self._worker, work)
+
+    async def __del__(self) -> None:
+        await self._member.leave()
+
+
+@dataclass
+class _RetrieverMember(Member):
+    opener: Callable[[RunStore, Version, str], Searcher]
+
+    def load(self, found: Version) -> Searcher:
+        """Open the retriever and probe it, which warms it up."""
+        searcher = self.opener(self.store, found, self.name)
+        probe(searcher, self.store, found, self.name, self.setup.config.probe_queries)
+        return searcher
+
+
+@dataclass(frozen=True)
+class _FusionState:
+    version: Version
+
+    def changed(self, _: Change) -> "_FusionState":
+        """Its parts change; this does not."""
+        return self
+
+
+class _FusionMember(Member):
+    def load(self, found: Version) -> _FusionState:
+        """Nothing but settings."""
+        return _FusionState(found)
+
+
+class FusionReplica:
+    """Joins what other deployments find."""
+
+    async def __init__(  # type: ignore[misc]
+        self, setup: Setup, parts: dict[str, DeploymentHandle], versions: DeploymentHandle
+    ) -> None:
+        """Load what is served now: settings."""
+        self._parts = parts
+        self._member = _FusionMember(setup, FUSION, versions)
+        await self._member.join()
+
+    async def answer(self, wanted: str, asks: list[Ask]) -> list[Answer] | None:
+        """Answer a batch from a version; None where a part does not have it."""
+        state = self._member.loaded(wanted)
+        if state is None:
+            return None
+        begin = time.monotonic()
+        settings = state.version.settings
+        deep = [replace(ask, k=fusion_depth(settings, ask.k), explain=False) for ask in asks]
+        found = await asyncio.gather(*(self._parts[part].answer.remote(wanted, deep) for part in settings.fusion.parts))
+        if any(answers is None for answers in found):
+            return None
+        seconds = time.monotonic() - begin
+        return [
+            Answer(
+                [
+                    (place.passage_id, place.score)
+                    for place in fuse(
+                        [[ScoredPassage(*place) for place in part.places] for part in parts], settings.fusion, ask.k
+                    )
+                ],
+                exact=all(part.exact for part in parts),
+                timed_out=any(part.timed_out for part in parts),
+                expansions=sum(part.expansions for part in parts),
+                search_seconds=seconds,
+                batch=len(asks),
+            )
+            for ask, parts in zip(asks, zip(*found, strict=True), strict=True)
+        ]
+
+    async def __del__(self) -> None:
+        await self._member.leave()

@@ -1,0 +1,136 @@
+"""The bounded queue before a retriever."""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+
+import pytest
+
+from genret.serving.asks import Answer, Ask
+from genret.serving.batching import Batcher, FullError
+
+Send = Callable[[list[Ask]], Awaitable[tuple[str, list[Answer]]]]
+
+
+def ask(text: str = "q", timeout: float = 30.0) -> Ask:
+    return Ask(text, 1, "", timeout, explain=False)
+
+
+class Recorder:
+    """Answers with the query's text, after it was told to go on."""
+
+    def __init__(self) -> None:
+        self.batches: list[list[str]] = []
+        self.free = asyncio.Event()
+
+    async def send(self, asks: list[Ask]) -> tuple[str, list[Answer]]:
+        self.batches.append([ask.query for ask in asks])
+        await self.free.wait()
+        return "state", [Answer([(ask.query, 1.0)], exact=True) for ask in asks]
+
+
+def test_what_waits_goes_together_and_answers_find_their_askers() -> None:
+    async def scenario() -> Recorder:
+        recorder = Recorder()
+        batcher = Batcher(recorder.send, 4, 100, lambda: 1)
+        tasks = [asyncio.create_task(batcher.ask([ask(str(number))])) for number in range(10)]
+        await asyncio.sleep(0)
+        recorder.free.set()
+        for number, task in enumerate(tasks):
+            assert [(state, answer.places) for state, answer in await task] == [("state", [(str(number), 1.0)])]
+        return recorder
+
+    batches = asyncio.run(scenario()).batches
+    assert batches[0] == ["0"], "the first one waits for nobody"
+    assert batches[1:] == [["1", "2", "3", "4"], ["5", "6", "7", "8"], ["9"]]
+
+
+def test_more_than_fit_are_turned_away_at_once() -> None:
+    async def scenario() -> None:
+        recorder = Recorder()
+        batcher = Batcher(recorder.send, 1, 2, lambda: 1)
+        tasks = [asyncio.create_task(batcher.ask([ask()])) for _ in range(3)]
+        await asyncio.sleep(0)
+        assert len(batcher) == 2
+        with pytest.raises(FullError) as caught:
+            await batcher.ask([ask()])
+        assert caught.value.retry_seconds >= 1
+        recorder.free.set()
+        await asyncio.gather(*tasks)
+        assert len(batcher) == 0
+
+    asyncio.run(scenario())
+
+
+def test_who_cannot_be_answered_in_time_is_turned_away() -> None:
+    async def scenario() -> None:
+        async def slow(asks: list[Ask]) -> tuple[str, list[Answer]]:
+            await asyncio.sleep(0.05)
+            return "", [Answer([], exact=True) for _ in asks]
+
+        batcher = Batcher(slow, 1, 1000, lambda: 1)
+        for _ in range(20):
+            await batcher.ask([ask()])
+        tasks = [asyncio.create_task(batcher.ask([ask()])) for _ in range(30)]
+        await asyncio.sleep(0)
+        with pytest.raises(FullError):
+            await batcher.ask([ask(timeout=0.2)])
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    asyncio.run(scenario())
+
+
+def test_the_time_spent_waiting_is_taken_off_the_deadline() -> None:
+    async def scenario() -> None:
+        seen: list[float] = []
+
+        async def send(asks: list[Ask]) -> tuple[str, list[Answer]]:
+            seen.extend(ask.timeout for ask in asks)
+            await asyncio.sleep(0.1)
+            return "", [Answer([], exact=True) for _ in asks]
+
+        batcher = Batcher(send, 1, 10, lambda: 1)
+        answers = await asyncio.gather(batcher.ask([ask(timeout=5)]), batcher.ask([ask(timeout=5)]))
+        assert seen[0] > 4.99 and seen[1] <= 4.91
+        assert answers[1][0][1].wait_seconds >= 0.09
+
+    asyncio.run(scenario())
+
+
+def test_of_a_request_that_was_given_up_nothing_is_searched() -> None:
+    async def scenario() -> Recorder:
+        recorder = Recorder()
+        batcher = Batcher(recorder.send, 4, 10, lambda: 1)
+        first = asyncio.create_task(batcher.ask([ask("first")]))
+        gone = asyncio.create_task(batcher.ask([ask("gone")]))
+        last = asyncio.create_task(batcher.ask([ask("last")]))
+        await asyncio.sleep(0)
+        gone.cancel()
+        await asyncio.sleep(0)
+        recorder.free.set()
+        await asyncio.gather(first, last)
+        return recorder
+
+    assert asyncio.run(scenario()).batches == [["first"], ["last"]]
+
+
+def test_a_failure_reaches_all_who_wait_for_it_and_nobody_else() -> None:
+    async def scenario() -> None:
+        calls = 0
+
+        async def send(asks: list[Ask]) -> tuple[str, list[Answer]]:
+            nonlocal calls
+            calls += 1
+            if calls == 2:
+                raise RuntimeError("broken")
+            return "", [Answer([], exact=True) for _ in asks]
+
+        batcher = Batcher(send, 2, 10, lambda: 1)
+        found = await asyncio.gather(*(batcher.ask([ask()]) for _ in range(4)), return_exceptions=True)
+        assert [isinstance(entry, RuntimeError) for entry in found] == [False, True, True, False]
+
+    begin = time.monotonic()
+    asyncio.run(scenario())
+    assert time.monotonic() - begin < 60

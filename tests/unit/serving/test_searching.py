@@ -1,0 +1,193 @@
+"""Searchers: filters, deadlines, additions, removals, probes."""
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from genret.errors import InputError
+from genret.retrieval.opening import load_retriever
+from genret.runs import RunStore
+from genret.serving.asks import Answer, Ask, canonical_filter, grouped
+from genret.serving.documents import Editor, as_document
+from genret.serving.generating import open_searcher
+from genret.serving.searching import Searcher, open_bm25, probe
+from genret.serving.versions import Change, find_version, metadata_fields, read_config
+from genret.types import ScoredPassage
+
+NAMES = ["sft", "bm25", "fusion"]
+
+
+def opened(store: RunStore, name: str) -> Searcher:
+    return (open_bm25 if name == "bm25" else open_searcher)(store, find_version(store), name)
+
+
+def ask(query: str, k: int = 5, text: str = "", timeout: float = 60.0, explain: bool = False) -> Ask:
+    return Ask(query, k, text, timeout, explain)
+
+
+def ids(answer: Answer) -> list[str]:
+    return [passage_id for passage_id, _ in answer.places]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_answers_are_those_of_the_retriever(small_run: RunStore, name: str) -> None:
+    config = read_config(small_run).retrieval
+    retriever = load_retriever(small_run, small_run.current(), name, config)
+    queries = [f"the model{number}x near the river" for number in range(8)]
+    depths = [1, 3, 5, 10, 12, 2, 7, 40]
+    answers = opened(small_run, name).answer([ask(query, k) for k, query in zip(depths, queries, strict=True)])
+    for k, query, answer in zip(depths, queries, answers, strict=True):
+        expected = retriever.retrieve([query], k)[0]
+        assert ids(answer) == [place.passage_id for place in expected]
+        assert [score for _, score in answer.places] == pytest.approx([place.score for place in expected], abs=1e-4)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_filter_leaves_the_ranking_without_the_others(small_run: RunStore, name: str) -> None:
+    searcher = opened(small_run, name)
+    text = canonical_filter(
+        {"and": [{"field": "topic", "in": ["river", "oven"]}, {"field": "year", "range": {"gte": 2004}}]}
+    )
+    query = "the river has a bank near the bread"
+    found = searcher.answer([ask(query, 40, text)])[0]
+    wanted = {
+        name
+        for name in searcher.collection.ids()
+        if (passage := searcher.collection.get(name))
+        and passage.metadata["topic"] in ("river", "oven")
+        and passage.metadata["year"] >= 2004
+    }
+    everything = ids(searcher.answer([ask(query, 40)])[0])
+    assert ids(found) and set(ids(found)) <= wanted
+    if name != "fusion":  # which joins what its parts find under the filter here, not before it
+        assert ids(found) == [place for place in everything if place in wanted]
+
+
+def test_tokens_add_up_to_the_score(small_run: RunStore) -> None:
+    answer = opened(small_run, "sft").answer([ask("the river near the model4x", explain=True)])[0]
+    assert answer.tokens is not None and answer.identifiers is not None
+    for (_, score), tokens, identifier in zip(answer.places, answer.tokens, answer.identifiers, strict=True):
+        assert sum(logprob for _, logprob in tokens) == pytest.approx(score, abs=1e-4)
+        assert identifier in "".join(text for text, _ in tokens)
+
+
+def test_without_time_there_is_an_answer_that_says_so(small_run: RunStore) -> None:
+    answers = opened(small_run, "sft").answer([ask("river", timeout=1e-9), ask("river", timeout=60)], waited=1.0)
+    assert (answers[0].exact, answers[0].timed_out, answers[0].places) == (False, True, [])
+    assert len(answers[1].places) == 5 and not answers[1].timed_out
+
+
+def test_queries_go_together_unless_that_changes_what_they_find() -> None:
+    asks = [ask("a", 3), ask("b", 10), ask("c", 20), ask("d", 3, '{"not": 1}'), ask("e", 3, timeout=1.0)]
+    assert grouped(asks, 10) == [[0, 1], [2], [3], [4]]
+    assert grouped(asks, 1) == [[0], [1], [2], [3], [4]]
+
+
+@pytest.mark.parametrize("name", ["sft", "bm25"])
+def test_an_added_document_is_found_and_a_removed_one_is_not(small_run: RunStore, name: str) -> None:
+    editor = Editor(small_run, find_version(small_run))
+    document = as_document("new", "A zeppelin floats over the garden with its gondola.", "zeppelin", {"topic": "air"})
+    change = editor.add(document)
+    assert change.identifiers is not None and len(change.identifiers) == len(change.added) == 1
+    editor.keep(change)
+    searcher = opened(small_run, name)
+    before = searcher.answer([ask("zeppelin gondola", 40), ask("river model0x")])
+    after = searcher.changed(change)
+    assert "new" not in ids(before[0])
+    assert "new" in ids(after.answer([ask("zeppelin gondola", 40)])[0])
+    assert ids(
+        after.answer([ask("zeppelin gondola", 40, canonical_filter({"field": "topic", "equals": "air"}))])[0]
+    ) == ["new"]
+    removal = editor.remove("d0")
+    assert removal is not None and removal.removed == ("d0",)
+    gone = after.changed(removal)
+    assert "d0" in ids(before[1]) and "d0" not in ids(gone.answer([ask("river model0x", 40)])[0])
+    assert "new" in ids(gone.answer([ask("zeppelin gondola", 40)])[0])
+
+
+def test_an_id_can_be_used_again_after_its_removal(small_run: RunStore) -> None:
+    editor = Editor(small_run, find_version(small_run))
+    searchers = [opened(small_run, name) for name in ("sft", "bm25")]
+    changes: list[Change] = []
+    for text in ("A zeppelin floats.", "A submarine dives."):
+        changes.append(editor.add(as_document("again", text, "", {})))
+        editor.keep(changes[-1])
+        removal = editor.remove("again")
+        assert removal is not None
+        changes.append(removal)
+        editor.keep(removal)
+    identifiers = [change.identifiers for change in changes if change.added]
+    assert identifiers[0] != identifiers[1]
+    for searcher in searchers:
+        for change in changes[:-1]:
+            searcher = searcher.changed(change)
+        assert ids(searcher.answer([ask("submarine dives", 41)])[0]).count("again") == 1
+        assert "again" not in ids(searcher.changed(changes[-1]).answer([ask("submarine dives", 41)])[0])
+
+
+def test_an_added_passage_scores_in_bm25_as_one_of_the_index_does(small_run: RunStore) -> None:
+    searcher = opened(small_run, "bm25")
+    twin = searcher.collection.get("d5")
+    assert twin is not None
+    document = as_document("twin", twin.text, twin.title, {})
+    change = Editor(small_run, find_version(small_run)).add(document)
+    places = dict(searcher.changed(change).answer([ask(twin.text, 40)])[0].places)
+    assert places["twin"] == pytest.approx(places["d5"], rel=1e-5)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_probe_finds_what_the_evaluation_found(small_run: RunStore, name: str) -> None:
+    probe(opened(small_run, name), small_run, find_version(small_run), name, 8)
+
+
+def test_a_probe_refuses_another_model(small_run: RunStore) -> None:
+
+    class Reversed:
+        name = "bm25"
+
+        def retrieve(self, queries: list[str], k: int) -> list[list[ScoredPassage]]:
+            return [[ScoredPassage(f"d{39 - number}", 1.0) for number in range(k)] for _ in queries]
+
+    searcher = Searcher(Reversed(), opened(small_run, "bm25").collection)
+    with pytest.raises(InputError, match="its index or model is damaged"):
+        probe(searcher, small_run, find_version(small_run), "bm25", 8)
+
+
+def test_atomic_runs_add_to_bm25_alone(new_run: Callable[..., RunStore]) -> None:
+    store = new_run(identifiers="atomic")
+    change = Editor(store, find_version(store)).add(as_document("new", "A zeppelin floats.", "", {}))
+    assert change.identifiers is None
+    generative = opened(store, "sft").changed(change)
+    assert "new" not in ids(generative.answer([ask("zeppelin", 40)])[0])
+    assert "new" in ids(opened(store, "bm25").changed(change).answer([ask("zeppelin", 40)])[0])
+
+
+@settings(deadline=None)
+@given(
+    st.lists(
+        st.dictionaries(
+            st.sampled_from(["a", "b"]),
+            st.none() | st.booleans() | st.integers() | st.floats(allow_nan=True) | st.text(max_size=3)
+            | st.lists(st.integers() | st.text(max_size=2), max_size=3)
+            | st.dictionaries(st.text(max_size=1), st.none()),
+        ),
+        max_size=20,
+    )
+)  # fmt: skip
+def test_fields_are_described_whatever_the_metadata(metadata: list[dict[str, object]]) -> None:
+    for entry in metadata_fields(metadata):
+        assert entry["count"] == sum(entry["name"] in row for row in metadata)
+        assert len(entry["values"]) <= 50
+        assert entry["distinct"] >= len(entry["values"])
+
+
+def test_fields_of_the_small_run(small_run: RunStore) -> None:
+    collection = opened(small_run, "bm25").collection
+    fields = {entry["name"]: entry for entry in metadata_fields(collection.metadata(collection.ids()))}
+    assert {entry["value"] for entry in fields["topic"]["values"]} == {"river", "oven", "train", "garden"}
+    assert (fields["year"]["minimum"], fields["year"]["maximum"], fields["year"]["type"]) == (2000, 2009, "number")
+    assert fields["date"]["type"] == "date" and fields["date"]["minimum"] == "2000-01-02"
+    assert np.sum([entry["count"] for entry in fields["year"]["values"]]) == 40

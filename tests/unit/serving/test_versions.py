@@ -1,0 +1,95 @@
+"""Versions of a run, and the file that remembers what was added and removed."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from genret.errors import InputError
+from genret.runs import RunStore
+from genret.serving.documents import FILE, Changes, Editor, as_document, read_changes, write_changes
+from genret.serving.versions import find_version, version_records
+
+New = Callable[..., RunStore]
+
+
+def test_a_version_stands_for_its_stages(small_run: RunStore) -> None:
+    found = find_version(small_run)
+    assert found == find_version(small_run)
+    assert found.retrievers == ("sft", "bm25", "fusion")
+    assert set(version_records(small_run, found)) == {"corpus", "identifiers", "retrieval", "sft", "bm25"}
+    assert find_version(small_run, ["bm25"]).id != found.id
+
+
+def test_what_is_not_there_is_named(small_run: RunStore) -> None:
+    with pytest.raises(InputError, match=r"serving.retrievers: expected some of .*'sft'.*found \['rpo'\]"):
+        find_version(small_run, ["rpo"])
+    with pytest.raises(InputError, match=r"fusion needs \['sft'\]"):
+        find_version(small_run, ["bm25", "fusion"])
+
+
+def test_a_version_whose_stage_is_gone_is_an_error(new_run: New) -> None:
+    store = new_run()
+    found = find_version(store)
+    (manifest,) = (path for path in (Path(store.url) / "stages").glob("bm25-*.json"))
+    manifest.unlink()
+    with pytest.raises(InputError, match=r"stage bm25 .* is gone"):
+        version_records(store, found)
+
+
+def test_changes_are_remembered(new_run: New) -> None:
+    store = new_run()
+    found = find_version(store)
+    assert read_changes(store) is None
+    editor = Editor(store, found)
+    editor.keep(editor.add(as_document("new", "A zeppelin floats.", "Zeppelin", {"n": [1, "a", None]})))
+    removal = editor.remove("d1")
+    assert removal is not None
+    editor.keep(removal)
+    write_changes(store, Changes("s", found, None, tuple(editor.changes)))
+    kept = read_changes(store)
+    assert kept is not None and kept.changes == tuple(editor.changes) and kept.version == found
+    again = Editor(store, kept.version, kept.changes)
+    assert again.collection.get("new") == editor.collection.get("new")
+    assert again.collection.get("d1") is None
+    assert again.collection.counts == (40, 1, 1)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"format": 2}', '{"format": 1, "service": 1}'])
+def test_a_damaged_file_is_an_error_that_says_what_to_do(new_run: New, text: str) -> None:
+    store = new_run()
+    store.write_file(FILE, text)
+    with pytest.raises(InputError, match=r"serving.json: damaged .* delete it to serve the run as it is"):
+        read_changes(store)
+
+
+def test_changes_go_along_to_the_next_version(new_run: New) -> None:
+    store = new_run()
+    old = Editor(store, find_version(store))
+    old.keep(old.add(as_document("new", "A zeppelin floats.", "", {})))
+    removal = old.remove("d1")
+    assert removal is not None
+    old.keep(removal)
+    store = new_run(k1=0.9)
+    found = find_version(store)
+    assert found.id != old.version.id
+    editor = Editor(store, found)
+    editor.replay(old.changes)
+    assert editor.collection.get("new") is not None and editor.collection.get("d1") is None
+    assert [change.number for change in editor.changes] == [1, 2]
+    before = json.dumps([change.number for change in editor.changes])
+    editor.replay(old.changes)
+    assert json.dumps([change.number for change in editor.changes]) == before
+
+
+@pytest.mark.parametrize(
+    ("doc_id", "text", "message"),
+    [
+        ("d3", "text", "doc_id: expected an id that is not served yet"),
+        ("new", "  ", "text: expected a text or a title"),
+    ],
+)
+def test_a_document_that_cannot_be_added_says_why(small_run: RunStore, doc_id: str, text: str, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        Editor(small_run, find_version(small_run)).add(as_document(doc_id, text, "", {}))
