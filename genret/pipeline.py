@@ -74,7 +74,7 @@ from genret.types import Retriever
 # Raised when a change of the code changes what some stage makes of the same input.
 _REVISION = 1
 # Likewise, of the evaluation alone: nobody wants to train again for a new table.
-_EVALUATION_VERSION = 2
+_EVALUATION_VERSION = 3
 _MINING_BATCH = 32
 # The run's folder of what a language model wrote.
 _COMPLETIONS = "completions"
@@ -699,12 +699,27 @@ def _retrieval(context: Context, writer: StageWriter) -> dict[str, Any]:
             "n_queries": queries.num_rows,
             "seconds": found[name][1],
             "milliseconds_a_query": 1000 * found[name][1] / max(1, queries.num_rows),
+            "index_bytes": _index_bytes(context, name),
         }
         for name in config.retrievers
     ]
     writer.write_table("run", pa.concat_tables([found[name][0] for name in config.retrievers]))
     writer.write_table("latencies", tables.table_from_rows("latencies", latencies))
     return {}
+
+
+def _index_bytes(context: Context, retriever: str) -> int:
+    """Size of all files that a retriever reads; a pretrained encoder that was not trained is none of the run's."""
+    config = context.config
+    if retriever == FUSION:
+        return sum(_index_bytes(context, part) for part in config.retrieval.fusion.parts)
+    stages = [retriever]
+    if retriever == "dense":
+        stages = ["embedding", EncoderPlace.of(str(context.store.url), config.dense, base=False).stage]
+    folders = [
+        folder for stage in stages if stage for folder in context.records[stage].folders.values()
+    ]
+    return sum(size for folder in folders for size in folder["files"].values())
 
 
 def _rank(

@@ -74,6 +74,8 @@ SCHEMAS: dict[str, pa.Schema] = {
         n_queries=pa.int32(),
         seconds=pa.float64(),
         milliseconds_a_query=pa.float64(),
+        # What the retriever reads, on disk: its index, and its model where it has one.
+        index_bytes=pa.int64(),
     ),
     "measures": _schema(
         retriever=_STRING,

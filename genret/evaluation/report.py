@@ -190,6 +190,8 @@ def write_report(inputs: ReportInputs) -> str:
     figures = {}
     if comparison.retrievers:
         figures["measures"] = measures_figure(comparison)
+        if inputs.latencies.num_rows and main_measure:
+            figures["tradeoff"] = tradeoff_figure(comparison, main_measure, inputs.latencies)
         figures["ranks"] = ranks_figure(
             comparison.retrievers, rankings, {name: qrels[name] for name in scored}
         )
@@ -256,6 +258,60 @@ def measures_figure(comparison: Comparison) -> Figure:
         height=340, x={"type": "category"}, y={"title": {"text": "per cent"}, "rangemode": "tozero"}
     )
     return {"data": data, "layout": layout | {"barmode": "group", "bargap": 0.25}}
+
+
+def tradeoff_figure(comparison: Comparison, measure: str, latencies: pa.Table) -> Figure:
+    """One measure against the time a query takes, a point a retriever in its colour, with confidence intervals.
+
+    Args:
+        comparison: The measures.
+        measure: Which of them.
+        latencies: Table `latencies`; retrievers without a row are left out.
+    """
+    milliseconds = {row["retriever"]: row["milliseconds_a_query"] for row in latencies.to_pylist()}
+    data = []
+    times: list[float] = []
+    for number, retriever in enumerate(comparison.retrievers):
+        # A logarithm has no place for what took no time at all.
+        if milliseconds.get(retriever, 0.0) <= 0.0:
+            continue
+        cell = comparison.cells[retriever, measure]
+        times.append(milliseconds[retriever])
+        data.append(
+            {
+                "type": "scatter",
+                "mode": "markers+text",
+                "name": _label(retriever),
+                "x": [milliseconds[retriever]],
+                "y": [100 * cell["value"]],
+                "error_y": {
+                    "type": "data",
+                    "symmetric": False,
+                    "array": [100 * (cell["ci_high"] - cell["value"])],
+                    "arrayminus": [100 * (cell["value"] - cell["ci_low"])],
+                    "thickness": 1.2,
+                    "width": 3,
+                },
+                "text": [_label(retriever)],
+                "textposition": "middle right",
+                "cliponaxis": False,
+                "hovertemplate": "%{x:.3g} ms: %{y:.1f}<extra>" + _label(retriever) + "</extra>",
+                "marker": {"color": _RETRIEVER_COLOURS[number % len(_RETRIEVER_COLOURS)], "size": 10},
+            }
+        )
+    # Room on the right for the names.
+    bounds = [math.log10(min(times, default=1.0)) - 0.2, math.log10(max(times, default=1.0)) + 0.5]
+    layout = _layout(
+        height=320,
+        x={"type": "log", "title": {"text": "milliseconds a query"}, "range": bounds, "dtick": 1},
+        y={"title": {"text": f"{_label(measure)}, per cent"}},
+    )
+    return {"data": data, "layout": layout | {"showlegend": False}}
+
+
+def file_size(size: int) -> str:
+    """A number of bytes in MB with one decimal, or in kB where it is less than a tenth of one."""
+    return f"{size / 1e6:,.1f} MB" if size >= 1e5 else f"{size / 1e3:,.1f} kB"
 
 
 def ranks_figure(retrievers: Sequence[str], rankings: Mapping[str, Rankings], qrels: Qrels) -> Figure:
@@ -567,4 +623,5 @@ def _environment() -> jinja2.Environment:
     environment.filters["percent"] = percent
     environment.filters["probability"] = probability
     environment.filters["points"] = points
+    environment.filters["file_size"] = file_size
     return environment

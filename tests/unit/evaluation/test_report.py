@@ -17,6 +17,7 @@ from genret.evaluation.report import (
     choose_main_measure,
     depth_rows,
     excerpt,
+    file_size,
     identifier_rows,
     loss_figures,
     points,
@@ -27,9 +28,11 @@ from genret.evaluation.report import (
     reject_rows,
     similarity_rows,
     slice_rows,
+    tradeoff_figure,
     training_rows,
     write_report,
 )
+from genret.evaluation.table import Comparison
 from genret.tables import SCHEMAS, passages_to_table, reject, table_from_rows
 from genret.types import Passage
 
@@ -131,7 +134,8 @@ def inputs_of(
         "run": run,
         "latencies": table_from_rows(
             "latencies",
-            [{"retriever": names[0], "n_queries": n_queries, "seconds": 3.0, "milliseconds_a_query": 1234.5}],
+            [{"retriever": names[0], "n_queries": n_queries, "seconds": 3.0, "milliseconds_a_query": 1234.5,
+              "index_bytes": 12_345_678}],
         ),
         "test_queries": queries,
         "qrels": qrels,
@@ -274,7 +278,7 @@ def test_numbers_are_right_aligned_and_units_named(page: Page) -> None:
 
 def test_every_plot_has_its_figure(page: Page) -> None:
     places = [attrs["id"] for _, attrs in page.elements if attrs.get("class") == "plot"]
-    assert places == ["measures", "ranks", "loss-0"]
+    assert places == ["measures", "ranks", "tradeoff", "loss-0"]
     assert set(page.figures()) == set(places)
     bars = page.figures()["measures"]["data"]
     assert [bar["name"] for bar in bars] == ["rpo", "bm25"]
@@ -526,3 +530,24 @@ def test_excerpts_are_short_beginnings(text: str, length: int) -> None:
     assert len(short) <= length
     assert line.startswith(short.removesuffix("…"))
     assert "\n" not in short
+
+
+def test_quality_against_latency_has_a_point_a_retriever_that_was_timed() -> None:
+    inputs = inputs_of(names=("sft", "bm25"))
+    comparison = Comparison.of(inputs.measures)
+    rows = [
+        {"retriever": name, "n_queries": 1, "seconds": 1.0, "milliseconds_a_query": time, "index_bytes": 1}
+        for name, time in (("sft", 10.0), ("bm25", 0.0))
+    ]
+    measure = comparison.measures[0]
+    figure = tradeoff_figure(comparison, measure, table_from_rows("latencies", rows))
+    (point,) = figure["data"]
+    assert point["x"] == [10.0]
+    assert point["y"] == [pytest.approx(100 * comparison.cells["sft", measure]["value"])]
+
+
+@pytest.mark.parametrize(
+    ("size", "text"), [(0, "0.0 kB"), (99_999, "100.0 kB"), (100_000, "0.1 MB"), (12_345_678, "12.3 MB")]
+)
+def test_file_sizes(size: int, text: str) -> None:
+    assert file_size(size) == text
