@@ -65,6 +65,12 @@ SCHEMAS: dict[str, pa.Schema] = {
         loss=pa.float64(),
         learning_rate=pa.float64(),
         seconds=pa.float64(),
+        # Since the row before, over all workers: tokens without padding; the share of the measured rate of matrix
+        # products that went into the model (MFU); and the most memory of the first worker's device so far.
+        tokens=pa.int64(),
+        tokens_a_second=pa.float64(),
+        mfu=pa.float64(),
+        memory_gib=pa.float64(),
     ),
     "run": _schema(
         query_id=_STRING, passage_id=_STRING, rank=pa.int32(), score=pa.float64(), retriever=_STRING

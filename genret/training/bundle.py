@@ -96,7 +96,7 @@ class Bundle:
         Raises:
             InputError: The folder is no saved retriever, or one of another format.
         """
-        settings = _read_settings(folder)
+        settings = read_settings(folder)
         for file in (_TOKENS, _OFFSETS, _PASSAGES):
             if not (folder / file).is_file():
                 raise InputError(f"{folder}: expected the file {file}, found none")
@@ -122,7 +122,12 @@ def load_identifier_tokens(folder: Path) -> IdentifierTokens:
     )
 
 
-def _read_settings(folder: Path) -> BundleSettings:
+def read_settings(folder: Path) -> BundleSettings:
+    """What a saved retriever remembers beside its weights.
+
+    Raises:
+        InputError: The folder is no saved retriever, or one of another format.
+    """
     path = folder / _SETTINGS
     if not path.is_file():
         raise InputError(f"{folder}: no saved retriever here; expected the file {_SETTINGS}")

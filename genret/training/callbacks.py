@@ -24,11 +24,50 @@ class Progress:
     on_checkpoint: Callable[[Path], None] = lambda folder: None
 
 
+class Meter:
+    """What was read since the last look, how fast, and what share of the machine's rate that is.
+
+    Args:
+        tokens_read: Tokens that this worker has read so far.
+        workers: Number of workers; they are taken to read as many.
+        flops: FLOPs a token.
+        rate: FLOPs a second that each worker's device can do.
+        memory: Most bytes that this process has had on its device.
+    """
+
+    def __init__(
+        self, tokens_read: Callable[[], int], workers: int, flops: float, rate: float, memory: Callable[[], int]
+    ) -> None:
+        self._tokens_read = tokens_read
+        self._workers = workers
+        self._flops = flops
+        self._rate = rate
+        self._memory = memory
+        self._last = (0, time.perf_counter())
+
+    def start(self) -> None:
+        """Count from here."""
+        self._last = (self._tokens_read(), time.perf_counter())
+
+    def read(self) -> dict[str, float]:
+        """Values of the last columns of the `training_log` table, since the last call."""
+        now = (self._tokens_read(), time.perf_counter())
+        tokens, seconds = now[0] - self._last[0], max(now[1] - self._last[1], 1e-9)
+        self._last = now
+        return {
+            "tokens": tokens * self._workers,
+            "tokens_a_second": tokens * self._workers / seconds,
+            "mfu": tokens * self._flops / seconds / self._rate,
+            "memory_gib": self._memory() / 2**30,
+        }
+
+
 class ProgressCallback(TrainerCallback):
     """Hands the trainer's log and checkpoints to a `Progress`."""
 
-    def __init__(self, progress: Progress) -> None:
+    def __init__(self, progress: Progress, meter: "Meter | None" = None) -> None:
         self._progress = progress
+        self._meter = meter
         self._begin = time.perf_counter()
 
     def on_train_begin(
@@ -36,6 +75,8 @@ class ProgressCallback(TrainerCallback):
     ) -> None:
         """Start the clock."""
         self._begin = time.perf_counter()
+        if self._meter is not None:
+            self._meter.start()
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -57,6 +98,8 @@ class ProgressCallback(TrainerCallback):
         if logs and "loss" in logs:
             seconds = round(time.perf_counter() - self._begin, 3)
             state.log_history[-1]["seconds"] = seconds
+            if self._meter is not None:
+                state.log_history[-1] |= self._meter.read()
             self._progress.on_log(state.global_step, state.max_steps, logs)
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
@@ -74,6 +117,10 @@ def training_log(stage: str, state: TrainerState) -> list[LogRow]:
             "loss": float(entry["loss"]),
             "learning_rate": float(entry.get("learning_rate", 0.0)),
             "seconds": float(entry.get("seconds", 0.0)),
+            "tokens": int(entry.get("tokens", 0)),
+            "tokens_a_second": float(entry.get("tokens_a_second", 0.0)),
+            "mfu": float(entry.get("mfu", 0.0)),
+            "memory_gib": float(entry.get("memory_gib", 0.0)),
         }
         for entry in state.log_history
         if "loss" in entry

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+import psutil
 import pyarrow as pa
 import pyarrow.fs as fs
 import pyarrow.parquet as pq
@@ -28,10 +29,11 @@ from genret.training.callbacks import Progress
 from genret.training.dense import TrainedEncoder, train_dense
 from genret.training.encoder import EncoderPlace
 from genret.training.machine import choose_device
+from genret.training.memory import check_memory
 from genret.training.rpo import train_rpo
 from genret.training.setup import Setup, check_packages, choose_attention
 from genret.training.sft import train_sft
-from genret.training.trainer import choose_dtype
+from genret.training.trainer import choose_dtype, demand_of
 
 # On CPUs a step frees and asks for the same hundreds of megabytes: glibc keeps them instead of giving them back
 # to the kernel, which would clear every page anew (a tenth of a step's time). Other C libraries ignore this.
@@ -253,8 +255,10 @@ def _train(
     pretrained = PretrainedModel(**task.pretrained) if task.pretrained is not None else None
     record, name = task.model
     section = SftConfig(**task.section) if task.stage == "sft" else RpoConfig(**task.section)
+    folder = store.local_folder(record, name)
+    _check_memory(section, setup, folder, pretrained)
     bundle = load_for_training(
-        store.local_folder(record, name),
+        folder,
         pretrained,
         task.stage,
         dtype=choose_dtype(section, setup),
@@ -273,6 +277,18 @@ def _train(
     if isinstance(section, SftConfig):
         return bundle, train_sft(section, bundle, examples, output, **arguments)
     return bundle, train_rpo(section, bundle, examples, output, **arguments)
+
+
+def _check_memory(
+    section: SftConfig | RpoConfig, setup: Setup, folder: Path, pretrained: PretrainedModel | None
+) -> None:
+    """Refuse what cannot fit before any weights are loaded."""
+    context = ray.train.get_context()
+    total = psutil.virtual_memory().total // context.get_local_world_size()
+    on_gpu = torch.cuda.is_available()
+    device = torch.cuda.get_device_properties(choose_device()).total_memory if on_gpu else total
+    demand, architecture = demand_of(section, setup, folder, pretrained)
+    check_memory(architecture, demand, device, total)
 
 
 def _train_dense(

@@ -16,7 +16,7 @@ from trl.models import prepare_deepspeed
 from genret.config import RpoConfig
 from genret.training.batches import Collator, trie_children
 from genret.training.bundle import Bundle
-from genret.training.callbacks import LogRow, Progress, ProgressCallback, training_log
+from genret.training.callbacks import LogRow, Progress, training_log
 from genret.training.likelihood import Scoring, TrieChildren, identifier_log_probs
 from genret.training.sampling import Shares, row_weights
 from genret.training.setup import SINGLE, Setup
@@ -239,12 +239,11 @@ def train_rpo(
         data_collator=RpoCollator(make_collator(bundle, "completion")),
         train_dataset=dataset,
         processing_class=bundle.tokenizer,
-        callbacks=[ProgressCallback(progress or Progress())],
         peft_config=adapter_config(config.tuning, bundle.model, bundle.settings.identifier_type),
         shares=share_out(config, setup),
         scoring=scoring,
         children=trie_children(bundle.trie) if scoring == "trie" else None,
         alpha=config.alpha,
     )
-    run_trainer(trainer, config, bundle, resume_from)
+    run_trainer(trainer, config, bundle, resume_from, progress)
     return training_log("rpo", trainer.state)

@@ -15,7 +15,7 @@ from genret.config import SftConfig
 from genret.errors import InputError
 from genret.training.batches import Collator, find_branchings, trie_children
 from genret.training.bundle import ATTENTION, Bundle
-from genret.training.callbacks import LogRow, Progress, ProgressCallback, training_log
+from genret.training.callbacks import LogRow, Progress, training_log
 from genret.training.encoding import encode_prompts
 from genret.training.likelihood import Scoring, TrieChildren, identifier_log_probs
 from genret.training.sampling import Shares, row_weights
@@ -180,12 +180,11 @@ def train_sft(
         data_collator=SftCollator(make_collator(bundle, config.loss)),
         train_dataset=dataset,
         processing_class=bundle.tokenizer,
-        callbacks=[ProgressCallback(progress or Progress())],
         peft_config=adapter_config(config.tuning, bundle.model, bundle.settings.identifier_type),
         shares=share_out(config, setup),
         children=trie_children(bundle.trie) if trie_scoring else None,
     )
-    run_trainer(trainer, config, bundle, resume_from)
+    run_trainer(trainer, config, bundle, resume_from, progress)
     return training_log("sft", trainer.state)
 
 

@@ -6,11 +6,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch.utils.data import Dataset, Sampler
+from transformers import AutoConfig
 
-from genret.config import RpoConfig, SftConfig
-from genret.training.bundle import Bundle
+from genret.config import PretrainedModel, RpoConfig, SftConfig
+from genret.decoding.trie import Trie
+from genret.training.bundle import Bundle, read_settings
+from genret.training.callbacks import Meter, Progress, ProgressCallback
+from genret.training.memory import Architecture, Demand
+from genret.training.metering import flops_a_token, matmul_rate, peak_memory
 from genret.training.sampling import PaddedRows, PassSampler, Shares
 from genret.training.setup import Setup, machine_arguments
 from genret.training.weights import finished_model, start_deepspeed
@@ -96,8 +102,19 @@ def prepare_process(setup: Setup) -> None:
         start_deepspeed()
 
 
-def run_trainer(trainer: Any, config: SftConfig | RpoConfig, bundle: Bundle, resume_from: Path | None) -> None:
-    """Train, and put the trained model into the bundle."""
+def run_trainer(
+    trainer: Any, config: SftConfig | RpoConfig, bundle: Bundle, resume_from: Path | None, progress: Progress | None
+) -> None:
+    """Train, tell how it goes, and put the trained model into the bundle."""
+    device = trainer.accelerator.device
+    meter = Meter(
+        lambda: trainer.tokens_read,
+        trainer.args.world_size,
+        flops_a_token(trainer.model),
+        matmul_rate(device, torch.bfloat16 if config.precision == "bf16" else torch.float32),
+        lambda: peak_memory(device),
+    )
+    trainer.add_callback(ProgressCallback(progress or Progress(), meter))
     trainer.train(resume_from_checkpoint=str(resume_from) if resume_from else None)
     bundle.model = finished_model(trainer, config.tuning)
 
@@ -116,3 +133,42 @@ def choose_dtype(config: SftConfig | RpoConfig, setup: Setup) -> torch.dtype:
     if config.precision == "bf16" and (setup.zero_stage or config.tuning.method == "lora"):
         return torch.bfloat16
     return torch.float32
+
+
+def demand_of(
+    config: SftConfig | RpoConfig, setup: Setup, folder: Path, pretrained: PretrainedModel | None
+) -> tuple[Demand, Architecture]:
+    """What decides the memory of a stage, from its section and the bundle that it starts from.
+
+    Args:
+        config: The stage's section.
+        setup: How the machine is used.
+        folder: The saved bundle.
+        pretrained: Where the weights come from if the bundle has none.
+    """
+    settings = read_settings(folder)
+    trie = Trie.load(folder / "trie")
+    atomic = settings.identifier_type == "atomic"
+    if pretrained is not None:
+        source = AutoConfig.from_pretrained(pretrained.name, revision=pretrained.revision, trust_remote_code=False)
+    else:
+        source = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    text = source.get_text_config()
+    new_rows = settings.first_row + len(trie) - text.vocab_size if atomic and pretrained is not None else 0
+    widths = np.diff(trie.child_indptr)
+    demand = Demand(
+        section="sft" if isinstance(config, SftConfig) else "rpo",
+        micro_batch_size=share_out(config, setup).micro_batch,
+        sequences=1 if isinstance(config, SftConfig) else 2,
+        tokens=settings.max_tokens + (0 if atomic else trie.max_length),
+        sixteen_bits=config.precision == "bf16",
+        lora_rank=config.tuning.rank if config.tuning.method == "lora" else 0,
+        whole_head=atomic,
+        vocabulary_scoring=settings.scoring == "vocabulary",
+        children=int(widths.max(initial=0)),
+        workers=setup.workers,
+        zero_stage=setup.zero_stage,
+        offload=setup.offload,
+        gradient_checkpointing=setup.gradient_checkpointing,
+    )
+    return demand, Architecture.of(source, max(0, new_rows))

@@ -16,7 +16,10 @@ from genret.pipeline import planned
 from genret.runs import RunStore
 
 # What a clock wrote: it differs between any two runs.
-CLOCKS = {"training_log": ["seconds"], "latencies": ["seconds", "milliseconds_a_query"]}
+CLOCKS = {
+    "training_log": ["seconds", "tokens_a_second", "mfu", "memory_gib"],
+    "latencies": ["seconds", "milliseconds_a_query"],
+}
 
 
 def command(settings: list[str], folder: Path) -> list[str]:
@@ -105,3 +108,71 @@ def test_killed_while_the_dense_retriever_is_made_it_ends_with_the_same_tables(
     measures = RunStore(disturbed).read_table(RunStore(disturbed).current()["evaluation"], "measures").to_pylist()
     values = {row["retriever"]: row["value"] for row in measures if row["measure"] == "HIT@10"}
     assert values["dense"] > 0.9, values
+
+
+def training_worker(process: subprocess.Popen) -> int | None:
+    """The Ray Train worker of a run, by its title, among the processes of the run's session."""
+    for folder in Path("/proc").iterdir():
+        if not folder.name.isdigit():
+            continue
+        try:
+            title = (folder / "cmdline").read_bytes()
+            session = int((folder / "stat").read_text().rsplit(")", 1)[1].split()[3])
+        except (OSError, IndexError):
+            continue
+        if b"RayTrainWorker" in title and session == process.pid:
+            return int(folder.name)
+    return None
+
+
+def kill_worker_in(stage: str, settings: list[str], folder: Path) -> None:
+    """Run to the end, and kill the stage's worker once it has something to resume from."""
+    with (folder.parent / f"worker-{stage}.log").open("w") as output:
+        process = subprocess.Popen(
+            command(settings, folder), stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+        )
+        _wait_for_checkpoint(folder, stage, process)
+        worker = training_worker(process)
+        assert worker is not None, "the stage trains"
+        os.kill(worker, signal.SIGKILL)
+        assert process.wait(timeout=400) == 0, "the run goes on by itself"
+
+
+def kill_driver_in(stage: str, settings: list[str], folder: Path) -> None:
+    """Kill the driver alone, once the stage has something to resume from: the workers have to notice."""
+    with (folder.parent / f"driver-{stage}.log").open("w") as output:
+        process = subprocess.Popen(
+            command(settings, folder), stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+        )
+        _wait_for_checkpoint(folder, stage, process)
+        process.kill()
+        process.wait()
+
+
+def weights(folder: Path) -> dict[str, bytes]:
+    """The weights of both training stages, as they lie on the disk."""
+    store = RunStore(folder)
+    return {
+        stage: (store.local_folder(store.current()[stage], stage) / "model.safetensors").read_bytes()
+        for stage in ("sft", "rpo")
+    }
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="finds the worker in /proc")
+def test_a_killed_worker_or_driver_changes_no_weight(tiny_settings: list[str], tmp_path: Path) -> None:
+    # Long enough to be killed in the middle, with checkpoints all along.
+    longer = ["sft.epochs=12", "rpo.epochs=12", "rpo.checkpoints=6", "retrieval.retrievers=[sft, rpo]"]
+    settings = [*tiny_settings, *longer]
+    undisturbed = tmp_path / "undisturbed"
+    subprocess.run(command(settings, undisturbed), check=True, timeout=600, capture_output=True)
+    expected = weights(undisturbed)
+    for stage in ("sft", "rpo"):
+        disturbed = tmp_path / f"worker-{stage}"
+        kill_worker_in(stage, settings, disturbed)
+        assert weights(disturbed) == expected, f"a worker killed in {stage}"
+    disturbed = tmp_path / "driver"
+    for stage in ("sft", "rpo"):
+        kill_driver_in(stage, settings, disturbed)
+    subprocess.run(command(settings, disturbed), check=True, timeout=600, capture_output=True)
+    assert weights(disturbed) == expected, "a driver killed in both stages"

@@ -205,6 +205,10 @@ def log_of(stage: str, losses: list[float]) -> pa.Table:
                 "loss": loss,
                 "learning_rate": 0.1,
                 "seconds": 2.5 * number,
+                "tokens": 100,
+                "tokens_a_second": 400.0,
+                "mfu": 0.4,
+                "memory_gib": 1.5,
             }
             for number, loss in enumerate(losses, 1)
         ],

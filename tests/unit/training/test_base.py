@@ -7,11 +7,12 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from genret.config import PretrainedModel, SftConfig
+from genret.config import PretrainedModel, SftConfig, TuningConfig
 from genret.errors import InputError
 from genret.tables import table_from_rows
 from genret.training.base import add_rows, build_base, load_for_training, passage_texts
 from genret.training.bundle import Bundle
+from genret.training.sft import train_sft
 
 NAMES = {"river": "glacier", "lake": "glacier lake", "bread": "dough", "cake": "oven", "train": "night",
          "mail": "post", "winter": "snow"}  # fmt: skip
@@ -175,3 +176,28 @@ def test_texts_are_title_and_text() -> None:
     row = {"passage_id": "p", "doc_id": "p", "metadata": "{}"}
     table = table_from_rows("passages", [row | {"title": "T", "text": "x"}, row | {"title": "", "text": "y"}])
     assert passage_texts(table) == ["T\nx", "y"]
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("identifier_type", ["semantic", "atomic"])
+def test_lora_trains_a_pretrained_model_that_opens_as_a_plain_one(build, tmp_path, identifier_type, tied) -> None:
+    checkpoint = save_checkpoint(tmp_path / "checkpoint", SPECIAL, tied=tied)
+    config = pretrained(
+        checkpoint, tuning=TuningConfig(method="lora", rank=2), epochs=60, learning_rate=2e-2, batch_size=7,
+        micro_batch_size=7, checkpoints=0, scoring="vocabulary",
+    )  # fmt: skip
+    build(config, identifier_type).save(tmp_path / "bundle")
+    bundle = load_for_training(tmp_path / "bundle", config.model, "sft")
+    names = bundle.passages.column("identifier").to_pylist()
+    examples = table_from_rows(
+        "sft_examples", ({"prompt": f"query {n}", "completion": n, "kind": "query2id"} for n in names)
+    )
+    log = train_sft(config, bundle, examples, tmp_path / "out", seed=0)
+    # A random model of 16 dimensions with a frozen head can hardly change what it says.
+    assert log[-1]["loss"] < log[0]["loss"] * (0.7 if identifier_type == "atomic" else 0.996)
+    bundle.save(tmp_path / "trained")
+    again = Bundle.load(tmp_path / "trained")
+    ids = torch.arange(3, 13)[None]
+    assert torch.equal(again.model(ids).logits, bundle.model.eval()(ids).logits)
+    old = LlamaForCausalLM.from_pretrained(checkpoint).get_input_embeddings().weight
+    assert torch.equal(again.model.get_input_embeddings().weight[:300], old), "LoRA leaves embeddings alone"

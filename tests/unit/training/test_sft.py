@@ -6,12 +6,17 @@ from pathlib import Path
 import pytest
 import torch
 from training_reference import reference_log_prob
+from trl.trainer.utils import add_fused_lm_head
 
 from genret.config import SftConfig
 from genret.errors import InputError
 from genret.tables import table_from_rows
+from genret.training.batches import trie_children
 from genret.training.callbacks import Progress
-from genret.training.sft import build_sft_dataset, make_collator, train_sft
+from genret.training.likelihood import identifier_log_probs
+from genret.training.sampling import PADDING
+from genret.training.setup import Setup
+from genret.training.sft import SftCollator, build_sft_dataset, make_collator, train_sft
 
 QUERIES = [("melted snow flows to the sea", 0), ("frozen water", 1), ("knead dough", 2), ("sugar and eggs", 3)]
 
@@ -36,10 +41,72 @@ def test_first_loss_is_the_mean_over_examples(make_bundle, tmp_path, identifier_
     bundle = make_bundle(identifier_type)
     rows = list(build_sft_dataset(bundle, example_table(bundle)))
     expected = [-reference_log_prob(bundle, list(row["prompt"]), row["identifier"], "trie") for row in rows]
-    log = train_sft(
-        settings(micro_batch_size=micro_batch_size), bundle, example_table(bundle), tmp_path, seed=0
-    )
+    log = train_sft(settings(micro_batch_size=micro_batch_size), bundle, example_table(bundle), tmp_path, seed=0)
     assert log[0]["loss"] == pytest.approx(sum(expected) / len(expected), abs=1e-4)
+
+
+def plain_loss(bundle, rows, scoring, loss) -> torch.Tensor:
+    """The loss by a plain loop in fp32: a sequence at a time, no packing, the model's own logits."""
+    everything = [bundle.identifiers[i].tolist() for i in range(len(bundle.identifiers))]
+    total, count = torch.zeros(()), 0
+    for row in rows:
+        prompt, target = list(row["prompt"]), everything[row["identifier"]]
+        sequence = prompt + target
+        logits = bundle.model(torch.tensor([sequence]), use_cache=False).logits[0]
+        if scoring == "vocabulary":
+            begin = 1 if loss == "all" else len(prompt)
+            total = total - sum(logits[i - 1].log_softmax(0)[sequence[i]] for i in range(begin, len(sequence)))
+            count += len(sequence) - begin
+            continue
+        for depth, token in enumerate(target):
+            allowed = sorted({other[depth] for other in everything if other[:depth] == target[:depth]})
+            chosen = logits[len(prompt) + depth - 1, allowed].log_softmax(0)
+            total = total - chosen[allowed.index(token)]
+        count += 1
+    return total / count
+
+
+@pytest.mark.parametrize(
+    ("identifier_type", "scoring", "loss"),
+    [
+        ("semantic", "trie", "completion"),
+        ("atomic", "trie", "completion"),
+        ("semantic", "vocabulary", "completion"),
+        ("semantic", "vocabulary", "all"),
+    ],
+)
+@pytest.mark.parametrize("layout", ["rows", "line", "single"])
+def test_packed_is_unpacked_is_a_plain_loop(make_bundle, identifier_type, scoring, loss, layout) -> None:
+    """The loss and its gradient, with sequences that share rows, lie in one line, or have a row each."""
+    bundle = make_bundle(identifier_type, scoring)
+    rows = list(build_sft_dataset(bundle, example_table(bundle, repeat=5)))
+    model = bundle.model
+    expected = plain_loss(bundle, rows, scoring, loss)
+    expected.backward()
+    gradients = {name: weight.grad.clone() for name, weight in model.named_parameters() if weight.grad is not None}
+    model.zero_grad()
+    add_fused_lm_head(model)
+    collator = make_collator(bundle, loss)
+    collator.layout = layout
+    batch = SftCollator(collator)(rows)
+    assert batch["input_ids"].shape[0] == {"rows": 2, "line": 1, "single": 20}[layout] or scoring == "trie"
+    children = trie_children(bundle.trie) if scoring == "trie" else None
+    found = -identifier_log_probs(model, batch, scoring, children).sum() / (batch["labels"][:, 1:] != -100).sum()
+    assert found.item() == pytest.approx(expected.item(), abs=1e-5)
+    found.backward()
+    for name, gradient in gradients.items():
+        difference = dict(model.named_parameters())[name].grad - gradient
+        assert difference.norm() <= 1e-5 * gradient.norm() + 1e-6, name
+
+
+def test_rows_that_fill_a_batch_change_nothing(make_bundle) -> None:
+    for scoring in ("trie", "vocabulary"):
+        bundle = make_bundle("semantic", scoring)
+        rows = list(build_sft_dataset(bundle, example_table(bundle)))
+        collate = SftCollator(make_collator(bundle, "completion"))
+        filled = collate([*rows, {**rows[1], PADDING: True}])
+        assert filled["weight"].tolist() == [1.0] * 4 + [0.0]
+        assert (filled["labels"][:, 1:] != -100).sum() == (collate(rows)["labels"][:, 1:] != -100).sum()
 
 
 @pytest.mark.parametrize("loss", ["completion", "all"])
@@ -56,9 +123,7 @@ def test_vocabulary_loss_is_the_mean_over_tokens(make_bundle, tmp_path, loss) ->
             begin = 0 if loss == "all" else len(prompt) - 1
             total -= token_log_probs[begin:].sum().item()
             count += len(token_log_probs) - begin
-    log = train_sft(
-        settings(scoring="vocabulary", loss=loss), bundle, example_table(bundle), tmp_path, seed=0
-    )
+    log = train_sft(settings(scoring="vocabulary", loss=loss), bundle, example_table(bundle), tmp_path, seed=0)
     assert log[0]["loss"] == pytest.approx(total / count, abs=1e-4)
 
 
@@ -67,9 +132,7 @@ def test_vocabulary_loss_is_the_mean_over_tokens(make_bundle, tmp_path, loss) ->
 )
 def test_learns_its_examples(make_bundle, tmp_path, identifier_type, scoring) -> None:
     bundle = make_bundle(identifier_type, scoring)
-    log = train_sft(
-        settings(scoring=scoring, epochs=40), bundle, example_table(bundle), tmp_path, seed=0
-    )
+    log = train_sft(settings(scoring=scoring, epochs=40), bundle, example_table(bundle), tmp_path, seed=0)
     assert log[-1]["loss"] < 0.3 * log[0]["loss"]
 
 
@@ -102,3 +165,22 @@ def test_forced_tokens_are_not_read(make_bundle) -> None:
     bundle = make_bundle("atomic")
     batch = make_collator(bundle, "completion").collate([[5, 6, 7]], [2])
     assert batch["input_ids"].tolist() == [[5, 6, 7]]
+
+
+def test_gradient_checkpointing_changes_nothing(make_bundle, tmp_path) -> None:
+    weights = []
+    for checkpointing in (False, True):
+        bundle = make_bundle()
+        setup = Setup(gradient_checkpointing=checkpointing)
+        log = train_sft(settings(epochs=3), bundle, example_table(bundle), tmp_path, seed=0, setup=setup)
+        weights.append(bundle.model.state_dict())
+    assert all(torch.equal(weights[0][name], weight) for name, weight in weights[1].items())
+    assert all(row["tokens"] > 0 and row["tokens_a_second"] > 0 and row["memory_gib"] > 0 for row in log)
+    assert all(0 < row["mfu"] < 1 for row in log)
+
+
+def test_the_log_goes_to_tensorboard(make_bundle, tmp_path) -> None:
+    bundle = make_bundle()
+    setup = Setup(report_to=("tensorboard",), report_folder=str(tmp_path / "curves"))
+    train_sft(settings(), bundle, example_table(bundle), tmp_path / "out", seed=0, setup=setup)
+    assert list((tmp_path / "curves").glob("events.out.tfevents.*"))
