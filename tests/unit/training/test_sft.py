@@ -94,9 +94,10 @@ def test_packed_is_unpacked_is_a_plain_loop(make_bundle, identifier_type, scorin
     found = -identifier_log_probs(model, batch, scoring, children).sum() / (batch["labels"][:, 1:] != -100).sum()
     assert found.item() == pytest.approx(expected.item(), abs=1e-5)
     found.backward()
+    # A single weight's gradient may be the small rest of large sums: the rounding is that of the whole.
+    size = torch.stack([gradient.norm() for gradient in gradients.values()]).norm()
     for name, gradient in gradients.items():
-        difference = dict(model.named_parameters())[name].grad - gradient
-        assert difference.norm() <= 1e-5 * gradient.norm() + 1e-6, name
+        assert (dict(model.named_parameters())[name].grad - gradient).norm() <= 1e-5 * size, name
 
 
 def test_rows_that_fill_a_batch_change_nothing(make_bundle) -> None:
