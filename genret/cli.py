@@ -1,11 +1,12 @@
 """The command line: `genret run`, one command a stage, `query`, `report` and `config`."""
 
 import json
+import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated, Any, NamedTuple, NoReturn
 
 import typer
 from rich.box import SIMPLE_HEAD
@@ -15,6 +16,7 @@ from rich.text import Text
 from transformers.utils.logging import disable_progress_bar
 
 from genret import __version__
+from genret.client import Client
 from genret.config import RunConfig, dump_config, load_config, parse_config, preset_names
 from genret.errors import EngineError, InputError
 from genret.evaluation.table import comparison_table
@@ -31,6 +33,8 @@ from genret.types import Passage, ScoredPassage
 _INTERRUPTED = 130
 _EXCERPT_CHARACTERS = 200
 _MOST_PASSAGES = 1000
+_API_KEY_VARIABLE = "GENRET_API_KEY"
+_RECORD = ("rank", "passage_id", "doc_id", "score", "title", "text", "metadata")
 
 app = typer.Typer(
     name="genret",
@@ -102,38 +106,35 @@ def evaluate(source: Source, overrides: Overrides = None, folder: RunFolder = No
 
 @app.command()
 def query(
-    folder: FinishedRun,
-    text: Annotated[str, typer.Argument(help="The query.", metavar="TEXT")],
+    folder: Annotated[str, typer.Argument(help="Folder or URL of a run; with --url none.", metavar="RUN")],
+    text: Annotated[str | None, typer.Argument(help="The query.", metavar="TEXT")] = None,
     k: Annotated[int, typer.Option("-k", help=f"How many passages, from 1 to {_MOST_PASSAGES}.")] = 10,
     retriever: Annotated[str | None, typer.Option(help="Which retriever; default: the best trained one.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON lines instead of a table.")] = False,
+    url: Annotated[
+        str | None,
+        typer.Option(help=f"Ask a service (genret serve) instead; its key from {_API_KEY_VARIABLE}.", metavar="URL"),
+    ] = None,
 ) -> None:
-    """Ask a finished run."""
+    """Ask a finished run, or a service."""
     if not 1 <= k <= _MOST_PASSAGES:
         raise InputError(f"-k: expected a whole number from 1 to {_MOST_PASSAGES}, found {k}")
-    # A terminal in another encoding leaves bytes that are no characters.
-    text = text.encode("utf-8", "replace").decode("utf-8")
-    store = RunStore.open_existing(folder)
-    records = store.current()
-    config = _saved_config(store)
-    names = retriever_names(records, config.retrieval)
-    if not names or "corpus" not in records:
-        raise InputError(f"{folder}: no retriever in this run yet; expected a run that was trained")
-    chosen = load_retriever(store, records, retriever or names[0], config.retrieval)
-    passages = {
-        passage.passage_id: passage for passage in passages_from_table(store.read_table(records["corpus"], "passages"))
-    }
-    begin = time.perf_counter()
-    ranking = chosen.retrieve([text], k)[0]
-    seconds = time.perf_counter() - begin
+    if url is not None:
+        if text is not None:
+            raise InputError(f"query: expected either a run or --url, found {folder!r} and {url!r}")
+        found = _ask_service(url, _characters(folder), k, retriever)
+    elif text is not None:
+        found = _ask_run(folder, _characters(text), k, retriever)
+    else:
+        raise InputError("query: expected a run and a query, or a query with --url; found one argument")
     if as_json:
-        for rank, place in enumerate(ranking, start=1):
-            typer.echo(json.dumps(_as_record(rank, place, passages[place.passage_id]), ensure_ascii=False))
+        for record in found.records:
+            typer.echo(json.dumps(record, ensure_ascii=False))
         return
     console = Console()
-    console.print(_ranking_table(ranking, passages))
-    noun = "passage" if len(ranking) == 1 else "passages"
-    console.print(f"{len(ranking)} {noun} by {chosen.name} in {seconds * 1000:.0f} ms", highlight=False)
+    console.print(_ranking_table(found.records))
+    noun = "passage" if len(found.records) == 1 else "passages"
+    console.print(f"{len(found.records)} {noun} by {found.retriever} in {found.milliseconds:.0f} ms", highlight=False)
 
 
 @app.command()
@@ -266,28 +267,71 @@ def _show_results(store: RunStore) -> None:
         console.print(f"report: {store.address('report.html')}", highlight=False, markup=False, soft_wrap=True)
 
 
-def _ranking_table(ranking: list[ScoredPassage], passages: dict[str, Passage]) -> Table:
+class _Found(NamedTuple):
+    """An answer to a query: one record a passage, best first."""
+
+    retriever: str
+    records: list[dict[str, Any]]
+    milliseconds: float
+
+
+def _characters(text: str) -> str:
+    """The text without bytes that are no characters, which a terminal in another encoding leaves."""
+    return text.encode("utf-8", "replace").decode("utf-8")
+
+
+def _ask_run(folder: str, text: str, k: int, retriever: str | None) -> _Found:
+    store = RunStore.open_existing(folder)
+    records = store.current()
+    config = _saved_config(store)
+    names = retriever_names(records, config.retrieval)
+    if not names or "corpus" not in records:
+        raise InputError(f"{folder}: no retriever in this run yet; expected a run that was trained")
+    chosen = load_retriever(store, records, retriever or names[0], config.retrieval)
+    passages = {
+        passage.passage_id: passage for passage in passages_from_table(store.read_table(records["corpus"], "passages"))
+    }
+    begin = time.perf_counter()
+    ranking = chosen.retrieve([text], k)[0]
+    milliseconds = (time.perf_counter() - begin) * 1000
+    found = [_as_record(rank, place, passages[place.passage_id]) for rank, place in enumerate(ranking, start=1)]
+    return _Found(chosen.name, found, milliseconds)
+
+
+def _ask_service(url: str, text: str, k: int, retriever: str | None) -> _Found:
+    with Client(url, api_key=os.environ.get(_API_KEY_VARIABLE)) as client:
+        begin = time.perf_counter()
+        response = client.retrieve_all([text], k, retriever=retriever)
+        milliseconds = (time.perf_counter() - begin) * 1000
+    records = [{name: getattr(hit, name) for name in _RECORD} for hit in response.results[0].hits]
+    return _Found(response.retriever, records, milliseconds)
+
+
+def _ranking_table(records: Sequence[Mapping[str, Any]]) -> Table:
     table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, expand=True)
     table.add_column("rank", justify="right", no_wrap=True)
     table.add_column("score", justify="right", no_wrap=True)
     table.add_column("passage", no_wrap=True, overflow="ellipsis", max_width=36)
     table.add_column("text", no_wrap=True, overflow="ellipsis", ratio=1)
-    for rank, place in enumerate(ranking, start=1):
-        passage = passages[place.passage_id]
+    for record in records:
         # As Text, so that no square bracket is read as markup, and without what steers a terminal.
-        excerpt = "".join(character for character in passage.text if character.isprintable() or character.isspace())
-        excerpt = " ".join(excerpt.split())[:_EXCERPT_CHARACTERS]
-        table.add_row(str(rank), f"{place.score:.3f}", Text(place.passage_id), Text(excerpt))
+        excerpt = " ".join(_plain(record["text"]).split())[:_EXCERPT_CHARACTERS]
+        table.add_row(str(record["rank"]), f"{record['score']:.3f}", Text(_plain(record["passage_id"])), Text(excerpt))
     return table
 
 
-def _as_record(rank: int, place: ScoredPassage, passage: Passage) -> dict[str, object]:
-    return {
-        "rank": rank,
-        "passage_id": place.passage_id,
-        "doc_id": passage.doc_id,
-        "score": place.score,
-        "title": passage.title,
-        "text": passage.text,
-        "metadata": dict(passage.metadata),
-    }
+def _plain(text: str) -> str:
+    return "".join(character for character in text if character.isprintable() or character.isspace())
+
+
+def _as_record(rank: int, place: ScoredPassage, passage: Passage) -> dict[str, Any]:
+    values = (
+        rank,
+        passage.passage_id,
+        passage.doc_id,
+        place.score,
+        passage.title,
+        passage.text,
+        dict(passage.metadata),
+    )
+    return dict(zip(_RECORD, values, strict=True))

@@ -198,6 +198,7 @@ def _hits(served: Served, answer: Answer) -> list[dict[str, Any]]:
             hits.append(
                 {
                     "passage_id": passage_id,
+                    "doc_id": passage.doc_id,
                     "rank": len(hits) + 1,
                     "score": score,
                     "title": passage.title,

@@ -87,6 +87,7 @@ class Hit(BaseModel):
     """A passage that was found."""
 
     passage_id: str
+    doc_id: str = Field(description="The document that the passage is, or is cut from.")
     rank: int = Field(description="From 1.")
     score: float = Field(description="Comparable within one retriever and one query only.")
     title: str

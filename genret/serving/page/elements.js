@@ -39,8 +39,8 @@ export function readableNumber(value, digits = 4) {
 /** A probability in per cent. */
 export function readableProbability(probability) {
   const per = probability * 100;
-  if (per >= 99.95) return "100 %";
-  return `${per >= 0.1 ? per.toFixed(1) : per.toPrecision(1)} %`;
+  if (per >= 99.95) return "100%";
+  return `${per >= 0.1 ? per.toFixed(1) : per.toPrecision(1)}%`;
 }
 
 /** "1 passage", "2 passages", "12,345 passages". */

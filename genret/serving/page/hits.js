@@ -5,10 +5,10 @@ import { excerpt, segments } from "./words.js";
 
 const EXCERPT_CHARACTERS = 280;
 const TOKEN_STEPS = [
-  { least: 0.9, name: "sure", label: "≥ 90 %" },
-  { least: 0.5, name: "likely", label: "≥ 50 %" },
-  { least: 0.2, name: "open", label: "≥ 20 %" },
-  { least: 0.05, name: "unlikely", label: "≥ 5 %" },
+  { least: 0.9, name: "sure", label: "≥ 90%" },
+  { least: 0.5, name: "likely", label: "≥ 50%" },
+  { least: 0.2, name: "open", label: "≥ 20%" },
+  { least: 0.05, name: "unlikely", label: "≥ 5%" },
   { least: 0, name: "remote", label: "below" },
 ];
 
@@ -77,7 +77,7 @@ export function marked(text, stems) {
 /** A title in which the words of the query are marked, and which may break after a dot or the like in a long name. */
 export function markedTitle(title, stems) {
   return segments(title, stems).flatMap(({ text, marked: isMarked }) => {
-    const pieces = text.split(/(?<=[._/(,:-])(?=\S)/).flatMap((piece) => [piece, element("wbr")]);
+    const pieces = text.split(/(?<=[._/(,:-])(?=\w)/).flatMap((piece) => [piece, element("wbr")]);
     // A mark's end is an end of a word: no break there, unless what comes next allows it.
     pieces.pop();
     return isMarked ? element("mark", {}, ...pieces) : endsOpen(text) ? [...pieces, element("wbr")] : pieces;
@@ -185,7 +185,7 @@ export function crossReference(columns, go) {
   const asked = columns.querySelectorAll(".column .hits").length;
   if (asked < 2) return "";
   const shared = [...places.values()].filter((items) => items.length === asked).length;
-  return `${counted(places.size, "different passage")}, ${shared} found by all ${asked}`;
+  return `${counted(places.size, "different passage")}, ${shared} found by ${asked === 2 ? "both" : `all ${asked}`}`;
 }
 
 function elsewhere(item, go) {

@@ -71,8 +71,8 @@ function move(change) {
 function show() {
   document.title = state.query ? `${state.query} · genret` : "genret";
   byId("query").value = state.query;
-  choose(byId("k"), String(state.k));
-  choose(byId("limit"), state.limit);
+  choose(byId("k"), String(state.k), String(state.k));
+  choose(byId("limit"), state.limit, `${state.limit} s`);
   byId("tokens").checked = state.tokens;
   const names = chosen().map(({ name }) => name);
   for (const box of byId("retrievers").querySelectorAll("input")) box.checked = names.includes(box.value);
@@ -84,8 +84,8 @@ function show() {
 }
 
 /** Select a value, which joins the list if it came from a link. */
-function choose(select, value) {
-  if (![...select.options].some((option) => option.value === value)) select.append(new Option(value || "none", value));
+function choose(select, value, label) {
+  if (![...select.options].some((option) => option.value === value)) select.append(new Option(label, value));
   select.value = value;
 }
 
@@ -307,7 +307,8 @@ window.addEventListener("popstate", () => {
   state = parseState(location.search);
   show();
 });
-document.addEventListener("DOMContentLoaded", () => byId("query").focus());
+// Where a finger points, the focus would bring up a keyboard over what the link is to show.
+if (!state.query || matchMedia("(pointer: fine)").matches) byId("query").focus();
 
 function toggleFilters() {
   const open = byId("filters").hidden;

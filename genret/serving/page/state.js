@@ -24,9 +24,10 @@ export function parseState(search) {
   const parameters = new URLSearchParams(search);
   const k = Number(parameters.get("k"));
   const limit = Number(parameters.get("limit"));
+  const names = (parameters.get("r") ?? "").split(",").filter(Boolean);
   return {
     query: parameters.get("q") ?? "",
-    retrievers: parameters.get("r")?.split(",").filter(Boolean) ?? null,
+    retrievers: names.length > 0 ? names : null,
     k: Number.isInteger(k) && k >= 1 && k <= MOST_K ? k : DEFAULT_K,
     limit: limit > 0 && Number.isFinite(limit) ? String(limit) : "",
     tokens: parameters.get("tokens") !== "0",

@@ -1,0 +1,1 @@
+"""The service as a retriever of other libraries: LangChain, LlamaIndex, Haystack."""
