@@ -9,8 +9,10 @@ N is 2, 3, 4, 5, 7, 8 or 11. Table 6 compares two language models that write que
 - cpu: a small decoder from scratch, extractive queries, and the corpora under --data (default: $GENRET_DATA) that
   stand for the paper's. They are small and partly other texts: figures are not comparable with the paper's, only the
   directions of the effects are.
-- paper: the paper's models and settings. Expects the corpora under --data in the BEIR layout, in the folders
-  multihop-rag, allsides, agnews and nq, GPUs, and a model hub. With --plan the grid is printed and nothing is run.
+- paper: the paper's models and settings: the presets multihop-rag, allsides, agnews and nq. Expects the corpora under
+  --data in the BEIR layout, in folders of the same names, GPUs, and a model hub.
+
+With --plan the grid is printed and nothing is run.
 
 Rows of one corpus share a run folder, and so all stages that they have in common; what was run before is not run
 again. Prints a Markdown table for each corpus and whether each effect of the paper has the same direction.
@@ -25,7 +27,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from genret.config import RunConfig, load_config, parse_config
+from genret.config import RunConfig, load_config
 from genret.pipeline import planned as planned_stages
 from genret.pipeline import run, stage_fingerprint
 from genret.runs import RunStore, StageRecord
@@ -44,12 +46,6 @@ CPU_FOLDERS = {
     MULTIHOP: "multihop_rag_evidence500", ALLSIDES: "pir_allsides", AGNEWS: "pir_agnews", NQ: "xquad_en",
 }  # fmt: skip
 CPU_FIELDS = {MULTIHOP: "[source, category]", ALLSIDES: "[polarity]", AGNEWS: "[location, subtopic]", NQ: "[]"}
-# The paper's table 10.
-PAPER_FIELDS = {
-    MULTIHOP: "[author, published_at, source, category, title]", ALLSIDES: "[political_polarity]",
-    AGNEWS: "[location, topic]", NQ: "[]",
-}  # fmt: skip
-
 NO_PREFERENCE = ("synthesis.preference_queries=0", "retrieval.retrievers=[sft]")
 PREFERENCE = ("retrieval.retrievers=[rpo]", "mining.candidates=10")
 NO_CONSTRAINTS = ("synthesis.constraint_queries=0",)
@@ -214,31 +210,11 @@ CPU = (
     "llm.background_noise=0.8", "llm.min_terms=6", "llm.max_terms=24",
     "synthesis.chunk_queries=10", "synthesis.sentence_queries=10", "synthesis.constraint_queries=10",
     "synthesis.preference_queries=4", "synthesis.max_sentences=8", "examples.context_tokens=128",
+    "examples.context_share=0.5",
     "sft.model={type: scratch, vocabulary_size: 8000, hidden_size: 384, intermediate_size: 128, layers: 1, heads: 6}",
     "sft.scoring=trie", "sft.epochs=2", "sft.learning_rate=2e-4", "sft.adam_beta2=0.98", "sft.max_tokens=160",
     "sft.checkpoints=0", "rpo.learning_rate=5e-6", "rpo.checkpoints=0", "evaluation.bootstrap_samples=200",
 )  # fmt: skip
-# Section 5 and appendix A.
-PAPER = (
-    "name=paper", "corpus.unit=document",
-    "llm={type: vllm, model: mistralai/Mixtral-8x7B-Instruct-v0.1, temperature: 0.7, gpus_a_worker: 1.0, "
-    "tensor_parallel_size: 4}",
-    "synthesis.chunk_queries=10", "synthesis.sentence_queries=10", "synthesis.constraint_queries=10",
-    "synthesis.preference_queries=10", "examples.context_tokens=256",
-    "sft.model={type: pretrained, name: mistralai/Mistral-7B-Instruct-v0.3}", "sft.scoring=vocabulary",
-    "sft.loss=all", "sft.epochs=2", "sft.batch_size=256", "sft.micro_batch_size=4", "sft.learning_rate=2e-5",
-    "sft.warmup_ratio=0.1", "sft.max_tokens=700", "sft.precision=bf16",
-    "rpo.epochs=1", "rpo.learning_rate=1e-7", "rpo.batch_size=64", "rpo.micro_batch_size=2", "rpo.beta=0.5",
-    "rpo.alpha=1.0", "rpo.precision=bf16", "retrieval.search=beam", "retrieval.beam=10",
-    "compute.training_workers=8", "compute.gpus_a_training_worker=1", "compute.gpus_a_worker=1.0",
-)  # fmt: skip
-PAPER_CORPORA = {
-    MULTIHOP: ("corpus.unit=chunk", "corpus.chunk_tokens=256"),
-    NQ: (
-        "synthesis.chunk_queries=15", "synthesis.sentence_queries=0", "synthesis.preference_queries=2",
-        "examples.context2id=sentence", "examples.mix=concat", "sft.max_tokens=450",
-    ),
-}  # fmt: skip
 PAPER_ATOMIC = "sft.model.name=mistralai/Mistral-7B-v0.3"
 
 
@@ -313,18 +289,16 @@ def corpora(table: PaperTable, chosen: list[str] | None) -> list[str]:
 
 def configuration(table: PaperTable, row: Row, corpus: str, arguments: argparse.Namespace) -> RunConfig:
     """The configuration of a row on a corpus."""
-    cpu = arguments.scale == "cpu"
-    folder = arguments.data / (CPU_FOLDERS[corpus] if cpu else corpus)
-    fields = (CPU_FIELDS if cpu else PAPER_FIELDS)[corpus]
-    changes = [*(CPU if cpu else PAPER), *(() if cpu else PAPER_CORPORA.get(corpus, ()))]
-    changes += [f"corpus.path={folder}", f"synthesis.constraint_fields={fields}"]
-    changes += ["synthesis.constraint_queries=0"] if fields == "[]" else []
     measures = ", ".join((*MEASURES[corpus], "NDCG@10"))
-    changes += [f"evaluation.measures=[{measures}]", *table.changes, *row.changes]
-    if not cpu and "identifiers.type=atomic" in row.changes:
-        changes.append(PAPER_ATOMIC)
-    changes += arguments.set
-    return load_config("scratch-semantic", changes) if cpu else parse_config("{}", "paper", changes)
+    rows = [f"evaluation.measures=[{measures}]", *table.changes, *row.changes]
+    if arguments.scale == "paper":
+        # The preset of the same name has the paper's models and settings.
+        atomic = [PAPER_ATOMIC] if "identifiers.type=atomic" in row.changes else []
+        return load_config(corpus, [f"corpus.path={arguments.data / corpus}", *rows, *atomic, *arguments.set])
+    fields = CPU_FIELDS[corpus]
+    shared = [*CPU, f"corpus.path={arguments.data / CPU_FOLDERS[corpus]}", f"synthesis.constraint_fields={fields}"]
+    shared += ["synthesis.constraint_queries=0"] if fields == "[]" else []
+    return load_config("scratch-semantic", [*shared, *rows, *arguments.set])
 
 
 def plan(table: PaperTable, configurations: dict[str, RunConfig]) -> list[str]:
