@@ -18,7 +18,7 @@ from transformers.utils.logging import disable_progress_bar
 from genret import __version__
 from genret.client import Client
 from genret.config import RunConfig, dump_config, load_config, parse_config, preset_names
-from genret.errors import EngineError, InputError
+from genret.errors import EngineError, InputError, RunBusyError
 from genret.evaluation.table import comparison_table
 from genret.pipeline import plan, planned, run
 from genret.retrieval.names import TRAINED, retriever_names
@@ -31,6 +31,7 @@ from genret.types import Passage, ScoredPassage
 
 # What shells and typer say of a process that was interrupted from the keyboard: 128 + SIGINT.
 _INTERRUPTED = 130
+_BUSY = 3
 _EXCERPT_CHARACTERS = 200
 _MOST_PASSAGES = 1000
 _API_KEY_VARIABLE = "GENRET_API_KEY"
@@ -189,15 +190,15 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         arguments: Of the command line; those of the process where none are given.
 
     Raises:
-        SystemExit: Always. 0: done; 1: a server that the run needs gave up; 2: wrong usage or bad input; 130:
-            interrupted from the keyboard.
+        SystemExit: Always. 0: done; 1: a server that the run needs gave up; 2: wrong usage or bad input; 3: another
+            process works on the run; 130: interrupted from the keyboard.
     """
     disable_progress_bar()  # of transformers, which would draw over ours
     try:
         app(args=arguments)
     except InputError as error:
         typer.echo(f"error: {error}", err=True)
-        sys.exit(2)
+        sys.exit(_BUSY if isinstance(error, RunBusyError) else 2)
     except EngineError as error:
         typer.echo(f"error: {error}", err=True)
         sys.exit(1)

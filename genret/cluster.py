@@ -1,13 +1,16 @@
 """Starting Ray, what it has, and two ways to map over actors: batches in their order, and streams of rows."""
 
 import ctypes
+import json
 import logging
 import math
 import os
 import signal
 import sys
+import threading
+import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -17,11 +20,14 @@ from typing import Any, TypeVar
 import pyarrow as pa
 import ray
 from pyarrow import fs
+from ray._private.worker import global_worker
+from ray.autoscaler.v2.sdk import get_cluster_resource_state
 from ray.data import ActorPoolStrategy, DataContext, Dataset, read_parquet
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import RayActorError, RayError, RayTaskError
 
 from genret.config import ComputeConfig
 from genret.errors import InputError
+from genret.placement import Capacity, Demand, check_demands, describe, read_growth
 
 Batch = TypeVar("Batch")
 Result = TypeVar("Result")
@@ -34,18 +40,26 @@ _IN_FLIGHT = 2
 NO_GPU = {"CUDA_VISIBLE_DEVICES": ""}
 # How often a batch may lose its actor: it may be the batch that kills it.
 _MOST_LOSSES = 3
+# How often to look for requests without room, how long one may wait before a word is said, and when it is said again.
+_LOOK_SECONDS = 5.0
+_PATIENCE_SECONDS = 60.0
+_REPEAT_SECONDS = 600.0
+_LOGGER = logging.getLogger("genret")
 
 
 @contextmanager
-def connected(compute: ComputeConfig, engine: Mapping[str, float] | None = None) -> Iterator[dict[str, float]]:
+def connected(compute: ComputeConfig, engine: Sequence[Demand] = ()) -> Iterator[dict[str, float]]:
     """A Ray cluster for the time of a `with` block.
+
+    Meanwhile, what waits for room in it for more than a minute is said in the log: what is asked for, what the cluster
+    has and what it may grow to.
 
     Connects to `compute.address`, else to the cluster of the environment (RAY_ADDRESS, which a submitted job
     has), else starts Ray in this process without a dashboard. What was started here is stopped at the end.
 
     Args:
         compute: The `compute` section.
-        engine: CPUs and GPUs by name (`CPU`, `GPU`) that the engine of the `llm` section takes at least.
+        engine: What the engine of the `llm` section needs at least.
 
     Yields:
         The cluster's resources by name.
@@ -53,9 +67,10 @@ def connected(compute: ComputeConfig, engine: Mapping[str, float] | None = None)
     Raises:
         InputError: The address answers nobody, or the cluster can never hold what the sections ask for.
     """
-    engine = engine or {}
+    demands = [*compute_demands(compute), *engine]
     if ray.is_initialized():
-        yield _check_resources(compute, engine)
+        check_demands(demands, _capacity())
+        yield _totals()
         return
     # Train prints every line of its workers twice otherwise.
     os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")
@@ -67,7 +82,7 @@ def connected(compute: ComputeConfig, engine: Mapping[str, float] | None = None)
         slots = max(
             compute.cpu_workers * compute.cpus_a_worker,
             _training_cpus(compute),
-            engine.get("CPU", 0.0),
+            sum(demand.bundle.get("CPU", 0.0) * demand.count for demand in engine),
             os.cpu_count() or 1,
         )
         options |= {"include_dashboard": False, "num_cpus": math.ceil(slots)}
@@ -76,30 +91,116 @@ def connected(compute: ComputeConfig, engine: Mapping[str, float] | None = None)
     except (ConnectionError, ValueError) as error:
         raise InputError(f"compute.address: expected a running Ray cluster, found {address!r} ({error})") from error
     try:
-        yield _check_resources(compute, engine)
+        check_demands(demands, _capacity())
+        with _said_what_waits():
+            yield _totals()
     finally:
         ray.shutdown()
+
+
+def _totals() -> dict[str, float]:
+    return {name: float(amount) for name, amount in ray.cluster_resources().items()}
 
 
 def _training_cpus(compute: ComputeConfig) -> float:
     return compute.training_workers * compute.cpus_a_training_worker
 
 
-def _check_resources(compute: ComputeConfig, engine: Mapping[str, float]) -> dict[str, float]:
-    resources = {name: float(amount) for name, amount in ray.cluster_resources().items()}
-    autoscales = os.environ.get("RAY_CLUSTER_AUTOSCALES", "") == "1"
-    needs = [
-        ("compute", "GPU", max(compute.gpus_a_worker, compute.training_workers * compute.gpus_a_training_worker)),
-        ("compute", "CPU", max(compute.cpus_a_worker, _training_cpus(compute))),
-        *(("llm", name, needed) for name, needed in engine.items()),
+def compute_demands(compute: ComputeConfig) -> list[Demand]:
+    """What the `compute` section needs: room for one worker, as one does all the work, and for all of training."""
+    worker = {"CPU": compute.cpus_a_worker, "GPU": compute.gpus_a_worker}
+    training = {"CPU": compute.cpus_a_training_worker, "GPU": float(compute.gpus_a_training_worker)}
+    return [
+        Demand("compute", "a worker (cpus_a_worker, gpus_a_worker)", worker),
+        Demand("compute", "training (training_workers)", training, compute.training_workers),
     ]
-    for section, name, needed in needs:
-        if needed > resources.get(name, 0.0) and not autoscales:
-            raise InputError(
-                f"{section}: asks for {needed:g} {name}, the Ray cluster has {resources.get(name, 0.0):g}; ask for "
-                "less, add nodes, or set RAY_CLUSTER_AUTOSCALES=1 on a cluster that grows by itself"
-            )
-    return resources
+
+
+def _capacity() -> Capacity:
+    """What the connected cluster has, and may grow to."""
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    groups, most, unknown = read_growth(os.environ.get("RAY_CLUSTER_AUTOSCALES", ""))
+    return Capacity(nodes, groups, most, unknown)
+
+
+def submission_id() -> str:
+    """The id of the submitted job that this process is the driver of; empty where it is none."""
+    try:
+        settings = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}"))
+    except ValueError:
+        return ""
+    return str(settings.get("metadata", {}).get("job_submission_id", ""))
+
+
+class _WaitingRoom:
+    """Says in the log what waits for room in the cluster, where it has waited for long."""
+
+    def __init__(self) -> None:
+        self._said: dict[str, float] = {}
+        self._since: dict[str, float] = {}
+
+    def look(self, waiting: Mapping[str, int], now: float, capacity: Callable[[], str]) -> str:
+        """What is to be said.
+
+        Args:
+            waiting: Number of requests that wait, by what they ask for.
+            now: Seconds by any clock.
+            capacity: Says what the cluster has.
+
+        Returns:
+            A message, or nothing.
+        """
+        self._since = {shape: self._since.get(shape, now) for shape in waiting}
+        late = [
+            shape
+            for shape in waiting
+            if now - self._since[shape] >= _PATIENCE_SECONDS
+            and now - self._said.get(shape, -math.inf) >= _REPEAT_SECONDS
+        ]
+        if not late:
+            return ""
+        self._said |= dict.fromkeys(late, now)
+        asked = ", ".join(f"{waiting[shape]} x ({shape})" for shape in late)
+        return f"waiting for room in the cluster: asked for {asked}; {capacity()}"
+
+
+@contextmanager
+def _said_what_waits() -> Iterator[None]:
+    """Meanwhile, say in the log what waits for room."""
+    stopped = threading.Event()
+    gcs = global_worker.gcs_client
+
+    def watch() -> None:
+        room = _WaitingRoom()
+        while not stopped.wait(_LOOK_SECONDS):
+            try:
+                message = room.look(_waiting(gcs), time.monotonic(), lambda: str(_capacity()))
+            except (RuntimeError, OSError, InputError, RayError):
+                continue  # the cluster is busy, or ends
+            if message:
+                _LOGGER.warning(message)
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stopped.set()
+        thread.join(timeout=_LOOK_SECONDS)
+
+
+def _waiting(gcs: Any) -> dict[str, int]:
+    """Actors, tasks and gangs that no node has room for at the moment: how many, by what they ask for."""
+    state = get_cluster_resource_state(gcs)
+    waiting: dict[str, int] = {}
+    requests = [(entry.request, entry.count) for entry in state.pending_resource_requests]
+    requests += [(request, 1) for gang in state.pending_gang_resource_requests for request in gang.requests]
+    for request, count in requests:
+        amounts = {name: amount for name, amount in request.resources_bundle.items() if "_group_" not in name}
+        if amounts:  # what a placement group holds has its room
+            shape = describe(amounts)
+            waiting[shape] = waiting.get(shape, 0) + count
+    return waiting
 
 
 class _Worker:

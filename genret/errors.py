@@ -15,3 +15,7 @@ class EngineError(Exception):
     The message says what it did instead, what is done and kept, and how to go on. The command line prints it
     without a traceback and ends with exit code 1.
     """
+
+
+class RunBusyError(InputError):
+    """Another driver works on the run. The command line ends with exit code 3."""

@@ -15,7 +15,7 @@ import torch
 
 from genret import __version__, tables
 from genret.asking import ASKING_STAGES, budget_of, make_sender, needs_neighbours, related_requests
-from genret.cluster import connected, map_batches
+from genret.cluster import connected, map_batches, submission_id
 from genret.config import (
     HttpConfig,
     PretrainedModel,
@@ -45,6 +45,7 @@ from genret.examples.contrastive import (
 )
 from genret.examples.sft import build_sft_examples
 from genret.identifiers.build import build_identifiers
+from genret.leases import Driving, driving
 from genret.llm.base import Engine
 from genret.llm.budget import Budget
 from genret.llm.completion import CompletionEngine, Counts
@@ -52,7 +53,7 @@ from genret.llm.extractive import CorpusStatistics
 from genret.llm.filters import Limits
 from genret.llm.pool import PooledEngine
 from genret.llm.reasons import count_reasons
-from genret.llm.vllm import resources
+from genret.llm.vllm import demands
 from genret.retrieval.bm25 import Bm25Retriever
 from genret.retrieval.dense import BLOCK, missing_blocks, open_embedder, write_index
 from genret.retrieval.fusion import FUSION, fuse_runs
@@ -107,6 +108,7 @@ class Context:
         reporter: What is told how far the stage is.
         records: The stages that are done, by name.
         mark: Fingerprint of the running stage.
+        driving: That this process still drives the run.
     """
 
     config: RunConfig
@@ -114,6 +116,7 @@ class Context:
     reporter: Reporter
     records: dict[str, StageRecord] = field(default_factory=dict)
     mark: str = ""
+    driving: Driving = field(default_factory=Driving)
 
     def table(self, stage: str, name: str) -> pa.Table:
         """A table that an earlier stage wrote."""
@@ -166,12 +169,14 @@ def run(
 
     Raises:
         InputError: Bad input; what was done before stays done.
+        RunBusyError: Another process works on the run.
         EngineError: A language model no longer answers; likewise, and its answers are kept.
     """
     stages = planned(config, until)
-    store.sweep()
     context = Context(config, store, reporter)
     with ExitStack() as stack:
+        context.driving = stack.enter_context(driving(store.url, submission_id()))
+        store.sweep()
         for stage in stages:
             mark = stage_fingerprint(stage, config, context.records)
             record = store.find(stage.name, mark)
@@ -191,10 +196,10 @@ def run(
             store.write_file("config.yaml", resolved_yaml(config))
             store.set_current(_current(config, store, context.records))
             reporter.stage_finished(record, reused)
-    for name in ("evaluation", "report"):
-        if name in context.records:
-            for text in context.records[name].texts:
-                store.write_file(text, store.read_text(context.records[name], text))
+        for name in ("evaluation", "report"):
+            if name in context.records:
+                for text in context.records[name].texts:
+                    store.write_file(text, store.read_text(context.records[name], text))
     return context.records
 
 
@@ -253,7 +258,7 @@ def _current(config: RunConfig, store: RunStore, records: Mapping[str, StageReco
 
 def _connect_once(stack: ExitStack, config: RunConfig) -> None:
     # Entering again while connected changes nothing: the first one, which started Ray, is left last.
-    engine = resources(config.llm) if isinstance(config.llm, VllmConfig) else None
+    engine = demands(config.llm) if isinstance(config.llm, VllmConfig) else ()
     stack.enter_context(connected(config.compute, engine))
 
 
@@ -280,6 +285,7 @@ def _run_stage(stage: Stage, context: Context, mark: str) -> StageRecord:
     writer = context.store.begin(stage.name, mark)
     context.mark = mark
     details = stage.run(context, writer)
+    context.driving.check()
     record = writer.commit(
         details
         | {
@@ -287,6 +293,7 @@ def _run_stage(stage: Stage, context: Context, mark: str) -> StageRecord:
             "seed": context.config.seed,
             "versions": versions(),
         }
+        | ({"job": submission_id()} if submission_id() else {})
     )
     context.store.clear_scratch(stage.name, mark)
     return record

@@ -13,8 +13,9 @@ configuration finds its stages done.
     artifacts/NAME/STAGE-FINGERPRINT-ATTEMPT.html         a text
     scratch/STAGE-FINGERPRINT/...                         checkpoints of a stage that is under way
     completions/...                                       what a language model wrote, for all stages and configurations
+    driver.lock, lease/...                                who drives the run (`genret.leases`)
 
-One process at a time writes to a run; any number may read it.
+One process at a time drives a run; any number may read it.
 """
 
 import hashlib
@@ -29,6 +30,7 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, BinaryIO
+from urllib.parse import urlsplit
 
 import fsspec
 import pyarrow as pa
@@ -38,6 +40,7 @@ from pydantic import TypeAdapter, ValidationError
 from typing_extensions import TypedDict  # pydantic asks for this one before Python 3.12
 
 from genret.errors import InputError
+from genret.objects import create_object
 from genret.tables import check_table
 
 FORMAT = 1
@@ -453,11 +456,9 @@ class StageWriter:
         if problem:
             raise InputError(f"{self._storage.address('')}: a file of stage {self.stage} is gone: {problem}")
         self._open = False
-        earlier = self._store.find(self.stage, self._fingerprint)
-        if earlier is not None:
-            return earlier
-        self._storage.put(_manifest_place(self.stage, self._fingerprint), content)
-        return record
+        if self._storage.create(_manifest_place(self.stage, self._fingerprint), content):
+            return record
+        return self._store.find(self.stage, self._fingerprint) or record
 
     def _claim(self, name: str, entries: Mapping[str, Any]) -> None:
         # A second write would change a file that a manifest or a reader may know already.
@@ -556,6 +557,29 @@ class Storage:
             temporary.replace(target)
             _flush(target.parent)
 
+    def create(self, place: str, content: bytes) -> bool:
+        """Write a file at once, unless there is one; see `genret.objects.create_object` for which stores.
+
+        Returns:
+            Whether it was written. Of several processes that try, it is for one at most.
+        """
+        with self._errors(place):
+            if self.local is None:
+                return create_object(self._filesystem, self.url, self._path(place), content)
+            target = self.local / place
+            target.parent.mkdir(parents=True, exist_ok=True)
+            temporary = target.with_name(f".{target.name}-{attempt_name()}.tmp")
+            temporary.write_bytes(content)
+            _flush(temporary)
+            try:
+                os.link(temporary, target)  # fails where there is one, which a renaming would replace
+            except FileExistsError:
+                return False
+            finally:
+                temporary.unlink()
+            _flush(target.parent)
+            return True
+
     def size(self, place: str) -> int:
         """Bytes of a file; -1 where there is none."""
         with self._errors(place):
@@ -596,6 +620,12 @@ class Storage:
 
 def _open_url(url: str) -> tuple[fs.FileSystem, str]:
     scheme = url.partition("://")[0]
+    if scheme in ("s3", "gs", "gcs") and "@" in urlsplit(url).netloc:
+        raise InputError(
+            f"run: expected a URL without keys, found some in {_without_password(url.partition('?')[0])!r}; "
+            "keys come from the environment (AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, "
+            "GOOGLE_APPLICATION_CREDENTIALS) or the machine's role"
+        )
     try:
         if scheme in _ARROW_SCHEMES:
             filesystem, root = fs.FileSystem.from_uri(url)
@@ -610,7 +640,7 @@ def _open_url(url: str) -> tuple[fs.FileSystem, str]:
 
 
 def _without_password(url: str) -> str:
-    return re.sub(r"://[^/@]*:[^/@]*@", "://", url)
+    return re.sub(r"://[^/@]*@", "://", url)
 
 
 def _put_object(filesystem: fs.FileSystem, path: str, content: bytes) -> None:

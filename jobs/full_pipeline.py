@@ -1,16 +1,9 @@
-"""The whole pipeline as a Ray job: `ray job submit --working-dir . -- python jobs/full_pipeline.py quickstart`.
+"""The whole pipeline: `python jobs/submit.py full_pipeline --config quickstart --run s3://bucket/run`.
 
-Takes what `genret run` takes. Without --run the run lies in ~/genret-runs of the node that drives the job: the
-job's own working folder goes away with it. Submitting the same job again goes on where the last one stopped.
+Submitting the same job again goes on where the last one stopped.
 """
 
-import sys
-from pathlib import Path
-
-from genret.cli import main
+from genret.job import run_job
 
 if __name__ == "__main__":
-    arguments = sys.argv[1:]
-    if not any(argument == "--run" or argument.startswith("--run=") for argument in arguments):
-        arguments += ["--runs-folder", str(Path.home() / "genret-runs")]
-    main(["run", *arguments])
+    run_job(None)

@@ -20,6 +20,7 @@ from genret.config import VllmConfig
 from genret.errors import InputError
 from genret.llm.prompts import Form
 from genret.llm.sending import OUTCOME_SCHEMA, Outcome
+from genret.placement import Demand
 from genret.runs import Storage
 
 # What reads, cuts and collects the prompts runs beside engines that have taken most of the CPUs.
@@ -68,10 +69,14 @@ class VllmSender:
             yield _given_up(f"vLLM does not start, or fails: {_last_line(error)}")
 
 
-def resources(config: VllmConfig) -> dict[str, float]:
-    """CPUs and GPUs that the fewest replicas take, and one CPU for what feeds them; by Ray's names."""
+def demands(config: VllmConfig) -> list[Demand]:
+    """What the fewest replicas take, and one CPU for what feeds them."""
     workers = config.min_replicas * config.tensor_parallel_size
-    return {"CPU": workers * config.cpus_a_worker + 1, "GPU": workers * config.gpus_a_worker}
+    bundle = {"CPU": config.cpus_a_worker, "GPU": config.gpus_a_worker}
+    return [
+        Demand("llm", "the workers of min_replicas", bundle, workers),
+        Demand("llm", "what feeds the replicas", {"CPU": 1.0}),
+    ]
 
 
 def _given_up(reason: str) -> pa.Table:

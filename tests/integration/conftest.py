@@ -85,6 +85,31 @@ def tiny_settings(beir_folder: Path) -> list[str]:
     return [f"corpus.path={beir_folder}", *SETTINGS]
 
 
+@pytest.fixture(scope="module")
+def s3_environment() -> Iterator[dict[str, str]]:
+    """An environment in which s3:// is a server on this machine, with a bucket named `bucket`."""
+    boto3, server_module = pytest.importorskip("boto3"), pytest.importorskip("moto.server")
+    server = server_module.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    keys = {
+        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
+        "AWS_ACCESS_KEY_ID": "test",
+        "AWS_SECRET_ACCESS_KEY": "test",
+        "AWS_REGION": "us-east-1",
+        "AWS_EC2_METADATA_DISABLED": "true",
+    }
+    patch = pytest.MonkeyPatch()
+    for name, value in keys.items():
+        patch.setenv(name, value)
+    boto3.client("s3", endpoint_url=keys["AWS_ENDPOINT_URL"]).create_bucket(Bucket="bucket")
+    try:
+        yield os.environ | keys
+    finally:
+        patch.undo()
+        server.stop()
+
+
 @pytest.fixture
 def ray_head() -> Iterator[tuple[str, dict[str, str]]]:
     """A Ray head with a job server: its address, and an environment with the token that it asks for."""

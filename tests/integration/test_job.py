@@ -1,19 +1,31 @@
-"""`ray job submit` of the pipeline against a head started for the test gives what a local run gives."""
+"""Every script of jobs/ as a submitted job, on a head of its own: together they give what a local run gives."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from genret.pipeline import STAGES
 from genret.runs import RunStore
 
 PROJECT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
 
 
+def submit(
+    script: str, arguments: list[str], address: str, environment: dict[str, str]
+) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [str(BIN / "ray"), "job", "submit", "--address", address, "--working-dir", str(PROJECT), "--",
+         "python", f"jobs/{script}.py", *arguments],
+        capture_output=True, text=True, timeout=300, cwd=PROJECT, env=environment,
+    )  # fmt: skip
+
+
 @pytest.mark.slow
-def test_submitted_job_gives_the_measures_of_a_local_run(
+def test_submitted_jobs_give_the_measures_of_a_local_run(
     tiny_settings: list[str], tmp_path: Path, ray_head: tuple[str, dict[str, str]]
 ) -> None:
     address, environment = ray_head
@@ -23,15 +35,37 @@ def test_submitted_job_gives_the_measures_of_a_local_run(
         [sys.executable, "-m", "genret", "run", "scratch-semantic", "--run", str(local), *flags],
         check=True, capture_output=True, timeout=600,
     )  # fmt: skip
-    result = subprocess.run(
-        [str(BIN / "ray"), "job", "submit", "--address", address, "--working-dir", str(PROJECT), "--",
-         "python", "jobs/full_pipeline.py", "scratch-semantic", "--run", str(submitted), *flags],
-        capture_output=True, text=True, timeout=600, cwd=PROJECT, env=environment,
+    arguments = ["--config", "scratch-semantic", "--run", str(submitted), *flags]
+    for stage in STAGES:
+        result = submit(stage.name, arguments, address, environment)
+        assert result.returncode == 0, result.stdout + result.stderr
+        assert re.search(rf"^\s*{stage.name}\s+started", result.stdout, flags=re.MULTILINE), "no progress in the log"
+        record = RunStore(submitted).current()[stage.name]
+        assert record.details["job"].startswith("raysubmit_")
+    # All is done: the job of everything says so, and the metadata that it was submitted with is to be seen.
+    whole = subprocess.run(
+        [sys.executable, "jobs/submit.py", "full_pipeline", "--address", address, *arguments],
+        capture_output=True, text=True, timeout=300, cwd=PROJECT, env=environment | {"PYTHONPATH": str(PROJECT)},
     )  # fmt: skip
-    assert result.returncode == 0, result.stdout + result.stderr
-    assert "NDCG@10" in result.stdout
+    assert whole.returncode == 0, whole.stdout + whole.stderr
+    assert "NDCG@10" in whole.stdout and "started" not in whole.stdout
+    listed = subprocess.run(
+        [str(BIN / "ray"), "job", "list", "--address", address], capture_output=True, text=True, env=environment,
+    )  # fmt: skip
+    assert "'genret_job': 'full_pipeline'" in listed.stdout, listed.stdout
     ours, theirs = RunStore(local), RunStore(submitted)
-    for stage, name in (("evaluation", "measures"), ("retrieval", "run"), ("mining", "preference_pairs")):
-        assert ours.read_table(ours.current()[stage], name).equals(
-            theirs.read_table(theirs.current()[stage], name)
+    for stage_name, name in (("evaluation", "measures"), ("retrieval", "run"), ("mining", "preference_pairs")):
+        assert ours.read_table(ours.current()[stage_name], name).equals(
+            theirs.read_table(theirs.current()[stage_name], name)
         ), name
+    # Bad input ends the job as it ends the command.
+    wrong = submit("corpus", ["--config", "no-such-preset", "--run", str(submitted)], address, environment)
+    assert wrong.returncode != 0
+    assert "exit code 2" in wrong.stdout + wrong.stderr, wrong.stdout + wrong.stderr
+
+
+def test_every_stage_has_a_script() -> None:
+    scripts = {path.stem for path in (PROJECT / "jobs").glob("*.py")}
+    assert scripts == {stage.name for stage in STAGES} | {"full_pipeline", "submit"}
+    for stage in STAGES:
+        assert f'run_job("{stage.name}")' in (PROJECT / "jobs" / f"{stage.name}.py").read_text()

@@ -27,7 +27,7 @@ from genret.llm.completion import CompletionEngine
 from genret.llm.journal import Journal
 from genret.llm.prompts import render
 from genret.llm.tokens import prompt_tokens
-from genret.llm.vllm import VllmSender, resources
+from genret.llm.vllm import VllmSender, demands
 from genret.pipeline import STAGES, run
 from genret.runs import RunStore, StageRecord
 
@@ -64,7 +64,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def cluster(model: Path) -> Iterator[None]:
-    with connected(ComputeConfig(), resources(VllmConfig(model=str(model)))):
+    with connected(ComputeConfig(), demands(VllmConfig(model=str(model)))):
         yield
 
 

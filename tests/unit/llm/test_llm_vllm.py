@@ -15,9 +15,9 @@ from genret.llm.tokens import prompt_tokens
 from genret.llm.vllm import (
     VllmSender,
     check_packages,
+    demands,
     engine_arguments,
     most_tokens,
-    resources,
     sampling_parameters,
 )
 
@@ -107,7 +107,9 @@ def test_without_a_gpu_vllm_gets_memory_and_threads() -> None:
     assert arguments["kv_cache_memory_bytes"] == 2**29
     assert arguments["enable_chunked_prefill"] is False, "with seeds it kills the engine"
     assert "max_model_len" not in arguments and "quantization" not in arguments and "enable_lora" not in arguments
-    assert resources(section) == {"CPU": 5.0, "GPU": 0.0}
+    assert [(demand.bundle, demand.count) for demand in demands(section)] == [
+        ({"CPU": 2.0, "GPU": 0.0}, 2), ({"CPU": 1.0}, 1)
+    ]
     assert "enable_chunked_prefill" not in engine_arguments(config(seeded=False))
     assert engine_arguments(config(tensor_parallel_size=2))["distributed_executor_backend"] == "mp"
 
@@ -126,7 +128,9 @@ def test_with_gpus_vllm_decides_for_itself() -> None:
         "enable_lora": True,
         "gpu_memory_utilization": 0.8,
     }
-    assert resources(section) == {"CPU": 5.0, "GPU": 4.0}
+    assert [(demand.bundle, demand.count) for demand in demands(section)] == [
+        ({"CPU": 1.0, "GPU": 1.0}, 4), ({"CPU": 1.0}, 1)
+    ]
 
 
 def test_own_arguments_come_last() -> None:

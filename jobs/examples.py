@@ -1,0 +1,6 @@
+"""Training examples, and what comes before: `python jobs/submit.py examples --config quickstart --run s3://bucket/run`."""
+
+from genret.job import run_job
+
+if __name__ == "__main__":
+    run_job("examples")

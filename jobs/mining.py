@@ -1,0 +1,6 @@
+"""Mining of preference pairs, and what comes before: `python jobs/submit.py mining --config quickstart --run s3://bucket/run`."""
+
+from genret.job import run_job
+
+if __name__ == "__main__":
+    run_job("mining")
