@@ -114,7 +114,7 @@ def s3_environment() -> Iterator[dict[str, str]]:
 def ray_head() -> Iterator[tuple[str, dict[str, str]]]:
     """A Ray head with a job server: its address, and an environment with the token that it asks for."""
     ray_command = str(Path(sys.executable).parent / "ray")
-    port, dashboard = _free_port(), _free_port()
+    port, dashboard = free_port(), free_port()
     environment = os.environ | {
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
         "RAY_AUTH_MODE": "token",
@@ -123,7 +123,7 @@ def ray_head() -> Iterator[tuple[str, dict[str, str]]]:
     head = subprocess.Popen(
         [ray_command, "start", "--head", "--block", "--port", str(port), "--num-cpus", "2",
          "--include-dashboard", "true", "--dashboard-port", str(dashboard), "--dashboard-host", "127.0.0.1",
-         "--dashboard-agent-listen-port", str(_free_port()), "--node-ip-address", "127.0.0.1"],
+         "--dashboard-agent-listen-port", str(free_port()), "--node-ip-address", "127.0.0.1"],
         env=environment, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
     address = f"http://127.0.0.1:{dashboard}"
@@ -135,7 +135,8 @@ def ray_head() -> Iterator[tuple[str, dict[str, str]]]:
         head.wait(timeout=60)
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port of this machine that nothing listens on."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         return int(listener.getsockname()[1])
