@@ -1,14 +1,17 @@
 """The command line: `genret run`, one command a stage, `query`, `report` and `config`."""
 
 import json
+import math
 import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Annotated, Any, NamedTuple, NoReturn
 
 import typer
+import yaml
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
@@ -16,22 +19,29 @@ from rich.text import Text
 from transformers.utils.logging import disable_progress_bar
 
 from genret import __version__
+from genret.asking import budget_of
 from genret.client import Client
 from genret.config import RunConfig, dump_config, load_config, parse_config, preset_names
+from genret.corpus.prepare import prepare_corpus
 from genret.errors import EngineError, InputError, RunBusyError
 from genret.evaluation.table import comparison_table
 from genret.pipeline import plan, planned, run
+from genret.placement import NodeGroup, node_groups
+from genret.planning import assume_corpus, measure_corpus, measured_rates
+from genret.planning import plan as plan_stages
 from genret.retrieval.names import TRAINED, retriever_names
 from genret.retrieval.opening import load_retriever
 from genret.runs import RunStore
 from genret.serving.app import serve_until_stopped, write_serve_config
 from genret.tables import passages_from_table
-from genret.terminal import TerminalReporter, show_plan
+from genret.terminal import TerminalReporter, show_plan, show_stages
 from genret.types import Passage, ScoredPassage
 
 # What shells and typer say of a process that was interrupted from the keyboard: 128 + SIGINT.
 _INTERRUPTED = 130
 _BUSY = 3
+# Of tables that go to a file or a pipe.
+_LOG_WIDTH = 120
 _EXCERPT_CHARACTERS = 200
 _MOST_PASSAGES = 1000
 _API_KEY_VARIABLE = "GENRET_API_KEY"
@@ -103,6 +113,87 @@ def evaluate(source: Source, overrides: Overrides = None, folder: RunFolder = No
     config, store = _open(source, overrides, folder)
     _run(config, store, "evaluation")
     _show_results(store)
+
+
+@app.command("plan")
+def plan_command(
+    source: Source,
+    overrides: Overrides = None,
+    cluster: Annotated[
+        Path | None, typer.Option(help="A cluster launcher's file, for its kinds of nodes.", metavar="FILE")
+    ] = None,
+    prices: Annotated[
+        list[str] | None,
+        typer.Option("--price", help="An hour of a node of a kind, of a GPU or a CPU. May be given often.",
+                     metavar="KIND=AMOUNT"),
+    ] = None,
+    rates: Annotated[
+        list[str] | None,
+        typer.Option("--rate", help="Work a second of a stage's worker. May be given often.", metavar="STAGE=WORK"),
+    ] = None,
+    like: Annotated[str | None, typer.Option(help="A finished run whose rates count.", metavar="RUN")] = None,
+    passages: Annotated[int, typer.Option(help="Do not read the corpus: it has so many passages ...", min=0)] = 0,
+    words: Annotated[float, typer.Option(help="... of so many words ...", min=1)] = 100.0,
+    queries: Annotated[int, typer.Option(help="... and so many queries to evaluate with.", min=0)] = 1000,
+    parameters: Annotated[float, typer.Option(help="Of a pretrained model whose name does not tell.", min=0)] = 0.0,
+) -> None:
+    """Say what each stage would take: rows, GPU hours, time, disk, memory, price. Nothing is run."""
+    config = load_config(source, overrides or ())
+    groups, _ = _kinds_of_nodes(cluster) if cluster is not None else ((), 0)
+    if passages:
+        size = assume_corpus(config, passages, words, queries)
+        corpus = None
+    else:
+        corpus = prepare_corpus(config.corpus)
+        size = measure_corpus(config, corpus["passages"], corpus["test_queries"].num_rows)
+    known = _rates_of(like) if like is not None else {}
+    budget = None
+    if corpus is not None and config.llm.type != "extractive":
+        with TemporaryDirectory(prefix="genret-plan-") as empty:
+            budget = budget_of(config, corpus["passages"], empty)
+    stages = plan_stages(
+        config,
+        size,
+        rates=known | _amounts("--rate", rates),
+        budget=budget,
+        parameters=parameters,
+        groups=groups,
+        prices=_amounts("--price", prices),
+    )
+    console = Console()
+    show_stages(console if console.is_terminal else Console(width=_LOG_WIDTH), stages)
+
+
+def _rates_of(folder: str) -> dict[str, float]:
+    store = RunStore.open_existing(folder)
+    records = store.current()
+    if not {"corpus", "report"} <= records.keys():
+        raise InputError(f"--like: expected a finished run, found {', '.join(records) or 'no stage'} in {folder}")
+    config = _saved_config(store)
+    passages = store.read_table(records["corpus"], "passages")
+    size = measure_corpus(config, passages, records["corpus"].tables["test_queries"]["rows"])
+    return measured_rates(config, size, records)
+
+
+def _kinds_of_nodes(file: Path) -> tuple[Sequence[NodeGroup], float]:
+    try:
+        return node_groups(yaml.safe_load(file.read_text(encoding="utf-8")))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise InputError(f"--cluster: expected a cluster launcher's file, found {file}: {error}") from error
+
+
+def _amounts(option: str, settings: list[str] | None) -> dict[str, float]:
+    """Numbers by name, from settings of the form NAME=NUMBER."""
+    found = {}
+    for setting in settings or []:
+        name, _, text = setting.partition("=")
+        try:
+            found[name] = float(text)
+        except ValueError:
+            raise InputError(f"{option}: expected NAME=NUMBER, found {setting!r}") from None
+        if not 0 < found[name] < math.inf:
+            raise InputError(f"{option}: expected a number above 0, found {setting!r}")
+    return found
 
 
 @app.command()

@@ -331,7 +331,7 @@ def _engine(context: Context, stage: str, passages: pa.Table) -> Engine:
         return engine
     return PooledEngine(
         config.llm,
-        CorpusStatistics.fit(tables.passages_from_table(passages)),
+        CorpusStatistics.fit(tables.iterate_passages(passages)),
         config.seed,
         config.compute,
         context.progress(stage, "batches"),

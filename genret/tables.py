@@ -1,7 +1,8 @@
 """The Arrow schema of every table that passes between stages, and the check that a table fits its schema."""
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import islice
 from typing import Any
 
 import pyarrow as pa
@@ -10,6 +11,7 @@ from genret.errors import InputError
 from genret.types import Passage
 
 _STRING = pa.string()
+_ROWS_A_BLOCK = 65_536
 
 
 def _schema(**columns: pa.DataType) -> pa.Schema:
@@ -164,16 +166,20 @@ def table_from_rows(name: str, rows: Iterable[Mapping[str, Any]]) -> pa.Table:
             and found.
     """
     schema = SCHEMAS[name]
-    materialised = list(rows)
-    columns = [_column(name, field, materialised) for field in schema]
-    return check_table(name, pa.table(columns, schema=schema))
+    remaining = iter(rows)
+    blocks: list[pa.Table] = []
+    # Block by block: as Python objects, a million rows take gigabytes.
+    while block := list(islice(remaining, _ROWS_A_BLOCK)):
+        first = len(blocks) * _ROWS_A_BLOCK
+        blocks.append(pa.table([_column(name, field, block, first) for field in schema], schema=schema))
+    return check_table(name, pa.concat_tables(blocks) if blocks else schema.empty_table())
 
 
-def _column(name: str, field: pa.Field, rows: list[Mapping[str, Any]]) -> pa.Array:
+def _column(name: str, field: pa.Field, rows: list[Mapping[str, Any]], first: int) -> pa.Array:
     try:
         return pa.array([row[field.name] for row in rows], type=field.type)
     except (KeyError, pa.ArrowInvalid, pa.ArrowTypeError, UnicodeEncodeError) as error:
-        for number, row in enumerate(rows):
+        for number, row in enumerate(rows, first):
             if field.name not in row:
                 raise InputError(
                     f"table {name}, row {number}: column {field.name!r} is missing; "
@@ -248,16 +254,20 @@ def passages_to_table(passages: Iterable[Passage]) -> pa.Table:
 
 def passages_from_table(table: pa.Table) -> list[Passage]:
     """The passages of a `passages` table, in its order."""
-    return [
-        Passage(
-            passage_id=row["passage_id"],
-            doc_id=row["doc_id"],
-            title=row["title"],
-            text=row["text"],
-            metadata=json.loads(row["metadata"]),
-        )
-        for row in table.to_pylist()
-    ]
+    return list(iterate_passages(table))
+
+
+def iterate_passages(table: pa.Table) -> Iterator[Passage]:
+    """The passages of a `passages` table, in its order, made as they are asked for."""
+    for batch in table.to_batches(max_chunksize=1024):
+        for row in batch.to_pylist():
+            yield Passage(
+                passage_id=row["passage_id"],
+                doc_id=row["doc_id"],
+                title=row["title"],
+                text=row["text"],
+                metadata=json.loads(row["metadata"]),
+            )
 
 
 def reject(stage: str, input_id: str, reason: str, raw: str = "") -> dict[str, str]:

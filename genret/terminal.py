@@ -1,7 +1,7 @@
 """What a person sees in a terminal, or in a job's log, while a run goes on."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
@@ -18,6 +18,8 @@ from rich.progress import (
 from rich.table import Table
 
 from genret.llm.budget import ANSWER_SHARE, Budget, Share
+from genret.placement import describe
+from genret.planning import StagePlan
 from genret.runs import StageRecord
 
 # In a log, one line of progress in so many seconds.
@@ -191,3 +193,42 @@ def _counted(reasons: Mapping[str, int]) -> str:
 def _rate(done: int, seconds: float) -> str:
     rate = done / max(seconds, 1e-6)
     return f"{rate:,.0f}/s" if rate >= 10 else f"{rate:.1f}/s"
+
+
+def show_stages(console: Console, stages: Sequence[StagePlan]) -> None:
+    """Print what each stage would take, and the sum."""
+    priced = any(stage.price is not None for stage in stages)
+    table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    table.add_column("stage", no_wrap=True)
+    names = ["rows", "tokens", "workers", "GPU h", "time", "disk", "memory", *(["price"] if priced else [])]
+    for name in names:
+        table.add_column(name, justify="right", no_wrap=True)
+    for stage in stages:
+        table.add_row(
+            stage.stage,
+            _short(stage.rows),
+            _short(stage.tokens) if stage.tokens else "",
+            f"{stage.workers} x {describe(stage.bundle)}",
+            f"{stage.gpu_hours:.1f}" if stage.gpu_hours else "",
+            _duration(stage.seconds),
+            _short(stage.disk, "B"),
+            _short(stage.memory, "B"),
+            *([f"{stage.price:.2f}" if stage.price is not None else ""] if priced else []),
+        )
+    table.add_section()
+    table.add_row(
+        "all", "", _short(sum(stage.tokens for stage in stages)), "",
+        f"{sum(stage.gpu_hours for stage in stages):.1f}",
+        _duration(sum(stage.seconds for stage in stages)),
+        _short(max(stage.disk for stage in stages), "B"),
+        _short(max(stage.memory for stage in stages), "B"),
+        *([f"{sum(stage.price or 0.0 for stage in stages):.2f}"] if priced else []),
+    )  # fmt: skip
+    console.print(table)
+
+
+def _short(amount: float, unit: str = "") -> str:
+    for prefix, size in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if amount >= size:
+            return f"{amount / size:.3g} {prefix}{unit}".rstrip()
+    return f"{amount:.0f} {unit}".rstrip()

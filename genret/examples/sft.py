@@ -103,13 +103,22 @@ def _rows(prompts: pa.ChunkedArray, places: pa.Array | pa.ChunkedArray, identifi
     return pa.table([prompts, completions, pa.repeat(kind, len(prompts))], schema=SCHEMAS["sft_examples"])
 
 
+def row_counts(config: ExamplesConfig, n_queries: int, n_contexts: int) -> tuple[int, int]:
+    """How many Query2ID and Context2ID rows there will be of so many different ones."""
+    if config.mix == "concat" or not n_queries or not n_contexts:
+        return n_queries, n_contexts
+    share = config.context_share
+    return (
+        max(n_queries, round(n_contexts * (1 - share) / share)),
+        max(n_contexts, round(n_queries * share / (1 - share))),
+    )
+
+
 def _order(config: ExamplesConfig, n_queries: int, n_contexts: int, rng: np.random.Generator) -> np.ndarray:
     """Which row comes when: queries are rows from 0, contexts the rows after them."""
     if config.mix == "concat" or not n_queries or not n_contexts:
         return rng.permutation(n_queries + n_contexts)
-    share = config.context_share
-    n_queries_out = max(n_queries, round(n_contexts * (1 - share) / share))
-    n_contexts_out = max(n_contexts, round(n_queries * share / (1 - share)))
+    n_queries_out, n_contexts_out = row_counts(config, n_queries, n_contexts)
     total = n_queries_out + n_contexts_out
     # Row i is a context where the number of contexts due after it is one more than before it.
     due = np.arange(total + 1, dtype=np.int64) * n_contexts_out // total

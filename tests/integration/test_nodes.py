@@ -1,4 +1,4 @@
-"""Clusters of several nodes on one machine: nodes that are killed under a run, and nodes that come and go with its work."""
+"""Clusters of several nodes on one machine: nodes that are killed under a run, and nodes that come and go."""
 
 import json
 import os
@@ -19,7 +19,7 @@ from ray.cloudpickle import register_pickle_by_value
 from ray.cluster_utils import AutoscalingCluster, Cluster
 
 from genret.cluster import connected, map_batches
-from genret.config import ComputeConfig, load_config
+from genret.config import load_config
 from genret.pipeline import run
 from genret.runs import RunStore, StageRecord
 

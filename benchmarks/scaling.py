@@ -1,0 +1,148 @@
+"""How the stages up to the training examples grow with the corpus, and with the workers.
+
+    python benchmarks/scaling.py [--rows 10000 100000] [--workers 1 2] [--folder FOLDER]
+
+Passages are made from real ones (a corpus in the BEIR layout, or else the docstrings of Python's standard library) by
+recombination: each takes the title of one, and a sentence from each of a few others. For every number of rows and of
+workers, the pipeline runs up to `examples` with the engine `extractive` in a process of its own. Printed are seconds and
+rows a second and core of each stage, the greatest memory of the driver and of all processes together (proportional set
+size, so that what they share counts once), how both grow from one number of rows to the next (1.0: in proportion), and
+how much faster more workers are.
+"""
+
+import argparse
+import json
+import math
+import random
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
+import psutil
+
+from genret.config import CorpusConfig
+from genret.corpus.readers import read_corpus
+from genret.corpus.sentences import split_sentences
+from genret.runs import RunStore
+
+STAGES = ("corpus", "identifiers", "synthesis", "examples")
+POOLED = ("identifiers", "synthesis")
+_SENTENCES = 4
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One run: rows, workers, seconds by stage, greatest bytes of the driver and of all processes."""
+
+    rows: int
+    workers: int
+    seconds: dict[str, float]
+    driver: int
+    everything: int
+
+
+def write_corpus(target: Path, rows: int, folder: str) -> None:
+    """A JSONL file of recombined passages."""
+    config = CorpusConfig(type="beir", path=folder) if folder else CorpusConfig(type="python_docs")
+    documents = read_corpus(config).documents
+    titles = [document.title for document in documents]
+    sentences = [sentence for document in documents for sentence in split_sentences(document.text)]
+    rng = random.Random(0)
+    with target.open("w", encoding="utf-8") as file:
+        for number in range(rows):
+            text = " ".join(rng.choices(sentences, k=_SENTENCES))
+            file.write(json.dumps({"_id": f"p{number}", "title": rng.choice(titles), "text": text}) + "\n")
+
+
+def measure(corpus: Path, rows: int, workers: int, run: Path) -> Measurement:
+    """Run the stages in a process of their own, and watch its memory."""
+    settings = ["corpus.type=jsonl", f"corpus.path={corpus}", f"compute.cpu_workers={workers}",
+                "synthesis.preference_queries=1", "synthesis.sentence_queries=0"]  # fmt: skip
+    flags = [part for setting in settings for part in ("--set", setting)]
+    command = [sys.executable, "-m", "genret", "run", "scratch-semantic", "--run", str(run), "--until", "examples"]
+    process = subprocess.Popen([*command, *flags], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    driver = everything = 0
+    while process.poll() is None:
+        own, total = _memory(process.pid)
+        driver, everything = max(driver, own), max(everything, total)
+        time.sleep(0.5)
+    if process.returncode:
+        raise SystemExit(f"the run failed:\n{process.stderr.read() if process.stderr else ''}")
+    records = RunStore(run).current()
+    return Measurement(
+        rows, workers, {stage: records[stage].details["seconds"] for stage in STAGES}, driver, everything
+    )
+
+
+def _memory(pid: int) -> tuple[int, int]:
+    sizes = []
+    try:
+        root = psutil.Process(pid)
+        for process in [root, *root.children(recursive=True)]:
+            try:
+                sizes.append(_proportional(process.pid))
+            except (OSError, psutil.Error):
+                sizes.append(0)
+    except psutil.Error:
+        pass
+    return (sizes[0], sum(sizes)) if sizes else (0, 0)
+
+
+def _proportional(pid: int) -> int:
+    text = Path(f"/proc/{pid}/smaps_rollup").read_text()
+    return int(re.search(r"^Pss:\s+(\d+) kB", text, flags=re.MULTILINE)[1]) * 1024
+
+
+def show(measurements: list[Measurement]) -> None:
+    """Print a table, and what follows from it."""
+    print(f"{'rows':>9} {'workers':>7} " + " ".join(f"{stage + ' s':>14} {'rows/s/core':>12}" for stage in STAGES)
+          + f" {'driver MB':>10} {'all MB':>8}")  # fmt: skip
+    for m in measurements:
+        cells = []
+        for stage in STAGES:
+            cores = m.workers if stage in POOLED else 1
+            cells.append(f"{m.seconds[stage]:>14.1f} {m.rows / max(m.seconds[stage], 1e-3) / cores:>12,.0f}")
+        print(f"{m.rows:>9,} {m.workers:>7} {' '.join(cells)} {m.driver / 1e6:>10,.0f} {m.everything / 1e6:>8,.0f}")
+    for workers in sorted({m.workers for m in measurements}):
+        same = sorted((m for m in measurements if m.workers == workers), key=lambda m: m.rows)
+        for small, large in pairwise(same):
+            times = math.log(sum(large.seconds.values()) / sum(small.seconds.values())) / math.log(
+                large.rows / small.rows
+            )
+            memory = large.everything / small.everything
+            print(f"{small.rows:,} -> {large.rows:,} rows, {workers} workers: seconds grow with rows^{times:.2f}; "
+                  f"memory {memory:.2f} times")  # fmt: skip
+    for rows in sorted({m.rows for m in measurements}):
+        same = {m.workers: m for m in measurements if m.rows == rows}
+        for fewer, more in pairwise(sorted(same)):
+            faster = [sum(same[n].seconds[stage] for stage in POOLED) for n in (fewer, more)]
+            print(f"{rows:,} rows: identifiers and synthesis with {more} workers {faster[0] / faster[1]:.2f} times as "
+                  f"fast as with {fewer}")  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", type=int, nargs="+", default=[10_000, 100_000], help="numbers of passages")
+    parser.add_argument("--workers", type=int, nargs="+", default=[1, 2], help="numbers of workers")
+    parser.add_argument("--folder", default="", help="a corpus in the BEIR layout to recombine; default: docstrings")
+    options = parser.parse_args()
+    measurements = []
+    with tempfile.TemporaryDirectory(prefix="genret-scaling-") as scratch:
+        for rows in options.rows:
+            corpus = Path(scratch) / f"{rows}.jsonl"
+            write_corpus(corpus, rows, options.folder)
+            for workers in options.workers:
+                measurements.append(measure(corpus, rows, workers, Path(scratch) / f"{rows}-{workers}"))
+                show(measurements[-1:])
+            corpus.unlink()
+    print()
+    show(measurements)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,452 @@
+"""What a run will take, before it is started: rows, tokens, GPU hours, time, disk, memory and money of each stage.
+
+Rows follow from the configuration and the corpus, by the rules of the stages themselves. Seconds are
+
+    start-up + work / (rate x workers)
+
+where the work of a stage is counted in the unit of `UNITS`:
+
+* training: floating point operations. 6 a parameter and token (forward 2, backward 4; Kaplan et al., arXiv 2001.08361,
+  section 2.1) for the rows of supervised fine-tuning; for a preference pair 6 for its two identifiers and 2 for each
+  under the reference model. Parameters are those of the blocks; the output layer counts where it is read: for `trie`
+  scoring the children's rows, once a row of training, for `vocabulary` all of it, at every token.
+* mining and retrieval: 2 operations a parameter for every token of the query and of the hypotheses in the beam.
+* asking a language model: tokens of prompts and answers (`genret.llm.budget` counts those of a corpus at hand).
+* all else: rows.
+
+A rate is one of `RATES`, measured once; or that of a finished run (`measured_rates`), which makes up for the machine;
+or given. Peak disk is what the tables and models of the stages so far take, and the stage's own checkpoints. Peak
+memory of training is 16 bytes a parameter (weights, gradients, two moments of AdamW, 4 bytes each; Rajbhandari et al.,
+arXiv 1910.02054, section 3.1), shared out with ZeRO-3, and its activations, 34 bytes a token, layer and unit of width
+(Korthikanti et al., arXiv 2205.05198, equation 2, without the square of the length). Not covered: a language model
+behind HTTP while its server is busy, failures, waiting for machines, and transfers to object stores.
+"""
+
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pyarrow as pa
+
+from genret.asking import ASKING_STAGES
+from genret.config import RunConfig, ScratchModel, VllmConfig
+from genret.corpus.chunking import chunk_text
+from genret.errors import InputError
+from genret.examples.sft import row_counts
+from genret.llm.base import Request
+from genret.llm.budget import Budget
+from genret.pipeline import planned
+from genret.placement import NodeGroup, Resources
+from genret.runs import StageRecord
+from genret.synthesis.answers import preference_requests
+from genret.synthesis.queries import query_requests
+
+_SAMPLE = 2000
+_HOUR = 3600.0
+_WORDS_A_SENTENCE = 20
+_TOKENS_A_WORD = 1.35
+_BYTES_A_WORD = 6.0
+_KEYWORD_TOKENS = 16
+
+UNITS = {
+    "corpus": "passages", "identifiers": "passages", "synthesis": "queries", "examples": "rows", "base": "passages",
+    "sft": "FLOP", "mining": "FLOP", "rpo": "FLOP", "bm25": "passages", "retrieval": "FLOP", "evaluation": "rankings",
+    "report": "rankings",
+}  # fmt: skip
+"""What the work of a stage is counted in."""
+
+START_SECONDS = {"synthesis": 3.0, "sft": 10.0, "mining": 6.0, "rpo": 10.0, "retrieval": 16.0}
+"""Seconds for Ray, processes and models to start."""
+
+RATES = {
+    "corpus": 4000.0, "identifiers": 30000.0, "synthesis": 20000.0, "examples": 80000.0, "base": 500.0, "sft": 1.2e11,
+    "mining": 2.2e11, "rpo": 2.2e11, "bm25": 25000.0, "retrieval": 2.2e11, "evaluation": 2000.0, "report": 5000.0,
+}  # fmt: skip
+"""Work a second of one worker on two CPU cores, by the README's run of the quickstart. Of GPUs see `GPU_FLOPS`."""
+
+GPU_FLOPS = {"sft": 1.25e14, "rpo": 1.25e14, "mining": 1.5e13, "retrieval": 1.5e13}
+"""Operations a second of one A100: 312e12 in 16 bits (NVIDIA's data sheet), of which training a model of billions of
+parameters reaches about 40 %, and decoding, which waits for memory, about 5 %. Give --rate for others."""
+
+LLM_TOKENS = 5000.0
+"""Tokens a second, read and written, of a replica of a language model whose section names no `tokens_a_second`: a round
+figure for models of this size on A100, to be replaced by what a first run measures."""
+
+_PROMPT_TOKENS = 250.0  # of the instructions in a prompt
+_ANSWER_TOKENS = 25.0  # of a query in an answer
+
+# Bytes a row in compressed Parquet, by the quickstart; texts of a language model are about as long.
+_ROW_BYTES = {
+    "queries": 36.0,
+    "preference": 43.0,
+    "examples": 45.0,
+    "pairs": 16.0,
+    "rankings": 9.0,
+    "identifiers": 12.0,
+}
+_TEXT_SHARE = 0.4  # of texts that zstd leaves
+_PROCESS_BYTES = 7e8  # of a process with torch and Ray in it, before it does anything
+
+
+@dataclass(frozen=True)
+class CorpusSize:
+    """How large a corpus is.
+
+    Attributes:
+        passages: Number of passages.
+        words: Of a passage, on average.
+        queries: SFT queries that are asked for, all kinds together, of a passage on average.
+        contexts: Context2ID rows of a passage, on average.
+        preference: Preference queries of a passage.
+        test_queries: Queries to evaluate with.
+    """
+
+    passages: int
+    words: float
+    queries: float
+    contexts: float
+    preference: float
+    test_queries: int
+
+
+def measure_corpus(config: RunConfig, passages: pa.Table, test_queries: int) -> CorpusSize:
+    """The size of a corpus that is at hand, by a sample of 2000 passages."""
+    count = passages.num_rows
+    if not count:
+        raise InputError("plan: expected a corpus with passages, found none")
+    chosen = np.unique(np.linspace(0, count - 1, min(count, _SAMPLE)).astype(np.int64))
+    sample = passages.take(pa.array(chosen))
+    texts = [f"{row['title']}\n{row['text']}" for row in sample.select(["title", "text"]).to_pylist()]
+    size = len(texts)
+    words = sum(len(text.split()) for text in texts) / size
+    chunks = sum(len(chunk_text(text, config.examples.context_tokens)) for text in texts) / size
+
+    def asked(requests: Iterable[Request]) -> float:
+        return sum(request.n for request in requests) / size
+
+    return CorpusSize(
+        passages=count,
+        words=words,
+        queries=asked(query_requests(config.synthesis, sample)),
+        contexts=_contexts(config, chunks, words),
+        preference=asked(preference_requests(config.synthesis, sample)),
+        test_queries=test_queries,
+    )
+
+
+def assume_corpus(config: RunConfig, passages: int, words: float, test_queries: int) -> CorpusSize:
+    """The size of a corpus of which only the number of passages and their length is known.
+
+    Sentences are taken to have 20 words.
+    """
+    sentences = max(1.0, words / _WORDS_A_SENTENCE)
+    kept = min(sentences, config.synthesis.max_sentences or sentences)
+    synthesis = config.synthesis
+    return CorpusSize(
+        passages,
+        words,
+        synthesis.chunk_queries + kept * synthesis.sentence_queries + synthesis.constraint_queries,
+        _contexts(config, math.ceil(words / config.examples.context_tokens), words),
+        float(synthesis.preference_queries),
+        test_queries,
+    )
+
+
+def _contexts(config: RunConfig, chunks: float, words: float) -> float:
+    if config.examples.context2id == "none":
+        return 0.0
+    return chunks if config.examples.context2id == "chunk" else 1.0 + words / _WORDS_A_SENTENCE
+
+
+@dataclass(frozen=True)
+class Model:
+    """What of a model counts.
+
+    Attributes:
+        blocks: Parameters of its decoder blocks.
+        parameters: All.
+        width: Its hidden size.
+        layers: Its decoder blocks.
+        read: Parameters of the output layer that a training row reads once (`trie`) ...
+        read_a_token: ... or at each token (`vocabulary`).
+    """
+
+    blocks: float
+    parameters: float
+    width: int
+    layers: int
+    read: float
+    read_a_token: float
+
+
+def model_size(config: RunConfig, passages: int, parameters: float = 0.0) -> Model:
+    """The model that is trained.
+
+    Args:
+        config: The configuration.
+        passages: Number of passages: with atomic identifiers each has rows of its own.
+        parameters: Of a pretrained model whose name does not tell (mistralai/Mistral-7B does).
+
+    Raises:
+        InputError: The name does not tell, and nobody else does.
+    """
+    model = config.sft.model
+    own = passages if config.identifiers.type == "atomic" else 0
+    if isinstance(model, ScratchModel):
+        width = model.hidden_size
+        blocks = model.layers * (4 * width * width + 3 * width * model.intermediate_size + 2 * width) + width
+        output = (model.vocabulary_size + own) * width
+        return Model(blocks, blocks + 2 * output, width, model.layers, *_output(config, output))
+    found = re.search(r"(\d+(?:\.\d+)?)[bB]\b", model.name.rpartition("/")[2])
+    if not parameters and not found:
+        raise InputError(
+            f"plan: expected --parameters, as the model's name {model.name!r} does not tell how many it has"
+        )
+    parameters = parameters or float(found[1]) * 1e9 if found else parameters
+    # Of decoders of this family: parameters are about 12 x layers x width^2, and width about 128 x layers.
+    layers = max(1, round((parameters / (12 * 128**2)) ** (1 / 3)))
+    width = 128 * layers
+    return Model(parameters, parameters + 2 * own * width, width, layers, *_output(config, float(own * width)))
+
+
+def _output(config: RunConfig, output: float) -> tuple[float, float]:
+    return (output, 0.0) if config.sft.scoring == "trie" else (0.0, output)
+
+
+@dataclass(frozen=True)
+class StagePlan:
+    """What a stage takes.
+
+    Attributes:
+        stage: Its name.
+        rows: That it writes.
+        tokens: That it reads and writes through a model; 0 where there is none.
+        work: In the unit of `UNITS`.
+        workers: Workers side by side.
+        bundle: CPUs and GPUs of each.
+        disk: Bytes of the run after it, its checkpoints included.
+        memory: Bytes of a worker, or of the driver where that holds more.
+        seconds: Wall time.
+        price: By the given prices; None where there are none.
+        unit: Of the work, where it is not that of `UNITS`.
+    """
+
+    stage: str
+    rows: float
+    tokens: float
+    work: float
+    workers: int
+    bundle: Resources
+    disk: float = 0.0
+    memory: float = 0.0
+    seconds: float = 0.0
+    price: float | None = None
+    unit: str = ""
+
+    @property
+    def gpu_hours(self) -> float:
+        """Hours of a GPU, all of them together."""
+        return self.seconds * self.workers * self.bundle.get("GPU", 0.0) / _HOUR
+
+
+def plan(
+    config: RunConfig,
+    size: CorpusSize,
+    *,
+    rates: Mapping[str, float] | None = None,
+    budget: Budget | None = None,
+    parameters: float = 0.0,
+    groups: Sequence[NodeGroup] = (),
+    prices: Mapping[str, float] | None = None,
+) -> list[StagePlan]:
+    """What each stage of a configuration takes.
+
+    Args:
+        config: The configuration.
+        size: Of its corpus.
+        rates: Work a second of a worker, by stage, instead of `RATES` and `GPU_FLOPS`.
+        budget: What asking the language model takes, where there is one.
+        parameters: See `model_size`.
+        groups: Kinds of nodes of the cluster.
+        prices: An hour of a node, by its kind; or of a GPU and of a CPU, as `GPU` and `CPU`.
+
+    Returns:
+        One plan a stage, in order.
+    """
+    model = model_size(config, size.passages, parameters)
+    stages = {stage.stage: stage for stage in _stages(config, size, model, budget)}
+    told = getattr(config.llm, "tokens_a_second", 0.0)
+    known = (dict.fromkeys(ASKING_STAGES, told) if told else {}) | dict(rates or {})
+    done, disk = [], 0.0
+    for stage in planned(config):
+        item = stages[stage.name]
+        disk += item.disk
+        scratch = 3.0 * 4 * model.parameters if stage.name in ("sft", "rpo") else 0.0
+        seconds = START_SECONDS.get(item.stage, 0.0) + item.work / (_rate(item, known) * item.workers)
+        item = replace(item, disk=disk + scratch, memory=item.memory + _PROCESS_BYTES, seconds=seconds)
+        done.append(replace(item, price=_price(item, groups, prices or {})))
+    return done
+
+
+def _rate(item: StagePlan, rates: Mapping[str, float]) -> float:
+    if item.stage in rates:
+        return rates[item.stage]
+    if item.unit == "tokens":
+        return LLM_TOKENS
+    if item.bundle.get("GPU") and item.stage in GPU_FLOPS:
+        return GPU_FLOPS[item.stage] * item.bundle["GPU"]
+    return RATES[item.stage]
+
+
+def _stages(config: RunConfig, size: CorpusSize, model: Model, budget: Budget | None) -> Iterable[StagePlan]:
+    compute, n = config.compute, size.passages
+    pool = {"CPU": compute.cpus_a_worker}
+    ranking = pool | {"GPU": compute.gpus_a_worker}
+    training = {"CPU": compute.cpus_a_training_worker, "GPU": float(compute.gpus_a_training_worker)}
+    text = n * size.words * _BYTES_A_WORD
+    queries, preference, contexts = n * size.queries, n * size.preference, n * size.contexts
+    one, workers, trainers = {"CPU": 1.0}, compute.cpu_workers, compute.training_workers
+
+    def stage(name: str, rows: float, work: float, disk: float, **more: float) -> StagePlan:
+        memory = more.get("memory", 2 * text)
+        return StagePlan(name, rows, more.get("tokens", 0.0), work, 1, one, disk, memory)
+
+    yield stage("corpus", n, n, _TEXT_SHARE * text)
+    named = replace(stage("identifiers", n, n, n * _ROW_BYTES["identifiers"]), workers=workers, bundle=pool)
+    yield _asked(config, named, size, budget) if config.identifiers.type == "semantic" else named
+    asked = replace(
+        stage("synthesis", queries + preference, queries + preference,
+              queries * _ROW_BYTES["queries"] + preference * _ROW_BYTES["preference"]),
+        workers=workers, bundle=pool,
+    )  # fmt: skip
+    yield _asked(config, asked, size, budget)
+    rows = sum(row_counts(config.examples, round(queries), round(contexts)))
+    yield stage("examples", rows, rows, rows * _ROW_BYTES["examples"])
+    yield stage("base", n, n, 4 * model.parameters if isinstance(config.sft.model, ScratchModel) else 1e7,
+                memory=8 * model.parameters)  # fmt: skip
+    tokens = rows * config.sft.epochs * _row_tokens(config, size)
+    work = 6 * (tokens * (model.blocks + model.read_a_token) + rows * config.sft.epochs * model.read)
+    memory = _training_memory(config, model, config.sft.micro_batch_size, size)
+    trained = StagePlan("sft", rows, tokens, work, trainers, training, 4 * model.parameters, memory)
+    yield trained
+    candidates = config.mining.candidates
+    searched = _search_work(size, model, candidates)
+    query_tokens = preference * _query_tokens(config)
+    yield StagePlan("mining", preference, query_tokens, preference * searched, workers, ranking,
+                    preference * _ROW_BYTES["pairs"], 4 * model.parameters)  # fmt: skip
+    pairs = preference * config.rpo.epochs
+    pair_tokens = pairs * 2 * (_query_tokens(config) + _KEYWORD_TOKENS)
+    yield replace(
+        trained, stage="rpo", rows=pairs, tokens=pair_tokens,
+        work=8 * (pair_tokens * (model.blocks + model.read_a_token) + 2 * pairs * model.read),
+    )  # fmt: skip
+    yield stage("bm25", n, n, _TEXT_SHARE * text)
+    retrievers = len(config.retrieval.retrievers)
+    generative = len({"sft", "rpo"} & set(config.retrieval.retrievers))
+    yield StagePlan("retrieval", size.test_queries * retrievers * config.retrieval.depth,
+                    size.test_queries * generative * _query_tokens(config),
+                    size.test_queries * generative * _search_work(size, model, config.retrieval.beam),
+                    workers, ranking, size.test_queries * retrievers * config.retrieval.depth * _ROW_BYTES["rankings"],
+                    4 * model.parameters)  # fmt: skip
+    judged = size.test_queries * retrievers
+    yield stage("evaluation", judged, judged, judged * 100.0)
+    yield stage("report", judged, judged, 5e6)
+
+
+def _asked(config: RunConfig, stage: StagePlan, size: CorpusSize, budget: Budget | None) -> StagePlan:
+    """A stage that asks a language model, if there is one: on its replicas, in tokens."""
+    if config.llm.type == "extractive":
+        return stage
+    tokens = _asked_tokens(config, stage.stage, size) if budget is None else _budgeted(stage.stage, budget)
+    stage = replace(stage, tokens=tokens, work=tokens, unit="tokens")
+    if not isinstance(config.llm, VllmConfig):
+        return replace(stage, workers=1, bundle={"CPU": 0.0})
+    split = config.llm.tensor_parallel_size
+    replica = {"CPU": config.llm.cpus_a_worker * split, "GPU": config.llm.gpus_a_worker * split}
+    return replace(stage, workers=config.llm.max_replicas, bundle=replica)
+
+
+def _budgeted(stage: str, budget: Budget) -> float:
+    shares = [share for share in budget.shares if (share.kind == "keywords") == (stage == "identifiers")]
+    return float(sum(share.prompt_tokens + share.answer_tokens for share in shares))
+
+
+def _asked_tokens(config: RunConfig, stage: str, size: CorpusSize) -> float:
+    """Tokens of prompts and answers, of a corpus that is not at hand."""
+    passage = size.words * _TOKENS_A_WORD
+    if stage == "identifiers":
+        return size.passages * (_PROMPT_TOKENS + passage + _KEYWORD_TOKENS)
+    synthesis = config.synthesis
+    whole = sum(bool(n) for n in (synthesis.chunk_queries, synthesis.constraint_queries, synthesis.preference_queries))
+    sentences = size.words / _WORDS_A_SENTENCE if synthesis.sentence_queries else 0.0
+    sentences = min(sentences, synthesis.max_sentences or sentences)
+    prompts = whole * (_PROMPT_TOKENS + passage) + sentences * (_PROMPT_TOKENS + _WORDS_A_SENTENCE * _TOKENS_A_WORD)
+    return size.passages * (prompts + _ANSWER_TOKENS * (size.queries + size.preference))
+
+
+def _query_tokens(config: RunConfig) -> float:
+    if config.llm.type == "extractive":
+        return (config.llm.min_terms + config.llm.max_terms) / 2 * _TOKENS_A_WORD
+    return 15 * _TOKENS_A_WORD
+
+
+def _row_tokens(config: RunConfig, size: CorpusSize) -> float:
+    """Tokens of a training row, on average: queries and contexts as they are mixed, and an identifier."""
+    identifier = 1 if config.identifiers.type == "atomic" else _KEYWORD_TOKENS
+    asked, contexts = row_counts(
+        config.examples, round(size.passages * size.queries), round(size.passages * size.contexts)
+    )
+    words = config.examples.context_tokens if config.examples.context2id == "chunk" else _WORDS_A_SENTENCE
+    context = min(words, size.words / max(size.contexts, 1.0)) * _TOKENS_A_WORD
+    mixed = (asked * _query_tokens(config) + contexts * context) / max(1, asked + contexts)
+    return min(config.sft.max_tokens, mixed + identifier)
+
+
+def _search_work(size: CorpusSize, model: Model, beam: int) -> float:
+    return 2 * ((20 + beam * _KEYWORD_TOKENS / 2) * model.blocks + model.read)
+
+
+def _training_memory(config: RunConfig, model: Model, micro_batch: int, size: CorpusSize) -> float:
+    compute = config.compute
+    shards = compute.training_workers if getattr(compute, "zero_stage", 0) == 3 else 1
+    layers = 1 if getattr(compute, "gradient_checkpointing", False) else model.layers
+    activations = 34 * micro_batch * _row_tokens(config, size) * model.width * layers
+    return 16 * model.parameters / shards + activations
+
+
+def _price(item: StagePlan, groups: Sequence[NodeGroup], prices: Mapping[str, float]) -> float | None:
+    """The price of the stage's machines for its time."""
+    if not prices:
+        return None
+    fitting = [group for group in groups if group.name in prices and _fit(group, item.bundle)]
+    hours = item.seconds / _HOUR
+    if fitting:
+        nodes = {group.name: math.ceil(item.workers / _fit(group, item.bundle)) for group in fitting}
+        return hours * min(prices[name] * count for name, count in nodes.items())
+    units = {name: amount for name, amount in item.bundle.items() if amount and name in prices}
+    return hours * item.workers * sum(prices[name] * amount for name, amount in units.items()) if units else None
+
+
+def _fit(group: NodeGroup, bundle: Resources) -> int:
+    amounts = [group.resources.get(name, 0.0) / amount for name, amount in bundle.items() if amount]
+    # A stage without GPUs would pay for eight idle ones.
+    wasteful = group.resources.get("GPU", 0.0) and not bundle.get("GPU")
+    return 0 if wasteful or not group.most else int(min(amounts, default=0.0))
+
+
+def measured_rates(config: RunConfig, size: CorpusSize, records: Mapping[str, StageRecord]) -> dict[str, float]:
+    """The rates of a finished run: the work of each of its stages, as `plan` counts it, over the seconds that it took.
+
+    Args:
+        config: The configuration of that run.
+        size: Of its corpus.
+        records: Its stages.
+    """
+    rates = {}
+    for item in plan(config, size):
+        if item.stage in records:
+            seconds = records[item.stage].details["seconds"] - START_SECONDS.get(item.stage, 0.0)
+            rates[item.stage] = item.work / (max(seconds, 0.05) * item.workers)
+    return rates

@@ -1,0 +1,157 @@
+"""What a run will take, beside what the stages themselves make and what can be counted by hand."""
+
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from genret.config import ExamplesConfig, RunConfig, SftConfig, load_config
+from genret.errors import InputError
+from genret.examples.sft import build_sft_examples, row_counts
+from genret.placement import NodeGroup
+from genret.planning import (
+    CorpusSize,
+    assume_corpus,
+    measure_corpus,
+    measured_rates,
+    model_size,
+    plan,
+)
+from genret.runs import StageRecord
+from genret.tables import table_from_rows
+
+SIZE = CorpusSize(passages=1000, words=50.0, queries=8.0, contexts=1.0, preference=2.0, test_queries=100)
+
+
+def by_stage(config: RunConfig, **more: object) -> dict:
+    return {item.stage: item for item in plan(config, SIZE, **more)}
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.integers(0, 40), st.integers(0, 20), st.floats(0.05, 0.95), st.sampled_from(["interleave", "concat"]))
+def test_rows_of_training_are_those_that_the_stage_makes(queries: int, contexts: int, share: float, mix: str) -> None:
+    config = ExamplesConfig(mix=mix, context_share=share)
+    passages = table_from_rows(
+        "passages",
+        ({"passage_id": f"p{n}", "doc_id": "d", "title": "", "text": "a b", "metadata": "{}"} for n in range(contexts)),
+    )
+    ids = [{"passage_id": f"p{n}", "identifier": str(n), "source": "llm"} for n in range(max(contexts, 1))]
+    asked = [
+        {"query_id": str(n), "passage_id": "p0", "text": "q", "kind": "chunk", "generator": "g"} for n in range(queries)
+    ]
+    made = build_sft_examples(
+        config, passages, table_from_rows("identifiers", ids), table_from_rows("queries", asked), seed=0
+    )["sft_examples"]
+    kinds = made.column("kind").to_pylist()
+    assert (kinds.count("query2id"), kinds.count("context2id")) == row_counts(config, queries, contexts)
+
+
+@pytest.mark.parametrize("kind", ["semantic", "atomic"])
+def test_parameters_of_a_model_from_scratch_are_counted_exactly(make_bundle, passages: pa.Table, kind: str) -> None:
+    bundle = make_bundle(kind)
+    config = bundle.model.config
+    assumed = RunConfig(
+        identifiers={"type": kind},
+        sft=SftConfig(
+            model={
+                "type": "scratch",
+                "vocabulary_size": max(300, config.vocab_size - (passages.num_rows if kind == "atomic" else 0)),
+                "hidden_size": config.hidden_size,
+                "intermediate_size": config.intermediate_size,
+                "layers": config.num_hidden_layers,
+                "heads": config.num_attention_heads,
+            }
+        ),
+    )
+    found = model_size(assumed, passages.num_rows).parameters
+    surplus = 2 * config.hidden_size * (assumed.sft.model.vocabulary_size - config.vocab_size)
+    surplus += 2 * config.hidden_size * (passages.num_rows if kind == "atomic" else 0)
+    assert found - surplus == sum(weight.numel() for weight in bundle.model.parameters())
+
+
+def test_a_pretrained_model_tells_its_size_by_its_name_or_somebody_must() -> None:
+    def pretrained(name: str) -> RunConfig:
+        return RunConfig(sft=SftConfig(model={"type": "pretrained", "name": name}, scoring="vocabulary"))
+
+    assert model_size(pretrained("mistralai/Mistral-7B-v0.3"), 10).blocks == 7e9
+    assert model_size(pretrained("Qwen/Qwen2.5-0.5B"), 10).blocks == 5e8
+    with pytest.raises(InputError, match="--parameters"):
+        model_size(pretrained("some/model"), 10)
+    assert model_size(pretrained("some/model"), 10, 3e9).blocks == 3e9
+
+
+def test_a_corpus_at_hand_is_measured_as_it_is(passages: pa.Table) -> None:
+    config = load_config("scratch-semantic", [])
+    size = measure_corpus(config, passages, 3)
+    assert (size.passages, size.test_queries) == (passages.num_rows, 3)
+    sentences = passages.num_rows  # each has one, long enough for a query of its own
+    assert size.queries == config.synthesis.chunk_queries + config.synthesis.sentence_queries * sentences / len(
+        passages
+    )
+    assert size.preference == config.synthesis.preference_queries
+    assert size.contexts == 1.0
+    with pytest.raises(InputError, match="expected a corpus with passages"):
+        measure_corpus(config, passages.slice(0, 0), 3)
+
+
+def test_twice_the_corpus_takes_twice_the_training() -> None:
+    config = load_config("scratch-semantic", [])
+    sizes = [assume_corpus(config, n, 100.0, 50) for n in (10_000, 20_000)]
+    small, large = ({item.stage: item for item in plan(config, size)} for size in sizes)
+    assert large["sft"].work == pytest.approx(2 * small["sft"].work, rel=1e-3)
+    assert large["examples"].rows == pytest.approx(2 * small["examples"].rows, rel=1e-3)
+
+
+def test_the_rates_of_a_run_give_back_its_seconds() -> None:
+    config = load_config("scratch-semantic", [])
+    seconds = {"corpus": 3.0, "synthesis": 33.0, "sft": 500.0, "mining": 60.0, "retrieval": 40.0}
+    records = {stage: StageRecord(stage, "f", "", {}, {}, {}, {"seconds": taken}) for stage, taken in seconds.items()}
+    rates = measured_rates(config, SIZE, records)
+    found = by_stage(config, rates=rates)
+    assert {stage: found[stage].seconds for stage in seconds} == pytest.approx(seconds)
+
+
+def test_more_workers_take_less_time_and_the_price_is_that_of_whole_nodes() -> None:
+    batches = ["sft.micro_batch_size=8", "rpo.micro_batch_size=8"]
+    settings = [*batches, "compute.training_workers=8", "compute.gpus_a_training_worker=1"]
+    config = load_config("scratch-semantic", settings)
+    groups = (NodeGroup("gpu", {"CPU": 96.0, "GPU": 8.0}, 2), NodeGroup("cpu", {"CPU": 32.0}, 4))
+    found = by_stage(config, groups=groups, prices={"gpu": 10.0, "cpu": 1.0}, rates={"sft": 1e9})
+    assert found["sft"].price == pytest.approx(found["sft"].seconds / 3600 * 10.0)
+    assert found["synthesis"].price == pytest.approx(found["synthesis"].seconds / 3600 * 1.0)
+    assert found["sft"].gpu_hours == pytest.approx(found["sft"].seconds * 8 / 3600)
+    one = by_stage(load_config("scratch-semantic", [*batches, "compute.gpus_a_training_worker=1"]), rates={"sft": 1e9})
+    assert one["sft"].seconds - 10 == pytest.approx(8 * (found["sft"].seconds - 10))
+    assert one["sft"].price is None
+    by_unit = by_stage(config, prices={"GPU": 2.0})
+    assert by_unit["sft"].price == pytest.approx(by_unit["sft"].gpu_hours * 2.0)
+
+
+def test_a_language_model_is_reckoned_in_tokens_on_its_replicas() -> None:
+    llm = (
+        "llm={type: vllm, model: m, gpus_a_worker: 1, tensor_parallel_size: 4, max_replicas: 2, tokens_a_second: 1000}"
+    )
+    found = by_stage(load_config("scratch-semantic", [llm]))
+    synthesis = found["synthesis"]
+    assert synthesis.tokens > 0 and synthesis.workers == 2 and synthesis.bundle["GPU"] == 4
+    assert synthesis.seconds == pytest.approx(3.0 + synthesis.tokens / 2000)
+
+
+def test_the_command_prints_a_row_a_stage(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from genret.cli import main
+
+    (tmp_path / "corpus.jsonl").write_text('{"_id": "a", "title": "River", "text": "Water flows to the sea."}\n')
+    flags = ["--set", "corpus.type=jsonl", "--set", f"corpus.path={tmp_path / 'corpus.jsonl'}"]
+    cluster = Path(__file__).parents[2] / "cluster.yaml"
+    with pytest.raises(SystemExit) as ended:
+        main(["plan", "scratch-semantic", *flags, "--cluster", str(cluster), "--price", "cpu_spot=1.5"])
+    assert ended.value.code == 0
+    printed = capsys.readouterr().out
+    for word in ("corpus", "synthesis", "sft", "retrieval", "price", "all"):
+        assert word in printed
+    for wrong in (["--price", "gpu"], ["--rate", "sft=-1"], ["--cluster", "/no/such/file"], ["--like", "/no/such/run"]):
+        with pytest.raises(SystemExit) as ended:
+            main(["plan", "scratch-semantic", *flags, *wrong])
+        assert ended.value.code == 2
