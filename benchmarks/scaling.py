@@ -4,10 +4,10 @@
 
 Passages are made from real ones (a corpus in the BEIR layout, or else the docstrings of Python's standard library) by
 recombination: each takes the title of one, and a sentence from each of a few others. For every number of rows and of
-workers, the pipeline runs up to `examples` with the engine `extractive` in a process of its own. Printed are seconds and
-rows a second and core of each stage, the greatest memory of the driver and of all processes together (proportional set
-size, so that what they share counts once), how both grow from one number of rows to the next (1.0: in proportion), and
-how much faster more workers are.
+workers, the pipeline runs up to `examples` with the engine `extractive` in a process of its own. Printed are seconds
+and rows a second and core of each stage, the greatest memory of the driver and of all processes together (proportional
+set size, so that what they share counts once), how both grow from one number of rows to the next (1.0: in proportion),
+and how much faster more workers are.
 """
 
 import argparse

@@ -24,7 +24,7 @@ behind HTTP while its server is busy, failures, waiting for machines, and transf
 
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -53,7 +53,9 @@ _KEYWORD_TOKENS = 16
 UNITS = {
     "corpus": "passages", "identifiers": "passages", "synthesis": "queries", "examples": "rows", "base": "passages",
     "sft": "FLOP", "mining": "FLOP", "rpo": "FLOP", "bm25": "passages", "retrieval": "FLOP", "evaluation": "rankings",
-    "report": "rankings",
+    "report": "rankings", "mining_2": "FLOP", "rpo_2": "FLOP", "encoder": "passages", "base_embedding": "passages",
+    "candidates": "queries", "negatives": "queries", "contrastive": "queries", "dense": "queries",
+    "embedding": "passages",
 }  # fmt: skip
 """What the work of a stage is counted in."""
 
@@ -63,10 +65,14 @@ START_SECONDS = {"synthesis": 3.0, "sft": 10.0, "mining": 6.0, "rpo": 10.0, "ret
 RATES = {
     "corpus": 4000.0, "identifiers": 30000.0, "synthesis": 20000.0, "examples": 80000.0, "base": 500.0, "sft": 1.2e11,
     "mining": 2.2e11, "rpo": 2.2e11, "bm25": 25000.0, "retrieval": 2.2e11, "evaluation": 2000.0, "report": 5000.0,
+    "mining_2": 2.2e11, "rpo_2": 2.2e11, "encoder": 1000.0, "base_embedding": 2000.0, "candidates": 300.0,
+    "negatives": 1000.0, "contrastive": 20000.0, "dense": 500.0, "embedding": 2000.0,
 }  # fmt: skip
 """Work a second of one worker on two CPU cores, by the README's run of the quickstart. Of GPUs see `GPU_FLOPS`."""
 
-GPU_FLOPS = {"sft": 1.25e14, "rpo": 1.25e14, "mining": 1.5e13, "retrieval": 1.5e13}
+GPU_FLOPS = {
+    "sft": 1.25e14, "rpo": 1.25e14, "rpo_2": 1.25e14, "mining": 1.5e13, "mining_2": 1.5e13, "retrieval": 1.5e13,
+}  # fmt: skip
 """Operations a second of one A100: 312e12 in 16 bits (NVIDIA's data sheet), of which training a model of billions of
 parameters reaches about 40 %, and decoding, which waits for memory, about 5 %. Give --rate for others."""
 
@@ -283,7 +289,7 @@ def plan(
     for stage in planned(config):
         item = stages[stage.name]
         disk += item.disk
-        scratch = 3.0 * 4 * model.parameters if stage.name in ("sft", "rpo") else 0.0
+        scratch = 3.0 * 4 * model.parameters if stage.name in ("sft", "rpo", "rpo_2") else 0.0
         seconds = START_SECONDS.get(item.stage, 0.0) + item.work / (_rate(item, known) * item.workers)
         item = replace(item, disk=disk + scratch, memory=item.memory + _PROCESS_BYTES, seconds=seconds)
         done.append(replace(item, price=_price(item, groups, prices or {})))
@@ -334,15 +340,18 @@ def _stages(config: RunConfig, size: CorpusSize, model: Model, budget: Budget | 
     candidates = config.mining.candidates
     searched = _search_work(size, model, candidates)
     query_tokens = preference * _query_tokens(config)
-    yield StagePlan("mining", preference, query_tokens, preference * searched, workers, ranking,
-                    preference * _ROW_BYTES["pairs"], 4 * model.parameters)  # fmt: skip
+    mined = StagePlan("mining", preference, query_tokens, preference * searched, workers, ranking,
+                      preference * _ROW_BYTES["pairs"], 4 * model.parameters)  # fmt: skip
+    yield from (mined, replace(mined, stage="mining_2"))
     pairs = preference * config.rpo.epochs
     pair_tokens = pairs * 2 * (_query_tokens(config) + _KEYWORD_TOKENS)
-    yield replace(
+    preferred = replace(
         trained, stage="rpo", rows=pairs, tokens=pair_tokens,
         work=8 * (pair_tokens * (model.blocks + model.read_a_token) + 2 * pairs * model.read),
     )  # fmt: skip
+    yield from (preferred, replace(preferred, stage="rpo_2"))
     yield stage("bm25", n, n, _TEXT_SHARE * text)
+    yield from _dense_stages(config, size, stage, workers, ranking)
     retrievers = len(config.retrieval.retrievers)
     generative = len({"sft", "rpo"} & set(config.retrieval.retrievers))
     yield StagePlan("retrieval", size.test_queries * retrievers * config.retrieval.depth,
@@ -353,6 +362,22 @@ def _stages(config: RunConfig, size: CorpusSize, model: Model, budget: Budget | 
     judged = size.test_queries * retrievers
     yield stage("evaluation", judged, judged, judged * 100.0)
     yield stage("report", judged, judged, 5e6)
+
+
+def _dense_stages(
+    config: RunConfig, size: CorpusSize, stage: Callable[..., StagePlan], workers: int, ranking: Resources
+) -> Iterable[StagePlan]:
+    """The dense retriever, in rows: rates of encoders differ so much that those of a finished run should be given."""
+    n, asked = size.passages, size.passages * config.negatives.queries_a_passage or size.passages * size.queries
+    yield stage("encoder", n, n, 5e7)
+    vectors = stage("embedding", n, n, n * 1024.0)
+    yield from (
+        replace(vectors, stage=name, workers=workers, bundle=ranking) for name in ("base_embedding", "embedding")
+    )
+    yield replace(stage("candidates", asked, asked, asked * 40.0), workers=workers, bundle=ranking)
+    yield replace(stage("negatives", asked, asked, asked * 100.0), workers=workers)
+    yield stage("contrastive", asked, asked, asked * 120.0)
+    yield stage("dense", asked, asked * config.dense.epochs, 5e7)
 
 
 def _asked(config: RunConfig, stage: StagePlan, size: CorpusSize, budget: Budget | None) -> StagePlan:

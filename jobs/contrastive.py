@@ -1,0 +1,9 @@
+"""Contrastive training rows, and what comes before.
+
+`python jobs/submit.py contrastive --config quickstart --run s3://bucket/run`.
+"""
+
+from genret.job import run_job
+
+if __name__ == "__main__":
+    run_job("contrastive")

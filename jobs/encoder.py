@@ -1,0 +1,9 @@
+"""The encoder of the dense retriever, and what comes before.
+
+`python jobs/submit.py encoder --config quickstart --run s3://bucket/run`.
+"""
+
+from genret.job import run_job
+
+if __name__ == "__main__":
+    run_job("encoder")

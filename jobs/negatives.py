@@ -1,0 +1,9 @@
+"""Negatives written by a language model, and what comes before.
+
+`python jobs/submit.py negatives --config quickstart --run s3://bucket/run`.
+"""
+
+from genret.job import run_job
+
+if __name__ == "__main__":
+    run_job("negatives")
