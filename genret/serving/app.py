@@ -101,7 +101,7 @@ def _application(store: RunStore, config: ServingConfig) -> Any:
     versions = _deployment(Versions, "versions", one, config).options(max_ongoing_requests=10_000).bind(setup, names)
     handles = {
         name: _deployment(_replica(name), name, replicas_of(config, name), config).bind(
-            setup, name, replicas_of(config, name).threads, versions
+            setup, name, replicas_of(config, name), versions
         )
         for name in names
         if name != FUSION
@@ -187,7 +187,8 @@ def running(run: str, config: RunConfig) -> Iterator[str]:
         except RuntimeError as error:
             raise InputError(f"{run}: the service did not start: {error}") from error
         finally:
-            serve.shutdown()
+            # Not all of Serve: the cluster may serve other things.
+            serve.delete(APPLICATION)
 
 
 def serve_until_stopped(run: str, config: RunConfig, ready: Callable[[str], None]) -> None:

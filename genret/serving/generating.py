@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 
+from genret.cluster import NO_GPU
+from genret.config import ReplicasConfig
 from genret.decoding.filters import Predicate, leaf_mask
 from genret.retrieval.generative import GenerativeRetriever
 from genret.retrieval.opening import load_retriever
@@ -81,9 +83,11 @@ def open_searcher(store: RunStore, version: Version, name: str) -> Searcher:
 class ModelReplica(RetrieverReplica):
     """A retriever with a model in one process."""
 
-    def prepare(self, threads: int) -> None:
-        """Give the model its threads."""
-        torch.set_num_threads(threads or os.cpu_count() or 1)
+    def prepare(self, replicas: ReplicasConfig) -> None:
+        """Give the model its threads, and no GPU where none was asked for: Ray leaves all of them visible then."""
+        torch.set_num_threads(replicas.threads or os.cpu_count() or 1)
+        if not replicas.gpus:
+            os.environ.update(NO_GPU)
 
     def open(self, store: RunStore, version: Version, name: str) -> Searcher:
         """Load the retriever of a version."""

@@ -11,6 +11,7 @@ from typing import Any
 
 from ray.serve.handle import DeploymentHandle
 
+from genret.config import ReplicasConfig
 from genret.errors import InputError
 from genret.retrieval.fusion import FUSION, fuse, fusion_depth
 from genret.runs import RunStore
@@ -107,17 +108,17 @@ class RetrieverReplica:
     """One retriever in one process: BM25, or what a subclass opens."""
 
     async def __init__(  # type: ignore[misc]
-        self, setup: Setup, name: str, threads: int, versions: DeploymentHandle
+        self, setup: Setup, name: str, replicas: ReplicasConfig, versions: DeploymentHandle
     ) -> None:
         """Load what is served now."""
-        self.prepare(threads)
+        self.prepare(replicas)
         # One thread: a model answers one batch at a time.
         self._worker = ThreadPoolExecutor(1)
         self._member = _RetrieverMember(setup, name, versions, self.open)
         await self._member.join()
 
-    def prepare(self, threads: int) -> None:
-        """Make this process ready for a number of threads; 0: as many as there are cores."""
+    def prepare(self, replicas: ReplicasConfig) -> None:
+        """Make this process ready for what it gets."""
 
     def open(self, store: RunStore, version: Version, name: str) -> Searcher:
         """Load the retriever of a version."""

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from fastapi import Depends, FastAPI, Request
+from fastapi import APIRouter, Depends, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, PlainTextResponse, Response
 from fastapi.security import HTTPBearer
@@ -108,13 +108,14 @@ def build_app(backend: Backend, config: ServingConfig) -> FastAPI:
         description="Generative retrieval and its rivals, side by side.",
         docs_url=None,
         redoc_url=None,
-        dependencies=[Depends(_bearer)],
     )
-    app.state.backend, app.state.config = backend, config
+    guarded = APIRouter(dependencies=[Depends(_bearer)])
     _add_handlers(app)
-    _add_search(app, backend, config)
-    _add_reading(app, backend, config)
-    _add_admin(app, backend)
+    _add_search(guarded, backend, config)
+    _add_reading(guarded, backend, config)
+    _add_admin(guarded, backend)
+    app.include_router(guarded)
+    _add_health(app, backend)
     _add_page(app)
     return app
 
@@ -221,7 +222,7 @@ def _timing(answers: Sequence[Answer], begin: float) -> dict[str, float]:
     }
 
 
-def _add_search(app: FastAPI, backend: Backend, config: ServingConfig) -> None:
+def _add_search(app: APIRouter, backend: Backend, config: ServingConfig) -> None:
     def note(retriever: str, queries: Sequence[str], k: int) -> None:
         notes = noted.get({})
         notes |= {"retriever": retriever, "queries": len(queries), "k": k}
@@ -300,7 +301,7 @@ def _add_search(app: FastAPI, backend: Backend, config: ServingConfig) -> None:
         )
 
 
-def _add_reading(app: FastAPI, backend: Backend, config: ServingConfig) -> None:
+def _add_reading(app: APIRouter, backend: Backend, config: ServingConfig) -> None:
     def responses(*more: int) -> dict[int | str, dict[str, Any]]:
         return _documented(400, 401, 408, 413, 503, *more)
 
@@ -339,6 +340,15 @@ def _add_reading(app: FastAPI, backend: Backend, config: ServingConfig) -> None:
         }
         return _json(backend.info() | {"limits": limits | {"timeout_seconds": config.timeout_seconds}})
 
+    text: dict[int | str, dict[str, Any]] = {200: {"description": "Prometheus' text", "content": {"text/plain": {}}}}
+
+    @app.get("/metrics", response_class=Response, responses=text | responses())
+    async def metrics() -> Response:
+        """Counters of all processes, for Prometheus."""
+        return PlainTextResponse(await backend.metrics())
+
+
+def _add_health(app: FastAPI, backend: Backend) -> None:
     @app.get("/healthz", response_model=schemas.HealthResponse, responses=_documented(400, 408, 413, 503))
     async def healthz() -> Response:
         """Whether this process is there."""
@@ -352,13 +362,8 @@ def _add_reading(app: FastAPI, backend: Backend, config: ServingConfig) -> None:
             return _problem(503, f"no replica answers for {', '.join(missing)}", retry=1)
         return _json({"status": "ok"})
 
-    @app.get("/metrics", response_class=PlainTextResponse, responses=responses())
-    async def metrics() -> Response:
-        """Counters of all processes, for Prometheus."""
-        return PlainTextResponse(await backend.metrics())
 
-
-def _add_admin(app: FastAPI, backend: Backend) -> None:
+def _add_admin(app: APIRouter, backend: Backend) -> None:
     def responses(*more: int) -> dict[int | str, dict[str, Any]]:
         return _documented(400, 401, 408, 409, 413, 503, *more)
 

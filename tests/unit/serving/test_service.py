@@ -1,0 +1,126 @@
+"""The deployments together, in Ray Serve's local testing mode: real handles and replicas, all in this process."""
+
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from ray import serve
+from small_run import make_run
+
+from genret.config import ServingConfig
+from genret.errors import InputError
+from genret.runs import RunStore
+from genret.serving.app import Arguments, build, serve_config
+from genret.serving.asks import Ask
+from genret.serving.documents import read_changes
+from genret.serving.schemas import DocumentRequest
+from genret.serving.versions import find_version
+
+NAMES = ["sft", "bm25", "fusion"]
+
+
+class Service:
+    """A started application, and its run."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.store = make_run(folder)
+        self.handle: Any = serve.run(build(Arguments(run=str(folder))), _local_testing_mode=True)
+
+    def ids(self, name: str, query: str, k: int = 5) -> list[str]:
+        _, answers = self.handle.ask.remote(name, [Ask(query, k, "", 30.0, explain=False)]).result()
+        return [passage_id for passage_id, _ in answers[0].places]
+
+    def version(self) -> str:
+        version: str = self.handle.info.remote().result()["version"]
+        return version
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Service:
+    # Nothing is shut down: in this mode there is no Ray, and `serve.shutdown` would look for a cluster elsewhere.
+    return Service(tmp_path_factory.mktemp("service") / "run")
+
+
+def test_every_retriever_answers_alone_and_beside_others(service: Service) -> None:
+    queries = [f"what is near the model{number}x" for number in range(32)]
+    for name in NAMES:
+        alone = [service.ids(name, query) for query in queries[:4]]
+        with ThreadPoolExecutor(16) as pool:
+            beside = list(pool.map(lambda query, name=name: service.ids(name, query), queries))
+        assert beside[:4] == alone
+        assert [found[0] for found in beside] == [f"d{number}" for number in range(32)]
+
+
+def test_it_tells_what_there_is(service: Service) -> None:
+    there = service.handle.retrievers.remote().result()
+    assert [(entry["name"], entry["default"], entry["replicas"]) for entry in there] == [
+        ("sft", True, 1), ("bm25", False, 1), ("fusion", False, 1),
+    ]  # fmt: skip
+    assert "genret_stage_seconds" in service.handle.metrics.remote().result()
+
+
+def test_documents_come_go_and_outlive_the_service(service: Service) -> None:
+    document = DocumentRequest(doc_id="new", text="A zeppelin floats with its gondola.", metadata={"topic": "air"})
+    outcome = service.handle.add.remote(document).result()
+    assert outcome["found_by"] == NAMES and list(outcome["passages"]) == ["new"]
+    for name in NAMES:
+        assert "new" in service.ids(name, "zeppelin gondola", 41), name
+    with pytest.raises(InputError, match="expected an id that is not served yet"):
+        service.handle.add.remote(document).result()
+    kept = read_changes(RunStore(service.folder))
+    assert kept is not None and kept.changes[0].added[0].passage_id == "new"
+    assert service.handle.remove.remote("new").result() == ["new"]
+    assert service.handle.remove.remote("new").result() is None
+    for name in NAMES:
+        assert "new" not in service.ids(name, "zeppelin gondola", 41), name
+
+
+def test_a_reload_swaps_and_a_rollback_goes_back(service: Service) -> None:
+    old = service.version()
+    with pytest.raises(InputError, match="there is no version to go back to"):
+        service.handle.rollback.remote().result()
+    assert service.handle.reload.remote().result()["changed"] is False
+    service.handle.add.remote(DocumentRequest(doc_id="kept", text="A submarine dives.")).result()
+    make_run(service.folder, k1=0.9)
+    with ThreadPoolExecutor(2) as pool:
+        reload = pool.submit(lambda: service.handle.reload.remote().result())
+        while not reload.done():
+            assert service.ids("bm25", "the model7x")[0] == "d7"
+        outcome = reload.result()
+    assert (outcome["changed"], outcome["previous_version"]) == (True, old)
+    assert service.version() == outcome["version"] == find_version(service.store).id
+    assert "kept" in service.ids("bm25", "submarine")
+    back = service.handle.rollback.remote().result()
+    assert back["version"] == old == service.version()
+    assert "kept" in service.ids("bm25", "submarine")
+
+
+@pytest.mark.parametrize("damage", ["cut", "bent", "gone"])
+def test_a_broken_version_is_refused_and_the_old_one_serves_on(service: Service, damage: str) -> None:
+    old = service.version()
+    store = make_run(service.folder, k1={"cut": 0.4, "bent": 0.5, "gone": 0.6}[damage])
+    index = store.local_folder(store.current()["bm25"], "bm25") / "data.csc.index.npy"
+    content = index.read_bytes()
+    index.write_bytes({"cut": content[:-8], "bent": content[:-400] + b"\xff" * 400, "gone": b""}[damage])
+    with pytest.raises(InputError, match=f"is refused, {old} serves on"):
+        service.handle.reload.remote().result()
+    assert service.version() == old and service.ids("bm25", "the model7x")[0] == "d7"
+
+
+def test_a_config_file_for_serve_deploy(small_run: RunStore) -> None:
+    config = yaml.safe_load(serve_config(small_run.url, ServingConfig(port=9001, max_k=7)))
+    (application,) = config["applications"]
+    assert application["import_path"] == "genret.serving.app:build"
+    assert application["args"] == {"run": small_run.url, "serving": {"port": 9001, "max_k": 7}}
+    assert config["http_options"] == {"host": "127.0.0.1", "port": 9001}
+    build(Arguments(**application["args"]))
+
+
+def test_what_cannot_be_built_says_why(small_run: RunStore, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no run at"):
+        build(Arguments(run=str(tmp_path / "none")))
+    with pytest.raises(InputError, match=r"serving\.retrievers: expected some of"):
+        build(Arguments(run=small_run.url, serving={"retrievers": ["dense"]}))
