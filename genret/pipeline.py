@@ -546,14 +546,14 @@ def _mine(context: Context, writer: StageWriter, retriever: Literal["sft", "rpo"
     def rank(queries: pa.Table, k: int) -> pa.Table:
         return _rank(context, writer.stage, retriever, queries, k, search)[0]
 
-    outputs = mine(
+    parts = mine(
         context.config.mining,
         context.table("synthesis", "preference_queries"),
         context.table("identifiers", "identifiers"),
         rank,
         context.config.seed,
     )
-    _write_tables(writer, outputs)
+    writer.write_parts("preference_pairs", parts)
     return {}
 
 

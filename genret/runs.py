@@ -24,7 +24,7 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
@@ -41,7 +41,7 @@ from typing_extensions import TypedDict  # pydantic asks for this one before Pyt
 
 from genret.errors import InputError
 from genret.objects import create_object
-from genret.tables import check_table
+from genret.tables import SCHEMAS, check_table
 
 FORMAT = 1
 """Version of the manifests and of run.json. A file of another version is an error, not a guess."""
@@ -384,13 +384,29 @@ class StageWriter:
         Raises:
             InputError: It does not fit, or the run cannot be written to.
         """
+        self.write_parts(name, [table])
+
+    def write_parts(self, name: str, parts: Iterable[pa.Table]) -> None:
+        """Write a table as Parquet that is made part by part, of which one is held at a time.
+
+        Args:
+            name: A key of `tables.SCHEMAS`.
+            parts: Each must fit that schema.
+
+        Raises:
+            InputError: One does not fit, or the run cannot be written to.
+        """
         self._claim(name, self._tables)
-        checked = check_table(name, table)
-        place = f"tables/{name}/{self._stem}.parquet"
-        with self._storage.writing(place) as stream:
-            pq.write_table(checked, stream, compression="zstd", write_page_checksum=True)
+        place, rows = f"tables/{name}/{self._stem}.parquet", 0
+        with (
+            self._storage.writing(place) as stream,
+            pq.ParquetWriter(stream, SCHEMAS[name], compression="zstd", write_page_checksum=True) as writer,
+        ):
+            for part in parts:
+                writer.write_table(check_table(name, part))
+                rows += part.num_rows
         self._sizes[place] = self._storage.size(place)
-        self._tables[name] = {"path": place, "rows": checked.num_rows}
+        self._tables[name] = {"path": place, "rows": rows}
 
     def write_folder(self, name: str, local_folder: Path) -> None:
         """Copy a local folder with all files below it; empty folders and links to folders are left out.

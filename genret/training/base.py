@@ -20,8 +20,9 @@ from genret.config import PretrainedModel, ScratchModel, SftConfig
 from genret.decoding.trie import Trie
 from genret.errors import InputError
 from genret.training.batches import Collator, find_branchings, trie_children
-from genret.training.bundle import ATTENTION, Bundle, BundleSettings
+from genret.training.bundle import Bundle, BundleSettings
 from genret.training.encoding import encode_identifiers
+from genret.training.machine import ATTENTION
 from genret.training.scratch import SEPARATOR, build_scratch_model, calibrate, train_tokenizer
 from genret.training.sft import build_sft_dataset
 

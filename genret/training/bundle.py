@@ -13,11 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 from genret.decoding.trie import Trie
 from genret.errors import InputError
 from genret.training.batches import IdentifierTokens
-
-ATTENTION = "sdpa"
-"""Transformers' `attn_implementation`, in search and, where there is no FlashAttention, in training. FlashAttention
-takes neither the block-diagonal masks of sequences packed in several rows nor the ancestor masks of the search:
-sequences would see each other."""
+from genret.training.machine import ATTENTION
 
 _FORMAT = 1
 _SETTINGS = "genret.json"

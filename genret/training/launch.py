@@ -28,10 +28,10 @@ from genret.training.base import load_for_training
 from genret.training.callbacks import Progress
 from genret.training.dense import TrainedEncoder, train_dense
 from genret.training.encoder import EncoderPlace
-from genret.training.machine import choose_device
+from genret.training.machine import choose_attention, choose_device
 from genret.training.memory import check_memory
 from genret.training.rpo import train_rpo
-from genret.training.setup import Setup, check_packages, choose_attention
+from genret.training.setup import Setup, check_packages
 from genret.training.sft import train_sft
 from genret.training.trainer import choose_dtype, demand_of
 

@@ -1,13 +1,13 @@
 """Mining: the SFT model's own false positives become the negatives of preference learning."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pyarrow as pa
 
 from genret.config import MiningConfig
 from genret.examples.preference import build_preference_pairs
 
-# Rankings of so many queries are held at once; only the pairs that they give are kept.
+# Rankings of so many queries are held at once, and the pairs that they give.
 _QUERIES_A_ROUND = 100_000
 
 
@@ -17,7 +17,7 @@ def mine(
     identifiers: pa.Table,
     rank: Callable[[pa.Table, int], pa.Table],
     seed: int,
-) -> dict[str, pa.Table]:
+) -> Iterator[pa.Table]:
     """Preference pairs from what a retriever ranks above the positive (arXiv 2502.17957, section 4.3).
 
     Args:
@@ -27,12 +27,10 @@ def mine(
         rank: Ranks passages for a table with `query_id` and `text`, at most so many a query: a `run` table.
         seed: Seed of the `random` strategy.
 
-    Returns:
-        The table `preference_pairs`.
+    Yields:
+        The table `preference_pairs` in parts, so that neither all rankings nor all pairs are ever held.
     """
-    parts = []
     for start in range(0, max(1, preference_queries.num_rows), _QUERIES_A_ROUND):
         queries = preference_queries.slice(start, _QUERIES_A_ROUND)
         ranking = rank(queries.select(["query_id", "text"]), config.candidates)
-        parts.append(build_preference_pairs(config, ranking, queries, identifiers, seed)["preference_pairs"])
-    return {"preference_pairs": pa.concat_tables(parts)}
+        yield build_preference_pairs(config, ranking, queries, identifiers, seed)["preference_pairs"]

@@ -5,13 +5,9 @@ from importlib.util import find_spec
 from typing import Any, Literal
 
 import torch
-from transformers.utils import is_flash_attn_2_available
 
 from genret.errors import InputError
-from genret.training.batches import Layout
-from genret.training.bundle import ATTENTION
 
-FLASH_ATTENTION = "flash_attention_2"
 _TRACKER_PACKAGES = {"tensorboard": "tensorboardX", "wandb": "wandb", "mlflow": "mlflow"}
 
 
@@ -40,21 +36,6 @@ class Setup:
 
 SINGLE = Setup()
 """One process, with nothing but PyTorch."""
-
-
-def choose_attention(precision: str) -> str:
-    """Transformers' `attn_implementation` for training: FlashAttention-2 where it can run, else SDPA.
-
-    FlashAttention-2 needs a GPU, its package, and a computation in 16 bits (https://github.com/Dao-AILab/flash-attention).
-    """
-    if precision == "bf16" and torch.cuda.is_available() and is_flash_attn_2_available():
-        return FLASH_ATTENTION
-    return ATTENTION
-
-
-def batch_layout(attention: str) -> Layout:
-    """How sequences must lie in a batch, so that under this attention none sees another."""
-    return "line" if attention == FLASH_ATTENTION else "rows"
 
 
 def check_packages(setup: Setup) -> None:

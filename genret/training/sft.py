@@ -14,12 +14,13 @@ from trl import SFTConfig, SFTTrainer
 from genret.config import SftConfig
 from genret.errors import InputError
 from genret.training.batches import Collator, find_branchings, trie_children
-from genret.training.bundle import ATTENTION, Bundle
+from genret.training.bundle import Bundle
 from genret.training.callbacks import LogRow, Progress, training_log
 from genret.training.encoding import encode_prompts
 from genret.training.likelihood import Scoring, TrieChildren, identifier_log_probs
+from genret.training.machine import ATTENTION, batch_layout
 from genret.training.sampling import Shares, row_weights
-from genret.training.setup import SINGLE, Setup, batch_layout
+from genret.training.setup import SINGLE, Setup
 from genret.training.trainer import WholeBatches, prepare_process, run_trainer, share_out, trainer_arguments
 from genret.training.weights import adapter_config
 

@@ -18,13 +18,15 @@ _PREFIX = "base_model.model."
 def start_deepspeed() -> None:
     """Let DeepSpeed use the process group that the workers have; call before TRL's configuration is built.
 
-    Without a GPU it must be told that it runs on CPUs, and which backend to use; it would look for MPI otherwise.
+    Without a GPU it must be told that it runs on CPUs, and which backend to use; it would look for MPI otherwise. Its
+    own reduction over shared memory is left out: it would be compiled at the first start, for which all workers wait.
     """
     if torch.cuda.is_available():
         return
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
     import deepspeed
 
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     deepspeed.init_distributed(dist_backend="gloo", auto_mpi_discovery=False, verbose=False)
 
 

@@ -50,10 +50,11 @@ class Ranker:
 
 
 def test_what_is_ranked_above_the_positive_becomes_negatives() -> None:
-    pairs = mine(MiningConfig(negatives=2, candidates=4), preference_queries(5), identifiers(), Ranker(), 0)
+    config = MiningConfig(negatives=2, candidates=4)
+    pairs = pa.concat_tables(mine(config, preference_queries(5), identifiers(), Ranker(), 0))
     found = [
         (row["query_id"], row["prompt"], row["chosen"], row["rejected"], row["positive_rank"], row["negative_rank"])
-        for row in pairs["preference_pairs"].to_pylist()
+        for row in pairs.to_pylist()
     ]
     assert found == [
         # q0 has its positive first; the positive of q4 is not among the four candidates.
@@ -71,18 +72,19 @@ def test_what_is_ranked_above_the_positive_becomes_negatives() -> None:
 @pytest.mark.parametrize("size", [1, 7, 23, 24])
 def test_rounds_change_nothing(monkeypatch: pytest.MonkeyPatch, strategy: str, size: int) -> None:
     config = MiningConfig(strategy=strategy)
-    whole = mine(config, preference_queries(23), identifiers(), Ranker(), 3)["preference_pairs"]
+    whole = pa.concat_tables(mine(config, preference_queries(23), identifiers(), Ranker(), 3))
     monkeypatch.setattr(mining, "_QUERIES_A_ROUND", size)
     ranker = Ranker()
-    rounds = mine(config, preference_queries(23), identifiers(), ranker, 3)["preference_pairs"]
-    assert rounds.equals(whole)
+    parts = mine(config, preference_queries(23), identifiers(), ranker, 3)
+    first = next(parts)
+    assert len(ranker.asked) == 1, "a part is there before the next queries are ranked"
+    assert pa.concat_tables([first, *parts]).equals(whole)
     assert whole.num_rows > 23
     assert [rows for rows, _ in ranker.asked] == [min(size, 23 - start) for start in range(0, 23, size)]
     assert {k for _, k in ranker.asked} == {config.candidates}
 
 
 def test_no_query_no_pair() -> None:
-    outputs = mine(MiningConfig(), preference_queries(0), identifiers(), Ranker(), 0)
-    assert list(outputs) == ["preference_pairs"]
-    assert outputs["preference_pairs"].num_rows == 0
-    assert outputs["preference_pairs"].schema.equals(SCHEMAS["preference_pairs"])
+    (part,) = mine(MiningConfig(), preference_queries(0), identifiers(), Ranker(), 0)
+    assert part.num_rows == 0
+    assert part.schema.equals(SCHEMAS["preference_pairs"])
