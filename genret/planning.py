@@ -330,8 +330,9 @@ def _stages(config: RunConfig, size: CorpusSize, model: Model, budget: Budget | 
     yield _asked(config, asked, size, budget)
     rows = sum(row_counts(config.examples, round(queries), round(contexts)))
     yield stage("examples", rows, rows, rows * _ROW_BYTES["examples"])
-    yield stage("base", n, n, 4 * model.parameters if isinstance(config.sft.model, ScratchModel) else 1e7,
-                memory=8 * model.parameters)  # fmt: skip
+    made = isinstance(config.sft.model, ScratchModel)  # of a pretrained one, only the tokens are there
+    base = (4 * model.parameters, 8 * model.parameters) if made else (1e7, 2 * text)
+    yield stage("base", n, n, base[0], memory=base[1])
     tokens = rows * config.sft.epochs * _row_tokens(config, size)
     work = 6 * (tokens * (model.blocks + model.read_a_token) + rows * config.sft.epochs * model.read)
     memory = _training_memory(config, model, config.sft.micro_batch_size, size)
