@@ -303,7 +303,7 @@ def tradeoff_figure(comparison: Comparison, measure: str, latencies: pa.Table) -
     bounds = [math.log10(min(times, default=1.0)) - 0.2, math.log10(max(times, default=1.0)) + 0.5]
     layout = _layout(
         height=320,
-        x={"type": "log", "title": {"text": "milliseconds a query"}, "range": bounds, "dtick": 1},
+        x={"type": "log", "title": {"text": "milliseconds a query"}, "range": bounds, "dtick": "D2"},
         y={"title": {"text": f"{_label(measure)}, per cent"}},
     )
     return {"data": data, "layout": layout | {"showlegend": False}}
