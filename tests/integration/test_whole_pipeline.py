@@ -13,8 +13,14 @@ import pytest
 
 from genret.config import load_config
 from genret.errors import InputError
-from genret.pipeline import STAGES, run
+from genret.pipeline import run
 from genret.runs import RunStore, StageRecord
+
+# Of a preset from scratch, which trains no dense retriever and mines once.
+STAGES = [
+    "corpus", "identifiers", "synthesis", "examples", "base", "sft", "mining", "rpo", "bm25", "retrieval", "evaluation",
+    "report",
+]  # fmt: skip
 
 
 class Recorder:
@@ -44,7 +50,7 @@ def run_tiny(preset: str, settings: list[str], folder: Path) -> tuple[RunStore, 
 @pytest.fixture(scope="module")
 def finished(tiny_settings: list[str], tmp_path_factory: pytest.TempPathFactory) -> RunStore:
     store, recorder = run_tiny("scratch-semantic", tiny_settings, tmp_path_factory.mktemp("run") / "tiny")
-    assert recorder.ran == [stage.name for stage in STAGES]
+    assert recorder.ran == STAGES
     return store
 
 
@@ -87,7 +93,7 @@ def test_the_files_a_person_wants_are_there(finished: RunStore) -> None:
 def test_a_second_run_does_nothing(finished: RunStore, tiny_settings: list[str]) -> None:
     _, recorder = run_tiny("scratch-semantic", tiny_settings, Path(finished.url))
     assert recorder.ran == []
-    assert len(recorder.reused) == len(STAGES)
+    assert recorder.reused == STAGES
 
 
 def test_a_changed_setting_redoes_what_depends_on_it(finished: RunStore, tiny_settings: list[str]) -> None:

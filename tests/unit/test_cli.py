@@ -485,7 +485,7 @@ def test_presets_and_version(genret) -> None:
     [
         (("trian",), "No such command 'trian'"),
         (("run",), "Missing argument 'PRESET|FILE'"),
-        (("query", "somewhere"), "Missing argument 'TEXT'"),
+        (("query", "somewhere"), "expected a run and a query, or a query with --url"),
         (("run", "quickstart", "--set"), "Option '--set' requires an argument"),
     ],
 )
