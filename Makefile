@@ -17,16 +17,19 @@ export HF_HUB_DISABLE_TELEMETRY ?= 1
 export RAY_USAGE_STATS_ENABLED ?= 0
 export TOKENIZERS_PARALLELISM ?= true
 
-.PHONY: run test test-slow lint clean
+.PHONY: run test test-slow test-chaos lint clean
 
 run: $(STAMP)
 	$(BIN)/genret run $(PRESET)
 
 test: $(TEST_STAMP) lint
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow and not chaos"
 
 test-slow: $(TEST_STAMP)
 	$(BIN)/python -m pytest -m slow
+
+test-chaos: $(TEST_STAMP)
+	$(BIN)/python -m pytest -m chaos
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -91,7 +91,7 @@ DENSE = [
 ]
 
 
-@pytest.mark.slow
+@pytest.mark.chaos
 def test_killed_while_the_dense_retriever_is_made_it_ends_with_the_same_tables(
     tiny_settings: list[str], tmp_path: Path
 ) -> None:
@@ -158,7 +158,7 @@ def weights(folder: Path) -> dict[str, bytes]:
     }
 
 
-@pytest.mark.slow
+@pytest.mark.chaos
 @pytest.mark.skipif(sys.platform != "linux", reason="finds the worker in /proc")
 def test_a_killed_worker_or_driver_changes_no_weight(tiny_settings: list[str], tmp_path: Path) -> None:
     # Long enough to be killed in the middle, with checkpoints all along.

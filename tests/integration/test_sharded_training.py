@@ -90,13 +90,13 @@ def assert_same(found: tuple, expected: tuple) -> None:
         assert (weight - expected[0][name]).abs().max() < TOLERANCE, name
 
 
-@pytest.mark.slow
+@pytest.mark.chaos
 @pytest.mark.parametrize("workers", [2, 3])
 def test_workers_train_as_one_does(fit, single, workers) -> None:
     assert_same(fit(workers), single)
 
 
-@pytest.mark.slow
+@pytest.mark.chaos
 @needs_deepspeed
 @pytest.mark.parametrize(("stage", "offload"), [(2, "none"), (3, "none"), (3, "optimizer")])
 def test_zero_trains_as_one_worker_does(fit, single, stage, offload) -> None:
