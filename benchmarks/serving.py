@@ -1,0 +1,237 @@
+"""The service under load: throughput, latency and errors of each retriever, beside what the machine could do.
+
+    python benchmarks/serving.py RUN [--clients 1 8 64 256] [--seconds 10] [--write FILE]
+
+Three sides, measured in one run on one machine:
+
+- `service`: `genret serve RUN` in its own process; each client sends one query after the other over HTTP.
+- `empty`: a deployment of the same shape, whose replicas answer the same number of passages without searching: proxy,
+  ingress, batching, passages and JSON are all there. What it reaches is the most that any retriever can.
+- `in process`: the same queries through the same retriever in this process, at the batch size that suits it best.
+
+The load comes from another process that opens a bounded number of connections and sends queries of the run's test
+split. Ratios are of medians over `--repeats` turns, which alternate between the sides as far as they can, as machines
+are noisy. A last part starts the service with a small queue and sends it more than it can hold: the excess must be
+turned away with 429 or 503, and what is accepted must be answered as `in process` answers it.
+"""
+
+import argparse
+import asyncio
+import json
+import os
+import signal
+import socket
+import statistics
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import aiohttp
+
+from genret.retrieval.opening import load_retriever
+from genret.runs import RunStore
+from genret.serving.versions import find_version, read_config
+
+BATCHES = (1, 8, 16, 32, 64, 128)
+K = 10
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path, nargs="?")
+    parser.add_argument("--clients", type=int, nargs="+", default=[1, 8, 64, 256])
+    parser.add_argument("--seconds", type=float, default=10.0)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--retrievers", nargs="+")
+    parser.add_argument("--write", type=Path)
+    parser.add_argument("--load", help="(the other process) JSON: url, retriever, clients, seconds, queries")
+    return parser.parse_args()
+
+
+async def generate_load(
+    url: str, retriever: str, clients: int, seconds: float, queries: Sequence[str]
+) -> dict[str, Any]:
+    """Have clients ask one query after the other for some seconds."""
+    latencies: list[float] = []
+    statuses: Counter[str] = Counter()
+    tops: dict[str, list[str]] = {}
+    stop = time.perf_counter() + seconds
+    number = iter(range(10**9))
+
+    async def client(session: aiohttp.ClientSession) -> None:
+        while time.perf_counter() < stop:
+            query = queries[next(number) % len(queries)]
+            begin = time.perf_counter()
+            try:
+                async with session.post(
+                    f"{url}/v1/retrieve", json={"query": query, "k": K, "retriever": retriever, "timeout": 30}
+                ) as response:
+                    content = await response.read()
+                    statuses[str(response.status)] += 1
+            except (aiohttp.ClientError, TimeoutError) as error:
+                statuses[type(error).__name__] += 1
+                continue
+            if response.status == 200:
+                latencies.append(time.perf_counter() - begin)
+                if query not in tops:
+                    tops[query] = [hit["passage_id"] for hit in json.loads(content)["results"][0]["hits"]]
+            else:
+                await asyncio.sleep(0.05)
+
+    begin = time.perf_counter()
+    async with aiohttp.ClientSession(
+        connector=aiohttp.TCPConnector(limit=clients), timeout=aiohttp.ClientTimeout(total=60)
+    ) as session:
+        await asyncio.gather(*(client(session) for _ in range(clients)))
+    return {
+        "seconds": time.perf_counter() - begin,
+        "latencies": latencies,
+        "statuses": dict(statuses),
+        "tops": tops,
+    }
+
+
+def load(url: str, retriever: str, clients: int, seconds: float, queries: Sequence[str]) -> dict[str, Any]:
+    """`generate_load` in a process of its own."""
+    task = {"url": url, "retriever": retriever, "clients": clients, "seconds": seconds, "queries": list(queries)}
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "task.json"
+        path.write_text(json.dumps(task))
+        printed = subprocess.run(
+            [sys.executable, __file__, "--load", str(path)], capture_output=True, text=True, check=True
+        ).stdout
+    found: dict[str, Any] = json.loads(printed.splitlines()[-1])
+    return found
+
+
+@contextmanager
+def service(run: str, *settings: str, empty: bool = False) -> Iterator[str]:
+    """A service in its own process; with `empty`, its retrievers do not search."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = listener.getsockname()[1]
+    flags = [part for setting in (*settings, f"serving.port={port}") for part in ("--set", setting)]
+    begin = time.perf_counter()
+    module = [str(Path(__file__).parent / "serving_parts" / "empty.py")] if empty else ["-m", "genret", "serve"]
+    process = subprocess.Popen(
+        [sys.executable, *module, run, *flags],
+        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True, env=os.environ,
+    )  # fmt: skip
+    assert process.stderr is not None
+    lines = []
+    for line in process.stderr:
+        lines.append(line)
+        if line.startswith("ready: "):
+            break
+    else:
+        raise SystemExit("the service did not start:\n" + "".join(lines[-30:]))
+    print(f"{'empty' if empty else 'service'}: ready in {time.perf_counter() - begin:.1f} s", flush=True)
+    try:
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.wait(timeout=120)
+
+
+def in_process(
+    store: RunStore, name: str, queries: Sequence[str], seconds: float
+) -> tuple[float, int, dict[str, list[str]]]:
+    """Queries a second at the best batch size, that size, and what was found."""
+    retriever: Any = load_retriever(store, store.current(), name, read_config(store).retrieval)
+    best = (0.0, 0)
+    found: dict[str, list[str]] = {}
+    for batch in BATCHES:
+        retriever.batch_size = batch
+        retriever.retrieve(list(queries[:batch]), K)
+        done, begin = 0, time.perf_counter()
+        while time.perf_counter() - begin < seconds:
+            asked = [queries[(done + place) % len(queries)] for place in range(batch)]
+            for query, ranking in zip(asked, retriever.retrieve(asked, K), strict=True):
+                found.setdefault(query, [place.passage_id for place in ranking])
+            done += batch
+        best = max(best, (done / (time.perf_counter() - begin), batch))
+    return best[0], best[1], found
+
+
+def figures(found: dict[str, Any]) -> tuple[float, list[float], float]:
+    """Answers a second, p50, p95 and p99 in milliseconds, and the share of other statuses."""
+    latencies = sorted(found["latencies"])
+    total = sum(found["statuses"].values())
+    quantiles = [
+        1000 * latencies[min(len(latencies) - 1, int(q * len(latencies)))] if latencies else 0.0
+        for q in (0.5, 0.95, 0.99)
+    ]
+    return len(latencies) / found["seconds"], quantiles, 1 - len(latencies) / max(1, total)
+
+
+def overlap(found: dict[str, list[str]], expected: dict[str, list[str]]) -> float:
+    """Share of the queries whose passages are the expected ones, in order but for near ties."""
+    same = [set(found[query]) == set(expected[query]) for query in found if query in expected]
+    return sum(same) / max(1, len(same))
+
+
+def main() -> None:
+    arguments = parse_arguments()
+    if arguments.load:
+        task = json.loads(Path(arguments.load).read_text())
+        print(json.dumps(asyncio.run(generate_load(**task))))
+        return
+    store = RunStore.open_existing(str(arguments.run))
+    names = arguments.retrievers or list(find_version(store).retrievers)
+    queries = store.read_table(store.current()["corpus"], "test_queries").column("text").to_pylist()
+    lines = [
+        "| retriever | side | clients | answers/s | p50 ms | p95 ms | p99 ms | errors |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    rates: dict[tuple[str, str, int], list[float]] = {}
+    expected: dict[str, dict[str, list[str]]] = {}
+    for _ in range(arguments.repeats):
+        for name in names:
+            rate, batch, expected[name] = in_process(store, name, queries, arguments.seconds / len(BATCHES))
+            rates.setdefault((name, "in process", batch), []).append(rate)
+        for side in ("service", "empty"):
+            with service(str(arguments.run), empty=side == "empty") as url:
+                for name in names:
+                    load(url, name, 8, 2, queries)
+                    for clients in arguments.clients:
+                        found = load(url, name, clients, arguments.seconds, queries)
+                        rate, quantiles, errors = figures(found)
+                        rates.setdefault((name, side, clients), []).append(rate)
+                        shown = " | ".join(f"{value:.1f}" for value in quantiles)
+                        lines.append(f"| {name} | {side} | {clients} | {rate:.1f} | {shown} | {errors:.2%} |")
+                        print(lines[-1], flush=True)
+                        if side == "service":
+                            share = overlap(found["tops"], expected[name])
+                            print(f"  answers with the passages of in process: {share:.2%}", flush=True)
+    for name in names:
+        mine = statistics.median(rates[name, "service", 64])
+        alone = statistics.median(
+            [rate for key, found in rates.items() if key[:2] == (name, "in process") for rate in found]
+        )
+        empty = statistics.median(rates[name, "empty", 64])
+        lines.append(
+            f"\n{name}: at 64 clients {mine:.1f}/s: {mine / alone:.2f} of in process ({alone:.1f}/s), "
+            f"{mine / empty:.2f} of empty ({empty:.1f}/s)"
+        )
+        print(lines[-1], flush=True)
+    with service(str(arguments.run), "serving.queue=32") as url:
+        found = load(url, names[0], 256, arguments.seconds, queries)
+        share = overlap(found["tops"], expected[names[0]])
+        slowest = 1000 * max(found["latencies"], default=0)
+        lines.append(
+            f"\nqueue of 32, 256 clients, {names[0]}: {found['statuses']}; "
+            f"accepted answers as in process: {share:.2%}; slowest {slowest:.0f} ms"
+        )
+        print(lines[-1], flush=True)
+    if arguments.write:
+        arguments.write.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

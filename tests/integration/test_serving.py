@@ -1,0 +1,218 @@
+"""The service on real Ray Serve, asked over real HTTP: answers, versions, documents, limits, hang-ups."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from small_run import make_run
+
+from genret.retrieval.opening import load_retriever
+from genret.runs import RunStore
+from genret.serving.versions import find_version, read_config
+
+# It starts Ray Serve and asks for minutes.
+pytestmark = pytest.mark.chaos
+
+KEY = {"authorization": "Bearer master"}
+NAMES = ["sft", "bm25", "fusion"]
+HEAD = "POST /v1/retrieve HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n"
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+@dataclass
+class Service:
+    """A service in its own process, as a person starts it."""
+
+    store: RunStore
+    url: str
+    process: subprocess.Popen[str]
+    log: Path
+
+    def call(self, method: str, path: str, body: Any = None, **options: Any) -> httpx.Response:
+        return httpx.request(method, self.url + path, json=body, timeout=60, **options)
+
+    def retrieve(self, query: str, **fields: Any) -> httpx.Response:
+        return self.call("POST", "/v1/retrieve", {"query": query, **fields})
+
+
+def start(store: RunStore, folder: Path, *settings: str) -> Service:
+    port, log = free_port(), folder / "serve.log"
+    overrides = [part for setting in settings for part in ("--set", setting)]
+    environment = os.environ | {"GENRET_ADMIN_KEY": "master"}
+    with log.open("w") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "genret", "serve", store.url, "--port", str(port), *overrides],
+            env=environment, stdout=output, stderr=subprocess.STDOUT, text=True, start_new_session=True,
+        )  # fmt: skip
+    service = Service(store, f"http://127.0.0.1:{port}", process, log)
+    deadline = time.monotonic() + 400
+    while "ready: " not in log.read_text():
+        assert process.poll() is None and time.monotonic() < deadline, log.read_text()[-4000:]
+        time.sleep(0.5)
+    return service
+
+
+def stop(service: Service) -> None:
+    service.process.send_signal(signal.SIGTERM)
+    try:
+        service.process.wait(timeout=90)
+    finally:
+        if service.process.poll() is None:
+            os.killpg(service.process.pid, signal.SIGKILL)
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    folder = tmp_path_factory.mktemp("service")
+    found = start(make_run(folder / "run"), folder, "serving.max_body_bytes=65536", "serving.body_seconds=2")
+    yield found
+    stop(found)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_answers_equal_those_of_the_retriever_alone_and_batched(service: Service, name: str) -> None:
+    config = read_config(service.store).retrieval
+    retriever = load_retriever(service.store, service.store.current(), name, config)
+    queries = [f"what is near the model{number}x" for number in range(24)]
+    expected = [retriever.retrieve([query], 5)[0] for query in queries]
+
+    def ask(query: str) -> list[dict[str, Any]]:
+        answer = service.retrieve(query, k=5, retriever=name)
+        assert answer.status_code == 200, answer.text
+        hits: list[dict[str, Any]] = answer.json()["results"][0]["hits"]
+        return hits
+
+    alone = [ask(query) for query in queries[:4]]
+    with ThreadPoolExecutor(24) as pool:
+        batched = list(pool.map(ask, queries))
+    together = service.call("POST", "/v1/retrieve", {"queries": queries, "k": 5, "retriever": name}).json()
+    for found in (alone, batched, [result["hits"] for result in together["results"]]):
+        for hits, ranking in zip(found, expected, strict=False):
+            assert [hit["passage_id"] for hit in hits] == [place.passage_id for place in ranking]
+            assert [hit["score"] for hit in hits] == pytest.approx([place.score for place in ranking], abs=1e-4)
+
+
+def test_answers_equal_those_of_the_command_line(service: Service) -> None:
+    query = "glacier near the model4x river"
+    for name in NAMES:
+        printed = subprocess.run(
+            [sys.executable, "-m", "genret", "query", service.store.url, query, "-k", "4", "--retriever", name,
+             "--json"],
+            capture_output=True, text=True, check=True, timeout=300,
+        ).stdout  # fmt: skip
+        rows = [json.loads(line) for line in printed.splitlines()]
+        hits = service.retrieve(query, k=4, retriever=name).json()["results"][0]["hits"]
+        for key in ("passage_id", "rank", "title", "text", "metadata"):
+            assert [hit[key] for hit in hits] == [row[key] for row in rows]
+        assert [hit["score"] for hit in hits] == pytest.approx([row["score"] for row in rows], abs=1e-4)
+
+
+def test_it_is_ready_and_says_what_it_is(service: Service) -> None:
+    assert service.call("GET", "/readyz").json() == {"status": "ok"}
+    assert [entry["replicas"] for entry in service.call("GET", "/v1/retrievers").json()] == [1, 1, 1]
+    info = service.call("GET", "/v1/info").json()
+    assert info["version"] == find_version(service.store).id and info["passages"] >= 39
+    assert "genret_requests_total" in service.call("GET", "/metrics").text
+
+
+def test_a_filter_and_an_explanation(service: Service) -> None:
+    answer = service.retrieve("water", explain=True, filter={"field": "topic", "equals": "oven"}).json()
+    hits = answer["results"][0]["hits"]
+    assert hits and {hit["metadata"]["topic"] for hit in hits} == {"oven"}
+    for hit in hits:
+        assert sum(token["logprob"] for token in hit["tokens"]) == pytest.approx(hit["score"], abs=1e-3)
+
+
+def test_no_time_gives_an_answer_that_says_so(service: Service) -> None:
+    answer = service.retrieve("water", timeout=1e-6).json()
+    assert answer["results"][0]["exact"] is False and answer["results"][0]["timed_out"] is True
+
+
+def test_documents_come_and_go(service: Service) -> None:
+    assert service.call("POST", "/v1/admin/documents", {"doc_id": "z", "text": "x"}).status_code == 401
+    document = {"doc_id": "new", "text": "A zeppelin floats with its gondola.", "metadata": {"topic": "air"}}
+    added = service.call("POST", "/v1/admin/documents", document, headers=KEY)
+    assert added.status_code == 201 and added.json()["found_by"] == NAMES
+    for name in NAMES:
+        hits = service.retrieve("zeppelin gondola", retriever=name, k=40).json()["results"][0]["hits"]
+        assert "new" in [hit["passage_id"] for hit in hits], name
+    assert service.call("DELETE", "/v1/admin/documents/new", headers=KEY).status_code == 200
+    for name in NAMES:
+        hits = service.retrieve("zeppelin gondola", retriever=name, k=40).json()["results"][0]["hits"]
+        assert "new" not in [hit["passage_id"] for hit in hits], name
+
+
+def test_bodies_that_are_long_or_slow(service: Service) -> None:
+    assert service.call("POST", "/v1/retrieve", {"query": "a" * 10_000_000}).status_code == 413
+    host, port = service.url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=30) as drip:
+        drip.sendall(HEAD.format(60).encode())
+        begin = time.monotonic()
+        answer = b""
+        while time.monotonic() - begin < 20 and not answer:
+            try:
+                drip.sendall(b" ")
+                drip.settimeout(0.5)
+                answer = drip.recv(4096)
+            except TimeoutError:
+                continue
+    assert b" 408 " in answer.split(b"\r\n")[0]
+    assert service.retrieve("water").status_code == 200
+
+
+def test_clients_that_hang_up_do_no_harm(service: Service) -> None:
+    host, port = service.url.removeprefix("http://").split(":")
+    body = json.dumps({"query": "water", "retriever": "sft"}).encode()
+    for _ in range(50):
+        with socket.create_connection((host, int(port)), timeout=30) as client:
+            client.sendall(HEAD.format(len(body)).encode() + body)
+    assert service.retrieve("water").status_code == 200
+
+
+def test_a_reload_swaps_under_load_and_can_be_undone(service: Service) -> None:
+    old = service.call("GET", "/v1/info").json()["version"]
+    assert service.call("POST", "/v1/admin/reload", headers=KEY).json()["changed"] is False
+    answers: list[tuple[int, str, str]] = []
+    make_run(Path(service.store.url), k1=0.9)
+    with ThreadPoolExecutor(9) as pool:
+        reload = pool.submit(service.call, "POST", "/v1/admin/reload", None, headers=KEY)
+        while not reload.done():
+            for answer in pool.map(lambda number: service.retrieve(f"the model{number}x", retriever="bm25"), range(8)):
+                hits = answer.json()["results"][0]["hits"] if answer.status_code == 200 else []
+                answers.append((answer.status_code, answer.json()["version"], hits[0]["passage_id"] if hits else ""))
+        outcome = reload.result().json()
+    assert outcome["changed"] is True and outcome["previous_version"] == old
+    assert {status for status, _, _ in answers} == {200}
+    assert [top for _, _, top in answers] == [f"d{number}" for number in range(8)] * (len(answers) // 8)
+    assert service.retrieve("water").json()["version"] == outcome["version"]
+    back = service.call("POST", "/v1/admin/rollback", headers=KEY).json()
+    assert (back["version"], back["changed"]) == (old, True)
+
+
+@pytest.mark.parametrize("damage", ["cut", "bent"])
+def test_a_broken_version_is_refused_and_the_old_one_serves_on(service: Service, damage: str) -> None:
+    old = service.call("GET", "/v1/info").json()["version"]
+    store = make_run(Path(service.store.url), k1=0.5 if damage == "cut" else 0.6)
+    index = store.local_folder(store.current()["bm25"], "bm25") / "data.csc.index.npy"
+    content = index.read_bytes()
+    index.write_bytes(content[:-8] if damage == "cut" else content[:-400] + b"\xff" * 400)
+    answer = service.call("POST", "/v1/admin/reload", headers=KEY)
+    assert answer.status_code == 409 and old in answer.json()["error"]["message"]
+    found = service.retrieve("what is near the model7x", retriever="bm25").json()
+    assert found["version"] == old and found["results"][0]["hits"][0]["passage_id"] == "d7"
