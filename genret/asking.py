@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from itertools import chain
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
@@ -10,16 +11,16 @@ from genret.errors import InputError
 from genret.identifiers.semantic import keyword_requests
 from genret.llm.base import Request
 from genret.llm.budget import Budget, make_budget
-from genret.llm.http import HttpSender
 from genret.llm.journal import Journal
 from genret.llm.prompts import prompt_digest
 from genret.llm.sending import Sender
 from genret.llm.tokens import token_counter
-from genret.llm.vllm import VllmSender
-from genret.retrieval.bm25 import Bm25Retriever
 from genret.synthesis.build import synthesis_requests
 from genret.synthesis.multihop import multihop_requests
 from genret.synthesis.queries import check_constraint_fields
+
+if TYPE_CHECKING:
+    from genret.retrieval.bm25 import Bm25Retriever
 
 ASKING_STAGES = ("identifiers", "synthesis")
 """The stages that ask an engine."""
@@ -32,8 +33,12 @@ def make_sender(config: RunConfig) -> Sender:
         InputError: The configured engine has no model.
     """
     if isinstance(config.llm, VllmConfig):
+        from genret.llm.vllm import VllmSender
+
         return VllmSender(config.llm, config.seed)
     if isinstance(config.llm, HttpConfig):
+        from genret.llm.http import HttpSender
+
         return HttpSender(config.llm, config.seed, config.compute)
     raise InputError(f"llm.type: expected an engine with a language model (http or vllm), found {config.llm.type}")
 
@@ -43,7 +48,7 @@ def needs_neighbours(config: RunConfig) -> bool:
     return config.synthesis.multihop_queries > 0 or config.synthesis.round_trip_top > 0
 
 
-def related_requests(config: RunConfig, passages: pa.Table, neighbours: Bm25Retriever | None) -> Iterable[Request]:
+def related_requests(config: RunConfig, passages: pa.Table, neighbours: "Bm25Retriever | None") -> Iterable[Request]:
     """The requests over several passages; none where the configuration wants none."""
     if not config.synthesis.multihop_queries or neighbours is None:
         return ()
@@ -74,8 +79,11 @@ def budget_of(config: RunConfig, passages: pa.Table, journal: str, stages: Seque
         draws.append(keyword_requests(config.identifiers, passages))
     if "synthesis" in stages:
         check_constraint_fields(config.synthesis, passages)
-        wanted = config.synthesis.multihop_queries > 0
-        neighbours = Bm25Retriever.build(passages, config.retrieval) if wanted else None
+        neighbours = None
+        if config.synthesis.multihop_queries > 0:
+            from genret.retrieval.bm25 import Bm25Retriever
+
+            neighbours = Bm25Retriever.build(passages, config.retrieval)
         related = related_requests(config, passages, neighbours)
         draws.append(synthesis_requests(config.synthesis, passages, related))
     return make_budget(

@@ -1,4 +1,7 @@
-"""The command line: `genret run`, one command a stage, `query`, `report` and `config`."""
+"""The command line: `genret run`, one command a stage, `query`, `report` and `config`.
+
+A command imports what it alone needs, so that nobody who asks for help waits for PyTorch or Ray.
+"""
 
 import json
 import math
@@ -8,7 +11,7 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Annotated, Any, NamedTuple, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, NoReturn
 
 import typer
 import yaml
@@ -16,26 +19,17 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
-from transformers.utils.logging import disable_progress_bar
 
 from genret import __version__
-from genret.asking import budget_of
-from genret.client import Client
 from genret.config import RunConfig, dump_config, load_config, parse_config, preset_names
-from genret.corpus.prepare import prepare_corpus
 from genret.errors import EngineError, InputError, RunBusyError
-from genret.evaluation.table import comparison_table
-from genret.pipeline import plan, planned, run
-from genret.placement import NodeGroup, node_groups
-from genret.planning import assume_corpus, measure_corpus, measured_rates
-from genret.planning import plan as plan_stages
 from genret.retrieval.names import TRAINED, retriever_names
-from genret.retrieval.opening import load_retriever
 from genret.runs import RunStore
-from genret.serving.app import serve_until_stopped, write_serve_config
 from genret.tables import passages_from_table
-from genret.terminal import TerminalReporter, show_plan, show_stages
 from genret.types import Passage, ScoredPassage
+
+if TYPE_CHECKING:
+    from genret.placement import NodeGroup
 
 # What shells and typer say of a process that was interrupted from the keyboard: 128 + SIGINT.
 _INTERRUPTED = 130
@@ -102,6 +96,8 @@ def synthesize(source: Source, overrides: Overrides = None, folder: RunFolder = 
 @app.command()
 def train(source: Source, overrides: Overrides = None, folder: RunFolder = None) -> None:
     """Train the generative retriever (and what comes before)."""
+    from genret.pipeline import planned
+
     config, store = _open(source, overrides, folder)
     trained = [stage.name for stage in planned(config) if stage.name in TRAINED]
     _run(config, store, trained[-1])
@@ -138,6 +134,11 @@ def plan_command(
     parameters: Annotated[float, typer.Option(help="Of a pretrained model whose name does not tell.", min=0)] = 0.0,
 ) -> None:
     """Say what each stage would take: rows, GPU hours, time, disk, memory, price. Nothing is run."""
+    from genret.asking import budget_of
+    from genret.corpus.prepare import prepare_corpus
+    from genret.planning import assume_corpus, measure_corpus, plan
+    from genret.terminal import show_stages
+
     config = load_config(source, overrides or ())
     groups, _ = _kinds_of_nodes(cluster) if cluster is not None else ((), 0)
     if passages:
@@ -151,7 +152,7 @@ def plan_command(
     if corpus is not None and config.llm.type != "extractive":
         with TemporaryDirectory(prefix="genret-plan-") as empty:
             budget = budget_of(config, corpus["passages"], empty)
-    stages = plan_stages(
+    stages = plan(
         config,
         size,
         rates=known | _amounts("--rate", rates),
@@ -165,6 +166,8 @@ def plan_command(
 
 
 def _rates_of(folder: str) -> dict[str, float]:
+    from genret.planning import measure_corpus, measured_rates
+
     store = RunStore.open_existing(folder)
     records = store.current()
     if not {"corpus", "report"} <= records.keys():
@@ -175,7 +178,9 @@ def _rates_of(folder: str) -> dict[str, float]:
     return measured_rates(config, size, records)
 
 
-def _kinds_of_nodes(file: Path) -> tuple[Sequence[NodeGroup], float]:
+def _kinds_of_nodes(file: Path) -> tuple[Sequence["NodeGroup"], float]:
+    from genret.placement import node_groups
+
     try:
         return node_groups(yaml.safe_load(file.read_text(encoding="utf-8")))
     except (OSError, ValueError, yaml.YAMLError) as error:
@@ -240,6 +245,8 @@ def serve(
     ] = None,
 ) -> None:
     """Answer over HTTP, with a page at /, until interrupted."""
+    from genret.serving.app import serve_until_stopped, write_serve_config
+
     given = [f"serving.{name}={value}" for name, value in (("host", host), ("port", port)) if value is not None]
     store = RunStore.open_existing(folder)
     config = parse_config(store.read_file("config.yaml"), store.address("config.yaml"), [*(overrides or ()), *given])
@@ -284,7 +291,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         SystemExit: Always. 0: done; 1: a server that the run needs gave up; 2: wrong usage or bad input; 3: another
             process works on the run; 130: interrupted from the keyboard.
     """
-    disable_progress_bar()  # of transformers, which would draw over ours
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # of transformers, which would draw over ours
     try:
         app(args=arguments)
     except InputError as error:
@@ -313,6 +320,9 @@ def _run_until(source: str, overrides: list[str] | None, folder: str | None, sta
 
 
 def _run(config: RunConfig, store: RunStore, until: str | None) -> None:
+    from genret.pipeline import run
+    from genret.terminal import TerminalReporter
+
     reporter = TerminalReporter(Console(stderr=True))
     try:
         run(config, store, reporter, until, reporter.show_plan)
@@ -321,6 +331,9 @@ def _run(config: RunConfig, store: RunStore, until: str | None) -> None:
 
 
 def _plan(config: RunConfig, store: RunStore, until: str | None) -> None:
+    from genret.pipeline import plan
+    from genret.terminal import TerminalReporter, show_plan
+
     reporter = TerminalReporter(Console(stderr=True))
     try:
         budget = plan(config, store, reporter, until)
@@ -340,6 +353,8 @@ def _saved_config(store: RunStore) -> RunConfig:
 
 
 def _show_results(store: RunStore) -> None:
+    from genret.evaluation.table import comparison_table
+
     records = store.current()
     if "evaluation" not in records:
         found = ", ".join(records) or "none"
@@ -373,6 +388,8 @@ def _characters(text: str) -> str:
 
 
 def _ask_run(folder: str, text: str, k: int, retriever: str | None) -> _Found:
+    from genret.retrieval.opening import load_retriever
+
     store = RunStore.open_existing(folder)
     records = store.current()
     config = _saved_config(store)
@@ -391,6 +408,8 @@ def _ask_run(folder: str, text: str, k: int, retriever: str | None) -> _Found:
 
 
 def _ask_service(url: str, text: str, k: int, retriever: str | None) -> _Found:
+    from genret.client import Client
+
     with Client(url, api_key=os.environ.get(_API_KEY_VARIABLE)) as client:
         begin = time.perf_counter()
         response = client.retrieve_all([text], k, retriever=retriever)

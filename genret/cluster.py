@@ -15,19 +15,21 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import pyarrow as pa
 import ray
 from pyarrow import fs
 from ray._private.worker import global_worker
 from ray.autoscaler.v2.sdk import get_cluster_resource_state
-from ray.data import ActorPoolStrategy, DataContext, Dataset, read_parquet
 from ray.exceptions import RayActorError, RayError, RayTaskError
 
 from genret.config import ComputeConfig
 from genret.errors import InputError
 from genret.placement import Capacity, Demand, check_demands, describe, read_growth
+
+if TYPE_CHECKING:
+    from ray.data import Dataset
 
 Batch = TypeVar("Batch")
 Result = TypeVar("Result")
@@ -372,7 +374,7 @@ def stream_rows(
     filesystem: fs.FileSystem,
     folder: str,
     rows_a_block: int,
-    transform: Callable[[Dataset], Dataset],
+    transform: "Callable[[Dataset], Dataset]",
 ) -> Iterator[pa.Table]:
     """Stream the rows of Parquet files through Ray Data.
 
@@ -391,6 +393,9 @@ def stream_rows(
     Yields:
         Tables of the rows that come out, in any order. Leaving the iterator ends everything.
     """
+    # Here and below: Ray Data takes seconds to import, which the actors of other stages need not wait for.
+    from ray.data import DataContext, read_parquet
+
     context = DataContext.get_current().copy()
     context.enable_progress_bars = False
     context.execution_options.preserve_order = False
@@ -411,6 +416,8 @@ def waiting_actors(actors: int, blocks: int) -> dict[str, Any]:
         actors: How many.
         blocks: How many blocks each works on at a time, in threads. One more is kept ready for it.
     """
+    from ray.data import ActorPoolStrategy
+
     pool = ActorPoolStrategy(
         size=actors,
         max_concurrent_calls_per_actor=blocks,

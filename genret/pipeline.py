@@ -1,4 +1,8 @@
-"""The stages in their order, and the driver that runs those that are not done."""
+"""The stages in their order, and the driver that runs those that are not done.
+
+What takes seconds to import (PyTorch, transformers, TRL) is imported by the stage that works with it, so that a run
+whose work is done, or that stops early, does not wait for it.
+"""
 
 import platform
 import time
@@ -8,10 +12,9 @@ from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import pyarrow as pa
-import torch
 
 from genret import __version__, tables
 from genret.asking import ASKING_STAGES, budget_of, make_sender, needs_neighbours, related_requests
@@ -53,9 +56,7 @@ from genret.llm.extractive import CorpusStatistics
 from genret.llm.filters import Limits
 from genret.llm.pool import PooledEngine
 from genret.llm.reasons import count_reasons
-from genret.llm.vllm import demands
-from genret.retrieval.bm25 import Bm25Retriever
-from genret.retrieval.dense import BLOCK, missing_blocks, open_embedder, write_index
+from genret.placement import Demand
 from genret.retrieval.fusion import FUSION, fuse_runs
 from genret.retrieval.names import TRAINED
 from genret.retrieval.opening import open_retriever
@@ -63,14 +64,12 @@ from genret.runs import RunStore, StageRecord, StageWriter, fingerprint
 from genret.synthesis.build import synthesize
 from genret.synthesis.negatives import write_negatives
 from genret.synthesis.round_trip import round_trip
-from genret.training.base import build_base, passage_texts
-from genret.training.bundle import load_identifier_tokens
-from genret.training.dense import read_share_log
-from genret.training.encoder import EncoderPlace, build_scratch_encoder
-from genret.training.launch import DenseInputs, TrainingTask, train
 from genret.training.mining import mine
-from genret.training.setup import Setup
 from genret.types import Retriever
+
+if TYPE_CHECKING:
+    from genret.training.launch import TrainingTask
+    from genret.training.setup import Setup
 
 # Raised when a change of the code changes what some stage makes of the same input.
 _REVISION = 1
@@ -257,8 +256,12 @@ def _current(config: RunConfig, store: RunStore, records: Mapping[str, StageReco
 
 
 def _connect_once(stack: ExitStack, config: RunConfig) -> None:
+    engine: Sequence[Demand] = ()
+    if isinstance(config.llm, VllmConfig):
+        from genret.llm.vllm import demands
+
+        engine = demands(config.llm)
     # Entering again while connected changes nothing: the first one, which started Ray, is left last.
-    engine = demands(config.llm) if isinstance(config.llm, VllmConfig) else ()
     stack.enter_context(connected(config.compute, engine))
 
 
@@ -369,6 +372,8 @@ def _identifiers(context: Context, writer: StageWriter) -> dict[str, Any]:
 def _synthesis(context: Context, writer: StageWriter) -> dict[str, Any]:
     passages = context.table("corpus", "passages")
     engine = _engine(context, "synthesis", passages)
+    from genret.retrieval.bm25 import Bm25Retriever
+
     config = context.config.synthesis
     neighbours = Bm25Retriever.build(passages, context.config.retrieval) if needs_neighbours(context.config) else None
     related = related_requests(context.config, passages, neighbours)
@@ -436,6 +441,8 @@ def _examples(context: Context, writer: StageWriter) -> dict[str, Any]:
 
 
 def _base(context: Context, writer: StageWriter) -> dict[str, Any]:
+    from genret.training.base import build_base
+
     with _threads(context.config.compute.cpus_a_training_worker):
         bundle = build_base(
             context.config.sft,
@@ -455,6 +462,8 @@ def _base(context: Context, writer: StageWriter) -> dict[str, Any]:
 @contextmanager
 def _threads(count: float) -> Iterator[None]:
     """A number of torch threads: sums in another order give other bits, and a driver in a job has one thread."""
+    import torch
+
     before = torch.get_num_threads()
     torch.set_num_threads(max(1, int(count)))
     try:
@@ -483,6 +492,8 @@ def _train(
     examples: tuple[str, str],
 ) -> dict[str, Any]:
     """Train from a model, named by its stage and folder, on a table, named by its stage and name."""
+    from genret.training.launch import TrainingTask
+
     config = context.config
     stage = writer.stage
     section = config.sft if kind == "sft" else config.rpo
@@ -502,9 +513,10 @@ def _train(
 
 
 def _launch(
-    context: Context, writer: StageWriter, task: TrainingTask, deliver: Callable[[Path], None]
+    context: Context, writer: StageWriter, task: "TrainingTask", deliver: Callable[[Path], None]
 ) -> dict[str, Any]:
     """Train on Ray Train, and keep the log."""
+    from genret.training.launch import train
 
     def on_progress(step: int, steps: int, values: Mapping[str, float]) -> None:
         context.reporter.progress(task.stage, step, steps, "steps", f"loss {values.get('loss', float('nan')):.3f}")
@@ -516,7 +528,9 @@ def _launch(
     return {"steps": log.column("step").to_pylist()[-1] if log.num_rows else 0}
 
 
-def _training_setup(context: Context, stage: str) -> Setup:
+def _training_setup(context: Context, stage: str) -> "Setup":
+    from genret.training.setup import Setup
+
     compute = context.config.compute
     return Setup(
         workers=compute.training_workers,
@@ -558,6 +572,8 @@ def _mine(context: Context, writer: StageWriter, retriever: Literal["sft", "rpo"
 
 
 def _bm25(context: Context, writer: StageWriter) -> dict[str, Any]:
+    from genret.retrieval.bm25 import Bm25Retriever
+
     retriever = Bm25Retriever.build(context.table("corpus", "passages"), context.config.retrieval)
     with TemporaryDirectory(prefix="genret-bm25-") as folder:
         retriever.save(Path(folder))
@@ -566,6 +582,9 @@ def _bm25(context: Context, writer: StageWriter) -> dict[str, Any]:
 
 
 def _encoder(context: Context, writer: StageWriter) -> dict[str, Any]:
+    from genret.training.base import passage_texts
+    from genret.training.encoder import build_scratch_encoder
+
     config = context.config
     with _threads(config.compute.cpus_a_training_worker), TemporaryDirectory(prefix="genret-encoder-") as folder:
         encoder = build_scratch_encoder(
@@ -627,6 +646,10 @@ def _contrastive(context: Context, writer: StageWriter) -> dict[str, Any]:
 
 
 def _dense(context: Context, writer: StageWriter) -> dict[str, Any]:
+    from genret.training.dense import read_share_log
+    from genret.training.encoder import EncoderPlace
+    from genret.training.launch import DenseInputs, TrainingTask
+
     config = context.config
     task = TrainingTask(
         stage="dense",
@@ -664,6 +687,9 @@ def _base_embedding(context: Context, writer: StageWriter) -> dict[str, Any]:
 
 def _embed(context: Context, writer: StageWriter, stage: str, *, base: bool) -> dict[str, Any]:
     """An index of all passages; blocks that an attempt before finished are not embedded again."""
+    from genret.retrieval.dense import BLOCK, missing_blocks, open_embedder, write_index
+    from genret.training.encoder import EncoderPlace
+
     compute, passages = context.config.compute, context.table("corpus", "passages")
     place = EncoderPlace.of(str(context.store.url), context.config.dense, base=base)
     scratch = context.store.scratch(stage, context.mark)
@@ -722,6 +748,8 @@ def _index_bytes(context: Context, retriever: str) -> int:
         return sum(_index_bytes(context, part) for part in config.retrieval.fusion.parts)
     stages = [retriever]
     if retriever == "dense":
+        from genret.training.encoder import EncoderPlace
+
         stages = ["embedding", EncoderPlace.of(str(context.store.url), config.dense, base=False).stage]
     folders = [
         folder for stage in stages if stage for folder in context.records[stage].folders.values()
@@ -787,6 +815,8 @@ def _evaluation(context: Context, writer: StageWriter) -> dict[str, Any]:
 
 def _analyses(context: Context, query_measures: pa.Table) -> dict[str, pa.Table]:
     """What the evaluation tells beyond the measures."""
+    from genret.training.bundle import load_identifier_tokens
+
     config, seed = context.config.evaluation, context.config.seed
     retrievers = context.config.retrieval.retrievers
     ranking, qrels = context.table("retrieval", "run"), context.table("corpus", "qrels")

@@ -1,6 +1,7 @@
 """Facts of a run in numbers: the data, the identifiers, and what preference learning moved."""
 
 from collections import Counter
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
@@ -9,7 +10,9 @@ import pyarrow.compute as pc
 from genret.evaluation.measures import document_rankings, first_relevant_rank, is_answerable, judgements
 from genret.llm.words import split_words
 from genret.tables import check_table, table_from_rows
-from genret.training.batches import IdentifierTokens
+
+if TYPE_CHECKING:
+    from genret.training.batches import IdentifierTokens
 
 MOVES = ("found", "up", "unchanged", "down", "lost")
 """What can happen to a rank: `found` and `lost` are from and to nowhere in the ranking."""
@@ -58,7 +61,7 @@ def dataset_statistics(
     )
 
 
-def identifier_statistics(identifiers: pa.Table, tokens: IdentifierTokens) -> pa.Table:
+def identifier_statistics(identifiers: pa.Table, tokens: "IdentifierTokens") -> pa.Table:
     """How many identifiers there are of each source, and how long they are.
 
     `llm` are those that were unique as the engine wrote them. `extended` (by more keywords) and `ordinal` (by a
@@ -94,7 +97,7 @@ def identifier_statistics(identifiers: pa.Table, tokens: IdentifierTokens) -> pa
     )
 
 
-def identifier_depths(tokens: IdentifierTokens) -> pa.Table:
+def identifier_depths(tokens: "IdentifierTokens") -> pa.Table:
     """How much the first tokens of an identifier tell of which one it is.
 
     With every identifier equally probable, the entropy of the first t tokens is H(t) = - sum over prefixes of

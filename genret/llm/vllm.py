@@ -8,11 +8,9 @@ from dataclasses import asdict
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
-from ray.data import Dataset
-from ray.data.exceptions import ExecutionTimeoutError
 from ray.exceptions import RayError
 
 from genret.cluster import NO_GPU, stream_rows
@@ -22,6 +20,9 @@ from genret.llm.prompts import Form
 from genret.llm.sending import OUTCOME_SCHEMA, Outcome
 from genret.placement import Demand
 from genret.runs import Storage
+
+if TYPE_CHECKING:
+    from ray.data import Dataset
 
 # What reads, cuts and collects the prompts runs beside engines that have taken most of the CPUs.
 _LITTLE = {"num_cpus": 0.1}
@@ -51,11 +52,14 @@ class VllmSender:
 
     def send(self, prompts: str, journal: str, session: str, proven: bool) -> Generator[pa.Table, None, None]:
         """Send prompts, and yield their outcomes."""
+        # Takes seconds, which those who only ask for `demands` need not wait for.
+        from ray.data.exceptions import ExecutionTimeoutError
+
         check_packages()
         config = self._config
         processor = _build(config, {"config": config, "journal": journal, "session": session, "proven": proven})
 
-        def transform(rows: Dataset) -> Dataset:
+        def transform(rows: "Dataset") -> "Dataset":
             results: Dataset = processor(rows)
             # A dead engine is started again, for ever.
             results.context.execution_no_progress_timeout_s = config.give_up_seconds

@@ -1,18 +1,17 @@
-"""Opening the retrievers of a run by name."""
+"""Opening the retrievers of a run by name.
+
+Each kind is imported where it is opened: PyTorch and transformers take seconds, which nobody waits for who asks BM25.
+"""
 
 import time
 from collections.abc import Callable, Mapping
 
 import pyarrow as pa
-import torch
 
 from genret.config import RetrievalConfig
 from genret.errors import InputError
 from genret.retrieval.base import retrieve_run
-from genret.retrieval.bm25 import Bm25Retriever
-from genret.retrieval.dense import DenseRetriever
 from genret.retrieval.fusion import FUSION, FusionRetriever
-from genret.retrieval.generative import GenerativeRetriever
 from genret.retrieval.names import INDEXES, retriever_names
 from genret.runs import RunStore, StageRecord
 from genret.types import Retriever
@@ -41,6 +40,8 @@ def load_retriever(
     if name == FUSION:
         return FusionRetriever([load_retriever(store, records, part, config) for part in config.fusion.parts], config)
     if name in INDEXES:
+        from genret.retrieval.dense import DenseRetriever
+
         stage = INDEXES[name]
         folder = store.local_folder(records[stage], stage)
         return DenseRetriever.load(folder, store, records, name, config.batch_size)
@@ -48,7 +49,11 @@ def load_retriever(
     last = "rpo_2" if name == "rpo" and "rpo_2" in records else name
     folder = store.local_folder(records[last], name)
     if name == "bm25":
+        from genret.retrieval.bm25 import Bm25Retriever
+
         return Bm25Retriever.load(folder)
+    from genret.retrieval.generative import GenerativeRetriever
+
     return GenerativeRetriever.load(folder, config, name)
 
 
@@ -73,7 +78,10 @@ def open_retriever(
     Returns:
         From a table with `query_id` and `text` to its `run` table and the seconds it took.
     """
-    torch.set_num_threads(threads)
+    if name != "bm25":
+        import torch
+
+        torch.set_num_threads(threads)
     retriever = load_retriever(RunStore(run_url), records, name, config)
 
     def rank(queries: pa.Table) -> tuple[pa.Table, float]:

@@ -1,18 +1,15 @@
 """Retrievers that take a model: the generative one, and any other that a run has.
 
-Kept apart from the rest, as what it takes to import a model's library is most of the time that a replica starts in.
+PyTorch and transformers are imported by the replicas alone: whoever deploys them does not wait for that too.
 """
 
 import os
 import time
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from genret.cluster import NO_GPU
 from genret.config import ReplicasConfig
 from genret.decoding.filters import Predicate, leaf_mask
-from genret.retrieval.generative import GenerativeRetriever
 from genret.retrieval.opening import load_retriever
 from genret.runs import RunStore
 from genret.serving.asks import Answer, Ask
@@ -20,13 +17,16 @@ from genret.serving.members import RetrieverReplica
 from genret.serving.searching import Searcher
 from genret.serving.versions import Change, Collection, Version, version_records
 
+if TYPE_CHECKING:
+    from genret.retrieval.generative import GenerativeRetriever
+
 
 class GenerativeSearcher(Searcher):
     """A generative retriever, with filters and deadlines in the search itself."""
 
-    retriever: GenerativeRetriever
+    retriever: "GenerativeRetriever"
 
-    def __init__(self, retriever: GenerativeRetriever, collection: Collection, beam: int) -> None:
+    def __init__(self, retriever: "GenerativeRetriever", collection: Collection, beam: int) -> None:
         """Take a retriever that was opened, and up to which k its rankings are beginnings of each other."""
         super().__init__(retriever, collection)
         self._beam = beam
@@ -72,6 +72,8 @@ def open_searcher(store: RunStore, version: Version, name: str) -> Searcher:
     Raises:
         InputError: A file is missing or damaged.
     """
+    from genret.retrieval.generative import GenerativeRetriever
+
     records, settings = version_records(store, version), version.settings
     retriever = load_retriever(store, records, name, settings)
     collection = Collection(store.read_table(records["corpus"], "passages"))
@@ -85,6 +87,8 @@ class ModelReplica(RetrieverReplica):
 
     def prepare(self, replicas: ReplicasConfig) -> None:
         """Give the model its threads, and no GPU where none was asked for: Ray leaves all of them visible then."""
+        import torch
+
         torch.set_num_threads(replicas.threads or os.cpu_count() or 1)
         if not replicas.gpus:
             os.environ.update(NO_GPU)

@@ -8,7 +8,7 @@ from concurrent.futures import Future, wait
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import psutil
 import pyarrow as pa
@@ -26,14 +26,16 @@ from genret.errors import InputError
 from genret.runs import RunStore, StageRecord
 from genret.training.base import load_for_training
 from genret.training.callbacks import Progress
-from genret.training.dense import TrainedEncoder, train_dense
-from genret.training.encoder import EncoderPlace
 from genret.training.machine import choose_attention, choose_device
 from genret.training.memory import check_memory
 from genret.training.rpo import train_rpo
 from genret.training.setup import Setup, check_packages
 from genret.training.sft import train_sft
 from genret.training.trainer import choose_dtype, demand_of
+
+if TYPE_CHECKING:
+    from genret.training.dense import TrainedEncoder
+    from genret.training.encoder import EncoderPlace
 
 # On CPUs a step frees and asks for the same hundreds of megabytes: glibc keeps them instead of giving them back
 # to the kernel, which would clear every page anew (a tenth of a step's time). Other C libraries ignore this.
@@ -59,7 +61,7 @@ class DenseInputs:
     """
 
     negatives: Mapping[str, Any]
-    encoder: EncoderPlace
+    encoder: "EncoderPlace"
     records: Mapping[str, StageRecord]
     passages: tuple[StageRecord, str]
 
@@ -293,7 +295,10 @@ def _check_memory(
 
 def _train_dense(
     task: TrainingTask, setup: Setup, output: Path, resume_from: Path | None, progress: Progress
-) -> tuple[TrainedEncoder, Any]:
+) -> tuple["TrainedEncoder", Any]:
+    # sentence-transformers takes seconds to import, which the other stages do without.
+    from genret.training.dense import TrainedEncoder, train_dense
+
     assert task.dense is not None, "the stage dense has inputs of its own"
     store = RunStore(task.run_url)
     encoder = task.dense.encoder.open(task.dense.records, training=True)

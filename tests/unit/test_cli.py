@@ -529,7 +529,7 @@ def test_an_engine_that_gives_up_ends_in_one_line(
     def give_up(*_: object) -> None:
         raise EngineError("no answer; 3 of 9 prompts are kept")
 
-    monkeypatch.setattr("genret.cli.run", give_up)
+    monkeypatch.setattr("genret.pipeline.run", give_up)
     code, output, errors = genret("run", "scratch-semantic", "--run", run_folder, "--set", f"corpus.path={corpus}")
     assert (code, output, errors) == (1, "", "error: no answer; 3 of 9 prompts are kept\n")
 
