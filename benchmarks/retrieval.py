@@ -87,9 +87,7 @@ def compare(expected: np.ndarray, found: list[tuple[int, float]]) -> tuple[bool,
     """
     theirs = [place for place in best(expected) if expected[place] > 0]
     differences = [abs(score - expected[place]) for place, score in found]
-    by_rank = [
-        abs(expected[place] - expected[other]) for (place, _), other in zip(found, theirs, strict=False)
-    ]
+    by_rank = [abs(expected[place] - expected[other]) for (place, _), other in zip(found, theirs, strict=False)]
     same = len(theirs) == len(found) and all(difference <= TOLERANCE for difference in by_rank)
     return same, max(differences, default=0.0)
 

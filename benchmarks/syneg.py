@@ -171,9 +171,7 @@ def quality(encoder: Encoder, corpus: dict[str, pa.Table]) -> dict[str, float]:
     index = DenseIndex(quantise(vectors, "fp16"))
     retriever = DenseRetriever(encoder, index, passages.column("passage_id").to_pylist(), "dense", 64)
     run = retrieve_run(retriever, corpus["test_queries"], 10)
-    found = evaluate(
-        EVALUATION, run, corpus["qrels"], corpus["test_queries"], passages, retrievers=("dense",), seed=0
-    )
+    found = evaluate(EVALUATION, run, corpus["qrels"], corpus["test_queries"], passages, retrievers=("dense",), seed=0)
     return {row["measure"]: row["value"] for row in found["measures"].to_pylist()}
 
 
@@ -187,9 +185,7 @@ def lines(values: Values) -> list[str]:
             numbers = [100 * value[measured] for value in of_row]
             spread = statistics.stdev(numbers) if len(numbers) > 1 else 0.0
             cells.append(f"{statistics.mean(numbers):.1f} ({spread:.1f})")
-        gains = [
-            100 * (value["NDCG@10"] - base["NDCG@10"]) for value, base in zip(of_row, values["base"], strict=True)
-        ]
+        gains = [100 * (value["NDCG@10"] - base["NDCG@10"]) for value, base in zip(of_row, values["base"], strict=True)]
         rows.append(f"| {name} | {' | '.join(cells)} | {', '.join(f'{gain:+.1f}' for gain in gains)} |")
     return rows
 

@@ -120,8 +120,9 @@ def plan_command(
     ] = None,
     prices: Annotated[
         list[str] | None,
-        typer.Option("--price", help="An hour of a node of a kind, of a GPU or a CPU. May be given often.",
-                     metavar="KIND=AMOUNT"),
+        typer.Option(
+            "--price", help="An hour of a node of a kind, of a GPU or a CPU. May be given often.", metavar="KIND=AMOUNT"
+        ),
     ] = None,
     rates: Annotated[
         list[str] | None,

@@ -521,9 +521,7 @@ def _launch(
     def on_progress(step: int, steps: int, values: Mapping[str, float]) -> None:
         context.reporter.progress(task.stage, step, steps, "steps", f"loss {values.get('loss', float('nan')):.3f}")
 
-    log = train(
-        task, context.config.compute, context.store.scratch(writer.stage, context.mark), deliver, on_progress
-    )
+    log = train(task, context.config.compute, context.store.scratch(writer.stage, context.mark), deliver, on_progress)
     writer.write_table("training_log", log)
     return {"steps": log.column("step").to_pylist()[-1] if log.num_rows else 0}
 
@@ -587,9 +585,7 @@ def _encoder(context: Context, writer: StageWriter) -> dict[str, Any]:
 
     config = context.config
     with _threads(config.compute.cpus_a_training_worker), TemporaryDirectory(prefix="genret-encoder-") as folder:
-        encoder = build_scratch_encoder(
-            config.dense, passage_texts(context.table("corpus", "passages")), config.seed
-        )
+        encoder = build_scratch_encoder(config.dense, passage_texts(context.table("corpus", "passages")), config.seed)
         encoder.save(Path(folder))
         writer.write_folder("encoder", Path(folder))
     return {"parameters": sum(weight.numel() for weight in encoder.model.parameters())}
@@ -602,9 +598,7 @@ def _candidates(context: Context, writer: StageWriter) -> dict[str, Any]:
     run = tables.table_from_rows("run", [])
     if config.source in USES_RETRIEVED | USES_SYNTHETIC:
         wanted = queries.select(["query_id", "text"])
-        run = _rank(
-            context, "candidates", config.retriever, wanted, config.candidates, context.config.retrieval
-        )[0]
+        run = _rank(context, "candidates", config.retriever, wanted, config.candidates, context.config.retrieval)[0]
     writer.write_table("queries", queries)
     writer.write_table("run", run)
     return {}
@@ -613,9 +607,7 @@ def _candidates(context: Context, writer: StageWriter) -> dict[str, Any]:
 def _negatives(context: Context, writer: StageWriter) -> dict[str, Any]:
     config, passages = context.config.negatives, context.table("corpus", "passages")
     queries = context.table("candidates", "queries")
-    positive = dict(
-        zip(queries.column("query_id").to_pylist(), queries.column("passage_id").to_pylist(), strict=True)
-    )
+    positive = dict(zip(queries.column("query_id").to_pylist(), queries.column("passage_id").to_pylist(), strict=True))
     found = {
         query_id: hard_negatives(ranking, positive[query_id], config.max_score_ratio)
         for query_id, ranking in by_query(context.table("candidates", "run")).items()
@@ -751,9 +743,7 @@ def _index_bytes(context: Context, retriever: str) -> int:
         from genret.training.encoder import EncoderPlace
 
         stages = ["embedding", EncoderPlace.of(str(context.store.url), config.dense, base=False).stage]
-    folders = [
-        folder for stage in stages if stage for folder in context.records[stage].folders.values()
-    ]
+    folders = [folder for stage in stages if stage for folder in context.records[stage].folders.values()]
     return sum(size for folder in folders for size in folder["files"].values())
 
 
@@ -767,9 +757,7 @@ def _rank(
     batches = (queries.slice(start, size) for start in range(0, queries.num_rows, size))
     arguments = {
         "run_url": str(context.store.url),
-        "records": {
-            name: record for name, record in context.records.items() if name in _RETRIEVER_STAGES
-        },
+        "records": {name: record for name, record in context.records.items() if name in _RETRIEVER_STAGES},
         "name": retriever,
         "config": search,
         "k": k,

@@ -20,22 +20,16 @@ def _schema(**columns: pa.DataType) -> pa.Schema:
 
 SCHEMAS: dict[str, pa.Schema] = {
     # metadata is a JSON object as a string: its fields differ from corpus to corpus.
-    "passages": _schema(
-        passage_id=_STRING, doc_id=_STRING, title=_STRING, text=_STRING, metadata=_STRING
-    ),
+    "passages": _schema(passage_id=_STRING, doc_id=_STRING, title=_STRING, text=_STRING, metadata=_STRING),
     # What the corpus brings to evaluate with: its own queries and judgements, on documents.
     "test_queries": _schema(query_id=_STRING, text=_STRING),
     "qrels": _schema(query_id=_STRING, doc_id=_STRING, relevance=pa.int32()),
     # Of the test queries that have some; a JSON object as in passages.
     "query_metadata": _schema(query_id=_STRING, metadata=_STRING),
     "identifiers": _schema(passage_id=_STRING, identifier=_STRING, source=_STRING),
-    "queries": _schema(
-        query_id=_STRING, passage_id=_STRING, text=_STRING, kind=_STRING, generator=_STRING
-    ),
+    "queries": _schema(query_id=_STRING, passage_id=_STRING, text=_STRING, kind=_STRING, generator=_STRING),
     # Queries that people wrote and judged for training; columns as in queries.
-    "annotated_queries": _schema(
-        query_id=_STRING, passage_id=_STRING, text=_STRING, kind=_STRING, generator=_STRING
-    ),
+    "annotated_queries": _schema(query_id=_STRING, passage_id=_STRING, text=_STRING, kind=_STRING, generator=_STRING),
     "preference_queries": _schema(query_id=_STRING, passage_id=_STRING, text=_STRING, answer=_STRING),
     "sft_examples": _schema(prompt=_STRING, completion=_STRING, kind=_STRING),
     "preference_pairs": _schema(
@@ -74,9 +68,7 @@ SCHEMAS: dict[str, pa.Schema] = {
         mfu=pa.float64(),
         memory_gib=pa.float64(),
     ),
-    "run": _schema(
-        query_id=_STRING, passage_id=_STRING, rank=pa.int32(), score=pa.float64(), retriever=_STRING
-    ),
+    "run": _schema(query_id=_STRING, passage_id=_STRING, rank=pa.int32(), score=pa.float64(), retriever=_STRING),
     "latencies": _schema(
         retriever=_STRING,
         n_queries=pa.int32(),
@@ -93,9 +85,7 @@ SCHEMAS: dict[str, pa.Schema] = {
         ci_low=pa.float64(),
         ci_high=pa.float64(),
     ),
-    "query_measures": _schema(
-        retriever=_STRING, measure=_STRING, query_id=_STRING, value=pa.float64()
-    ),
+    "query_measures": _schema(retriever=_STRING, measure=_STRING, query_id=_STRING, value=pa.float64()),
     # A row a measure and pair of retrievers; the difference is that of the means, a minus b.
     "significance": _schema(
         measure=_STRING,
@@ -141,9 +131,7 @@ SCHEMAS: dict[str, pa.Schema] = {
         words_median=pa.float64(),
         words_max=pa.int64(),
     ),
-    "identifier_statistics": _schema(
-        source=_STRING, count=pa.int64(), tokens_mean=pa.float64(), tokens_max=pa.int64()
-    ),
+    "identifier_statistics": _schema(source=_STRING, count=pa.int64(), tokens_mean=pa.float64(), tokens_max=pa.int64()),
     # What the first tokens of an identifier tell: how many different beginnings, how many identifiers share theirs.
     "identifier_depths": _schema(depth=pa.int32(), prefixes=pa.int64(), shared=pa.int64(), bits=pa.float64()),
     "rejects": _schema(stage=_STRING, input_id=_STRING, reason=_STRING, raw=_STRING),
@@ -210,17 +198,13 @@ def check_table(name: str, table: pa.Table) -> pa.Table:
     """
     schema = SCHEMAS[name]
     if set(table.column_names) != set(schema.names):
-        raise InputError(
-            f"table {name}: expected the columns {schema.names}, found {table.column_names}"
-        )
+        raise InputError(f"table {name}: expected the columns {schema.names}, found {table.column_names}")
     columns = []
     for field in schema:
         column = table.column(field.name)
         if column.null_count:
             row = column.is_null().index(True).as_py()
-            raise InputError(
-                f"table {name}, row {row}, column {field.name!r}: expected {field.type}, found null"
-            )
+            raise InputError(f"table {name}, row {row}, column {field.name!r}: expected {field.type}, found null")
         try:
             columns.append(column.cast(field.type))
         except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:

@@ -161,8 +161,12 @@ def _retrieval_problems(config: RunConfig) -> Iterator[str]:
             "retrieval.retrievers: rpo needs synthesis.preference_queries above 0, found "
             f"{list(retrieval.retrievers)} and 0"
         )
-    if "dense" in retrieval.retrievers and config.dense.epochs and not (
-        config.synthesis.chunk_queries or config.synthesis.sentence_queries or config.synthesis.constraint_queries
+    if (
+        "dense" in retrieval.retrievers
+        and config.dense.epochs
+        and not (
+            config.synthesis.chunk_queries or config.synthesis.sentence_queries or config.synthesis.constraint_queries
+        )
     ):
         yield "dense.epochs: expected 0 where no synthetic queries are written to train with, found " + str(
             config.dense.epochs

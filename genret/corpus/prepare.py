@@ -38,10 +38,7 @@ def prepare_corpus(config: CorpusConfig) -> dict[str, pa.Table]:
         ),
         "qrels": table_from_rows(
             "qrels",
-            (
-                {"query_id": qrel.query_id, "doc_id": qrel.doc_id, "relevance": qrel.relevance}
-                for qrel in corpus.qrels
-            ),
+            ({"query_id": qrel.query_id, "doc_id": qrel.doc_id, "relevance": qrel.relevance} for qrel in corpus.qrels),
         ),
         "rejects": table_from_rows("rejects", corpus.rejects),
     }

@@ -103,9 +103,7 @@ def read_questions(split: str) -> list[Question]:
     """
     lines = QUESTIONS.read_text(encoding="utf-8").splitlines()
     rows = [json.loads(line) for line in lines if line.strip()]
-    questions = [
-        Question(Query(row["_id"], row["text"]), tuple(row["relevant"]), row["split"]) for row in rows
-    ]
+    questions = [Question(Query(row["_id"], row["text"]), tuple(row["relevant"]), row["split"]) for row in rows]
     chosen = [question for question in questions if question.split == split]
     if not chosen:
         found = sorted({question.split for question in questions})

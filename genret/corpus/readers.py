@@ -151,9 +151,7 @@ def _beir_files(config: CorpusConfig) -> tuple[str, str, str]:
         splits = [Path(name).stem for name in _list_files(f"{folder}/qrels") if name.endswith(".tsv")]
         if not splits:
             raise InputError(f"corpus.path: {folder} is not a BEIR folder: it has no qrels/SPLIT.tsv")
-        raise InputError(
-            f"corpus.split: expected one of {sorted(splits)} of {folder}, found {config.split!r}"
-        )
+        raise InputError(f"corpus.split: expected one of {sorted(splits)} of {folder}, found {config.split!r}")
     return corpus, queries, qrels
 
 
@@ -183,9 +181,7 @@ def _configured_fields(config: CorpusConfig) -> FieldNames:
 
 def _check_judgement_paths(config: CorpusConfig) -> None:
     if bool(config.queries_path) != bool(config.qrels_path):
-        given, missing = (
-            ("queries_path", "qrels_path") if config.queries_path else ("qrels_path", "queries_path")
-        )
+        given, missing = ("queries_path", "qrels_path") if config.queries_path else ("qrels_path", "queries_path")
         raise InputError(f"corpus.{missing}: expected a path, as corpus.{given} is given too, found none")
 
 
@@ -194,16 +190,10 @@ def _read_ir_datasets(config: CorpusConfig) -> Corpus:
     documents = (_ir_datasets_row(config.path, document) for document in dataset.docs_iter())
     if not (dataset.has_queries() and dataset.has_qrels()):
         return _assemble(config, documents, FieldNames("doc_id"), "", "")
-    queries = [
-        Query(_clean(query.query_id), _clean(query.default_text())) for query in dataset.queries_iter()
-    ]
-    qrels = [
-        Qrel(_clean(qrel.query_id), _clean(qrel.doc_id), int(qrel.relevance)) for qrel in dataset.qrels_iter()
-    ]
+    queries = [Query(_clean(query.query_id), _clean(query.default_text())) for query in dataset.queries_iter()]
+    qrels = [Qrel(_clean(qrel.query_id), _clean(qrel.doc_id), int(qrel.relevance)) for qrel in dataset.qrels_iter()]
     rejects: list[dict[str, str]] = []
-    return _keep_judged(
-        config, _documents(config, documents, FieldNames("doc_id"), rejects), queries, qrels, rejects
-    )
+    return _keep_judged(config, _documents(config, documents, FieldNames("doc_id"), rejects), queries, qrels, rejects)
 
 
 def _load_ir_dataset(name: str) -> Any:
@@ -216,9 +206,7 @@ def _load_ir_dataset(name: str) -> Any:
     try:
         dataset = ir_datasets.load(name)
     except KeyError as error:
-        raise InputError(
-            f"corpus.path: expected the id of a dataset of ir_datasets, found {name!r}"
-        ) from error
+        raise InputError(f"corpus.path: expected the id of a dataset of ir_datasets, found {name!r}") from error
     if not dataset.has_docs():
         raise InputError(f"corpus.path: expected a dataset with documents, found none in {name!r}")
     return dataset
@@ -273,9 +261,7 @@ def _documents(
         if text.strip() or title.strip():
             documents.append(Document(doc_id, text, title, _metadata(row.values, fields)))
         else:
-            rejects.append(
-                reject(_STAGE, doc_id, f"{row.place}: expected a text or a title, found none", row.raw)
-            )
+            rejects.append(reject(_STAGE, doc_id, f"{row.place}: expected a text or a title, found none", row.raw))
         if 0 < config.max_documents == len(documents):
             break
     if not documents:
@@ -345,13 +331,9 @@ def _qrels(path: str, rejects: list[dict[str, str]]) -> list[Qrel]:
             )
         query_id, doc_id, score = fields
         if not _INTEGER.fullmatch(score.strip()):
-            raise InputError(
-                f"{path}, line {number}, field 'score': expected a whole number, found {score!r:.80}"
-            )
+            raise InputError(f"{path}, line {number}, field 'score': expected a whole number, found {score!r:.80}")
         if (query_id, doc_id) in relevance:
-            reason = (
-                f"{path}, line {number}: the first judgement on document {doc_id!r} counts, this is another"
-            )
+            reason = f"{path}, line {number}: the first judgement on document {doc_id!r} counts, this is another"
             rejects.append(reject(_STAGE, query_id, reason, line))
         else:
             relevance[query_id, doc_id] = int(score)
@@ -373,9 +355,7 @@ def _keep_judged(
     beyond = 0
     for qrel in qrels:
         if qrel.query_id not in query_ids:
-            reason = (
-                f"a judgement on document {qrel.doc_id!r}: expected a query of the corpus, found no such id"
-            )
+            reason = f"a judgement on document {qrel.doc_id!r}: expected a query of the corpus, found no such id"
             rejects.append(reject(_STAGE, qrel.query_id, reason))
         elif qrel.doc_id in doc_ids:
             kept.append(qrel)
@@ -416,9 +396,7 @@ def open_input(path: str) -> BinaryIO:
     try:
         return io.BufferedReader(filesystem.open_input_stream(inner), _BLOCK_BYTES)
     except OSError as error:
-        raise InputError(
-            f"{path}: expected a file to read, found that it cannot be opened ({error})"
-        ) from error
+        raise InputError(f"{path}: expected a file to read, found that it cannot be opened ({error})") from error
 
 
 def read_lines(path: str) -> Iterator[tuple[int, str]]:
@@ -494,9 +472,7 @@ def _parquet_rows(path: str, fields: FieldNames) -> Iterator[Row]:
             columns = table.schema_arrow.names
             for field in (fields.id, fields.text):
                 if field not in columns:
-                    raise InputError(
-                        f"{path}: expected a column {field!r}, found the columns {sorted(columns)}"
-                    )
+                    raise InputError(f"{path}: expected a column {field!r}, found the columns {sorted(columns)}")
             for batch in table.iter_batches():
                 for values in batch.to_pylist():
                     number += 1
@@ -518,9 +494,7 @@ def _file_type(path: str) -> fs.FileType:
     try:
         return filesystem.get_file_info(inner).type
     except OSError as error:
-        raise InputError(
-            f"{path}: expected a path to read, found that it cannot be reached ({error})"
-        ) from error
+        raise InputError(f"{path}: expected a path to read, found that it cannot be reached ({error})") from error
 
 
 def _filesystem(path: str) -> tuple[fs.FileSystem, str]:

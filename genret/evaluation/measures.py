@@ -65,9 +65,7 @@ def parse_measure(name: str) -> Measure:
     match = _NAME.fullmatch(name)
     if match is None or match[1] not in _KINDS:
         known = ", ".join(f"{kind}@k" for kind in _KINDS)
-        raise InputError(
-            f"measure: expected one of {known} with a whole number k of at least 1, found {name!r}"
-        )
+        raise InputError(f"measure: expected one of {known} with a whole number k of at least 1, found {name!r}")
     return Measure(name, match[1], int(match[2]))
 
 
@@ -159,9 +157,7 @@ def query_values(measures: Sequence[Measure], qrels: Qrels, rankings: Rankings) 
     values = np.zeros((len(qrels), len(measures)))
     for depth in {measure.depth for measure in measures}:
         column_of = {
-            _KINDS[measure.kind](depth): column
-            for column, measure in enumerate(measures)
-            if measure.depth == depth
+            _KINDS[measure.kind](depth): column for column, measure in enumerate(measures) if measure.depth == depth
         }
         # trec_eval sorts by score, in single precision, and breaks ties by document id: with minus the rank
         # as score there is no tie, whatever the retriever's own scores are.
@@ -233,15 +229,12 @@ def rank_documents(run: pa.Table, passages: pa.Table) -> pa.Table:
         for _, doc_id, score in sorted(ranking):
             best.setdefault(doc_id, score)
         rows.extend(
-            (query_id, doc_id, rank, score, retriever)
-            for rank, (doc_id, score) in enumerate(best.items(), start=1)
+            (query_id, doc_id, rank, score, retriever) for rank, (doc_id, score) in enumerate(best.items(), start=1)
         )
     columns = list(zip(*rows, strict=True)) if rows else [()] * 5
     types = [pa.string(), pa.string(), pa.int32(), pa.float64(), pa.string()]
     names = ["query_id", "doc_id", "rank", "score", "retriever"]
-    return pa.table(
-        [pa.array(column, kind) for column, kind in zip(columns, types, strict=True)], names=names
-    )
+    return pa.table([pa.array(column, kind) for column, kind in zip(columns, types, strict=True)], names=names)
 
 
 def document_rankings(run: pa.Table, passages: pa.Table) -> dict[str, Rankings]:
@@ -258,8 +251,7 @@ def _check_queries(rankings: Mapping[str, Rankings], query_ids: Sequence[str]) -
         for query_id in by_query:
             if query_id not in known:
                 raise InputError(
-                    f"table run: expected queries of the table test_queries, found {query_id!r} "
-                    f"(retriever {retriever})"
+                    f"table run: expected queries of the table test_queries, found {query_id!r} (retriever {retriever})"
                 )
 
 

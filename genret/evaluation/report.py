@@ -192,9 +192,7 @@ def write_report(inputs: ReportInputs) -> str:
         figures["measures"] = measures_figure(comparison)
         if inputs.latencies.num_rows and main_measure:
             figures["tradeoff"] = tradeoff_figure(comparison, main_measure, inputs.latencies)
-        figures["ranks"] = ranks_figure(
-            comparison.retrievers, rankings, {name: qrels[name] for name in scored}
-        )
+        figures["ranks"] = ranks_figure(comparison.retrievers, rankings, {name: qrels[name] for name in scored})
     losses = loss_figures(inputs.training_log)
     return (
         _environment()
@@ -254,9 +252,7 @@ def measures_figure(comparison: Comparison) -> Figure:
                 "marker": {"color": _RETRIEVER_COLOURS[number % len(_RETRIEVER_COLOURS)]},
             }
         )
-    layout = _layout(
-        height=340, x={"type": "category"}, y={"title": {"text": "per cent"}, "rangemode": "tozero"}
-    )
+    layout = _layout(height=340, x={"type": "category"}, y={"title": {"text": "per cent"}, "rangemode": "tozero"})
     return {"data": data, "layout": layout | {"barmode": "group", "bargap": 0.25}}
 
 
@@ -362,8 +358,7 @@ def ranks_figure(retrievers: Sequence[str], rankings: Mapping[str, Rankings], qr
 def rank_counts(ranks: Iterable[int]) -> Counter[str]:
     """How many ranks fall into each bin of the plot; 0 is "not found"."""
     return Counter(
-        next((_bin_name(low, high) for low, high in _RANK_BINS if low <= rank <= high), "not found")
-        for rank in ranks
+        next((_bin_name(low, high) for low, high in _RANK_BINS if low <= rank <= high), "not found") for rank in ranks
     )
 
 
@@ -475,9 +470,7 @@ def query_groups(inputs: ReportInputs, qrels: Qrels, measure: str) -> dict[str, 
         return max(values[query_id].values()) - min(values[query_id].values())
 
     worst = sorted(values, key=mean)[:_QUERIES_A_GROUP]
-    best = sorted((name for name in values if name not in worst), key=lambda name: -mean(name))[
-        :_QUERIES_A_GROUP
-    ]
+    best = sorted((name for name in values if name not in worst), key=lambda name: -mean(name))[:_QUERIES_A_GROUP]
     others = [name for name in values if name not in {*worst, *best} and distance(name) > 0]
     disputed = sorted(others, key=lambda name: -distance(name))[:_QUERIES_A_GROUP]
     groups = {"Worst": worst, "Best": best, "Most disputed": disputed}
@@ -485,26 +478,19 @@ def query_groups(inputs: ReportInputs, qrels: Qrels, measure: str) -> dict[str, 
     return {title: [cards[name] for name in names] for title, names in groups.items() if names}
 
 
-def _query_cards(
-    inputs: ReportInputs, qrels: Qrels, values: Mapping[str, Mapping[str, float]]
-) -> dict[str, QueryCard]:
+def _query_cards(inputs: ReportInputs, qrels: Qrels, values: Mapping[str, Mapping[str, float]]) -> dict[str, QueryCard]:
     query_ids = pa.array(list(values), type=pa.string())
     texts = {
         row["query_id"]: row["text"]
-        for row in inputs.test_queries.filter(
-            pc.is_in(inputs.test_queries["query_id"], query_ids)
-        ).to_pylist()
+        for row in inputs.test_queries.filter(pc.is_in(inputs.test_queries["query_id"], query_ids)).to_pylist()
     }
     places: dict[tuple[str, str], list[dict[str, Any]]] = {}
     first = pc.less_equal(inputs.run["rank"], _PASSAGES_A_QUERY)
     for row in inputs.run.filter(pc.and_(first, pc.is_in(inputs.run["query_id"], query_ids))).to_pylist():
         places.setdefault((row["query_id"], row["retriever"]), []).append(row)
-    shown = _passages_by_id(
-        inputs.passages, [row["passage_id"] for found in places.values() for row in found]
-    )
+    shown = _passages_by_id(inputs.passages, [row["passage_id"] for found in places.values() for row in found])
     relevant = {
-        query_id: [doc_id for doc_id, relevance in qrels[query_id].items() if relevance > 0]
-        for query_id in values
+        query_id: [doc_id for doc_id, relevance in qrels[query_id].items() if relevance > 0] for query_id in values
     }
     documents = _first_passages(inputs.passages, [doc_id for ids in relevant.values() for doc_id in ids])
     cards = {}

@@ -82,9 +82,7 @@ def percent(value: float) -> str:
     return f"{100 * value:.1f}"
 
 
-def comparison_table(
-    measures: pa.Table, intervals: bool = False, significance: pa.Table | None = None
-) -> Table:
+def comparison_table(measures: pa.Table, intervals: bool = False, significance: pa.Table | None = None) -> Table:
     """Retrievers by measures, as a table for the terminal.
 
     Args:
@@ -118,9 +116,7 @@ def comparison_table(
     return table
 
 
-def comparison_markdown(
-    measures: pa.Table, intervals: bool = False, significance: pa.Table | None = None
-) -> str:
+def comparison_markdown(measures: pa.Table, intervals: bool = False, significance: pa.Table | None = None) -> str:
     """Retrievers by measures, as a Markdown table that can also be read as it is.
 
     Args:

@@ -64,8 +64,7 @@ def _falling(ranked: list[dict]) -> Iterator[tuple[dict, float]]:
         score = row["score"]
         if not _LOWEST <= score <= -_LOWEST:
             raise InputError(
-                f"table run: query {row['query_id']!r}, rank {row['rank']}: "
-                f"expected a finite score, found {score}"
+                f"table run: query {row['query_id']!r}, rank {row['rank']}: expected a finite score, found {score}"
             )
         if float(np.float32(score)) >= previous:
             score = float(np.nextafter(np.float32(previous), np.float32(-math.inf)))

@@ -309,9 +309,7 @@ class ExtractiveEngine:
         if not named:
             named = self._keywords(words, request.title)[: 2 * _FEWEST_BROKEN]
         own = set(words)
-        related = [
-            word[:_LONGEST_WORD] for text in request.related for word in split_words(text) if word not in own
-        ]
+        related = [word[:_LONGEST_WORD] for text in request.related for word in split_words(text) if word not in own]
         others = self._keywords(related, "") if related else []
         text = f"{request.title}\n{request.text}" if request.title else request.text
         return [
@@ -325,9 +323,9 @@ class ExtractiveEngine:
         count = min(len(named), max(_FEWEST_BROKEN, -(-len(named) // 2)))
         broken = {word: self._other(word, others, rng) for word in rng.sample(named, count)}
         return _TOKEN.sub(
-            lambda match: _other_number(match[0], rng)
-            if match[0].isdecimal()
-            else broken.get(match[0].casefold(), match[0]),
+            lambda match: (
+                _other_number(match[0], rng) if match[0].isdecimal() else broken.get(match[0].casefold(), match[0])
+            ),
             text,
         )
 

@@ -140,9 +140,7 @@ def latent_factors(
     return LatentFactors(rows[torch.from_numpy(feature)], passages @ rotation)
 
 
-def token_features(
-    tokenizer: PreTrainedTokenizerFast, language: str, field: str = "sft.model.language"
-) -> np.ndarray:
+def token_features(tokenizer: PreTrainedTokenizerFast, language: str, field: str = "sft.model.language") -> np.ndarray:
     """Feature of every token, int64 `(vocabulary,)`; -1 for special tokens.
 
     Args:
@@ -174,9 +172,7 @@ def bm25_matrix(encoded: Sequence[Sequence[int]], feature: np.ndarray) -> scipy.
     return bm25_weights(encoded, feature)[0]
 
 
-def bm25_weights(
-    encoded: Sequence[Sequence[int]], feature: np.ndarray
-) -> tuple[scipy.sparse.csr_matrix, np.ndarray]:
+def bm25_weights(encoded: Sequence[Sequence[int]], feature: np.ndarray) -> tuple[scipy.sparse.csr_matrix, np.ndarray]:
     """BM25 weights, sparse float32 `(n_features, n_passages)`, and the idf of every feature, float32.
 
     idf(f) tf (k1 + 1) / (tf + k1 (1 - b + b length / average length)), idf(f) = log(1 + (N - df + 0.5) / (df + 0.5)).
@@ -196,9 +192,7 @@ def bm25_weights(
     idf = np.log1p((len(counts) - document_frequency + 0.5) / (document_frequency + 0.5))
     norm = _K1 * (1 - _B + _B * length[columns] / max(length.mean(), 1e-9))
     weight = idf[rows] * frequency * (_K1 + 1) / (frequency + norm)
-    matrix = scipy.sparse.csr_matrix(
-        (weight.astype(np.float32), (rows, columns)), shape=(n_features, len(counts))
-    )
+    matrix = scipy.sparse.csr_matrix((weight.astype(np.float32), (rows, columns)), shape=(n_features, len(counts)))
     return matrix, idf.astype(np.float32)
 
 

@@ -58,9 +58,7 @@ def write_beir(folder: Path, documents: int = 60, queries: int = 24) -> Path:
         topic = list(TOPICS)[number % len(TOPICS)]
         words = TOPICS[topic].split()
         own = f"model{number}x"
-        sentences = [
-            f"The {topic} has a {' and a '.join(rng.sample(words, 3))} near the {own}." for _ in range(3)
-        ]
+        sentences = [f"The {topic} has a {' and a '.join(rng.sample(words, 3))} near the {own}." for _ in range(3)]
         corpus.append(
             {"_id": f"d{number}", "title": f"{topic} {own}", "text": " ".join(sentences), "metadata": {"topic": topic}}
         )

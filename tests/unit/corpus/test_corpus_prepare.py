@@ -68,9 +68,7 @@ def test_chunks_have_numbers_and_share_title_and_metadata(folder: Path) -> None:
 def test_chunk_ids_differ_whatever_the_document_ids(doc_ids: set[str], words: int) -> None:
     config = CorpusConfig(unit="chunk", chunk_tokens=16)
     passages = list(make_passages([Document(doc_id, "x " * words) for doc_id in doc_ids], config))
-    assert (
-        len({passage.passage_id for passage in passages}) == len(passages) == len(doc_ids) * -(-words // 16)
-    )
+    assert len({passage.passage_id for passage in passages}) == len(passages) == len(doc_ids) * -(-words // 16)
 
 
 def test_only_the_first_documents(folder: Path) -> None:

@@ -49,9 +49,7 @@ def test_public_names(by_id: dict[str, Document], doc_id: str, module: str, kind
 
 
 def test_the_text_is_the_docstring(by_id: dict[str, Document]) -> None:
-    checked = [
-        name for name in by_id if name.split(".")[0] in ("heapq", "json", "textwrap", "pathlib", "csv")
-    ]
+    checked = [name for name in by_id if name.split(".")[0] in ("heapq", "json", "textwrap", "pathlib", "csv")]
     assert len(checked) > 50
     for name in checked:
         assert by_id[name].text == (inspect.getdoc(pydoc.locate(name)) or "").strip(), name

@@ -276,9 +276,7 @@ def test_bytes_that_are_not_utf8_are_named(tmp_path: Path) -> None:
     config = beir(tmp_path)
     with (tmp_path / "corpus.jsonl").open("ab") as file:
         file.write(b'\n{"_id": "d3", "text": "\xff"}\n')
-    with pytest.raises(
-        InputError, match=r"corpus\.jsonl, line 4: expected UTF-8, found the byte 0xff at byte 23"
-    ):
+    with pytest.raises(InputError, match=r"corpus\.jsonl, line 4: expected UTF-8, found the byte 0xff at byte 23"):
         read_corpus(config)
 
 
@@ -312,9 +310,7 @@ def test_a_bad_judgement_is_named(tmp_path: Path, line: str, message: str) -> No
 
 @pytest.mark.parametrize("documents", [[], [{"_id": "d1", "text": " ", "title": "\n"}]])
 def test_no_documents(tmp_path: Path, documents: list[dict[str, str]]) -> None:
-    with pytest.raises(
-        InputError, match=rf"expected documents, found none \({len(documents)} without text\)"
-    ):
+    with pytest.raises(InputError, match=rf"expected documents, found none \({len(documents)} without text\)"):
         read_corpus(beir(tmp_path, documents))
 
 
@@ -354,9 +350,7 @@ def test_judgements_beyond_the_first_documents_are_counted(tmp_path: Path) -> No
     corpus = read_corpus(config)
     assert [document.doc_id for document in corpus.documents] == ["d1"]
     assert corpus.qrels == [Qrel("q1", "d1", 1)]
-    assert reasons(corpus)[1:] == [
-        ("max_documents", "2 judgements on documents that are not among the first 1")
-    ]
+    assert reasons(corpus)[1:] == [("max_documents", "2 judgements on documents that are not among the first 1")]
 
 
 # ---- any text
@@ -365,9 +359,7 @@ def test_judgements_beyond_the_first_documents_are_counted(tmp_path: Path) -> No
 def test_lone_surrogates_become_replacement_characters(tmp_path: Path) -> None:
     line = r'{"_id": "d\ud800", "text": "\ud83d\ude00 \udc00", "metadata": {"k\udfff": ["\ud800"]}}' + "\n"
     config = beir(tmp_path, [line], QUERIES, "q1\td\ufffd\t1\n")
-    assert read_corpus(config).documents == [
-        Document("d\ufffd", "\U0001f600 \ufffd", "", {"k\ufffd": ["\ufffd"]})
-    ]
+    assert read_corpus(config).documents == [Document("d\ufffd", "\U0001f600 \ufffd", "", {"k\ufffd": ["\ufffd"]})]
 
 
 @settings(max_examples=50)

@@ -144,9 +144,7 @@ def test_a_query_without_results_counts_zero() -> None:
     assert values_of(tables) == {"HIT@1": 0.5, "NDCG@10": 0.5}
     assert {row["n_queries"] for row in tables["measures"].to_pylist()} == {2}
     assert [
-        (row["query_id"], row["value"])
-        for row in tables["query_measures"].to_pylist()
-        if row["measure"] == "HIT@1"
+        (row["query_id"], row["value"]) for row in tables["query_measures"].to_pylist() if row["measure"] == "HIT@1"
     ] == [("q1", 1.0), ("q2", 0.0)]
 
 
@@ -214,9 +212,7 @@ def test_of_two_judgements_the_higher_counts() -> None:
     assert judgements(qrels) == {"q": {"d1": 2, "d2": 0}}
 
 
-@pytest.mark.parametrize(
-    "name", ["HIT", "HIT@0", "HIT@-1", "HIT@04", "hit@1", "ERR@10", "NDCG@1.5", "MAP@ 3", ""]
-)
+@pytest.mark.parametrize("name", ["HIT", "HIT@0", "HIT@-1", "HIT@04", "hit@1", "ERR@10", "NDCG@1.5", "MAP@ 3", ""])
 def test_unknown_measures_are_refused(name: str) -> None:
     with pytest.raises(InputError, match=r"expected one of HIT@k, MAP@k, MRR@k, NDCG@k, P@k, R@k with"):
         parse_measure(name)
@@ -276,14 +272,10 @@ document_ids = st.sampled_from([f"dök {number}" for number in range(12)])
 
 @given(
     ranking=st.lists(document_ids, unique=True, max_size=12),
-    relevance=st.dictionaries(document_ids, st.integers(0, 3), min_size=1).filter(
-        lambda r: max(r.values()) > 0
-    ),
+    relevance=st.dictionaries(document_ids, st.integers(0, 3), min_size=1).filter(lambda r: max(r.values()) > 0),
     depth=st.integers(1, 15),
 )
-def test_measures_equal_a_second_implementation(
-    ranking: list[str], relevance: dict[str, int], depth: int
-) -> None:
+def test_measures_equal_a_second_implementation(ranking: list[str], relevance: dict[str, int], depth: int) -> None:
     measures = [parse_measure(f"{kind}@{depth}") for kind in ALL_KINDS]
     values = query_values(measures, {"q": relevance}, {"q": ranking, "unjudged": ["d"]})
     expected = [second_opinion(measure.kind, depth, ranking, relevance) for measure in measures]

@@ -76,9 +76,7 @@ class Page(HTMLParser):
         return " ".join(" ".join(data for tag, data in self.texts if tag not in without).split())
 
     def figures(self) -> dict[str, Any]:
-        place = next(
-            number for number, (_, attrs) in enumerate(self.elements) if attrs.get("id") == "figures"
-        )
+        place = next(number for number, (_, attrs) in enumerate(self.elements) if attrs.get("id") == "figures")
         number = sum(tag == "script" for tag, _ in self.elements[:place])
         return json.loads([data for tag, data in self.texts if tag == "script"][number])
 
@@ -134,8 +132,15 @@ def inputs_of(
         "run": run,
         "latencies": table_from_rows(
             "latencies",
-            [{"retriever": names[0], "n_queries": n_queries, "seconds": 3.0, "milliseconds_a_query": 1234.5,
-              "index_bytes": 12_345_678}],
+            [
+                {
+                    "retriever": names[0],
+                    "n_queries": n_queries,
+                    "seconds": 3.0,
+                    "milliseconds_a_query": 1234.5,
+                    "index_bytes": 12_345_678,
+                }
+            ],
         ),
         "test_queries": queries,
         "qrels": qrels,
@@ -305,9 +310,7 @@ def test_nothing_comes_from_a_network(page: Page, hostile_source: str) -> None:
         assert "url(" not in styles
         assert "@import" not in styles
         policies = [
-            attrs["content"] or ""
-            for _, attrs in seen.elements
-            if attrs.get("http-equiv") == "Content-Security-Policy"
+            attrs["content"] or "" for _, attrs in seen.elements if attrs.get("http-equiv") == "Content-Security-Policy"
         ]
         assert len(policies) == 1
         assert policies[0].startswith("default-src 'none';")
@@ -513,9 +516,7 @@ def test_signs_and_small_numbers() -> None:
 def test_a_relevant_document_outside_the_corpus_is_named() -> None:
     inputs = inputs_of(n_queries=3)
     passages = inputs.passages.slice(0, 2)
-    run = inputs.run.filter(
-        pa.compute.is_in(inputs.run["passage_id"], passages["passage_id"].combine_chunks())
-    )
+    run = inputs.run.filter(pa.compute.is_in(inputs.run["passage_id"], passages["passage_id"].combine_chunks()))
     text = Page(write_report(inputs_of(n_queries=3, passages=passages, run=run))).text()
     assert "d2 (not in the corpus)" in text
 

@@ -52,9 +52,7 @@ def shown(
     measures: pa.Table, intervals: bool = False, colour: bool = False, significance: pa.Table | None = None
 ) -> str:
     file = io.StringIO()
-    console = Console(
-        file=file, width=100, force_terminal=colour, color_system="standard" if colour else None
-    )
+    console = Console(file=file, width=100, force_terminal=colour, color_system="standard" if colour else None)
     console.print(comparison_table(measures, intervals, significance))
     return file.getvalue()
 

@@ -47,9 +47,7 @@ def test_only_one_retriever_is_written() -> None:
 
 
 def test_documents_are_written_where_the_ranking_is_of_documents() -> None:
-    passages = passages_to_table(
-        [Passage("p1", "d1", "a"), Passage("p2", "d1", "b"), Passage("p3", "d 2", "c")]
-    )
+    passages = passages_to_table([Passage("p1", "d1", "a"), Passage("p2", "d1", "b"), Passage("p3", "d 2", "c")])
     documents = rank_documents(run_of([("q", "p2", 3.0), ("q", "p1", 2.0), ("q", "p3", 1.0)]), passages)
     assert write_run(documents, "bm25") == "q Q0 d1 1 3.0 bm25\nq Q0 d%202 2 1.0 bm25\n"
 
@@ -68,9 +66,7 @@ def test_ids_with_white_space_are_read_back() -> None:
     ]
     run = run_of([(f"query {name}", name, 1.0) for name in ids])
     read = list(ir_measures.read_trec_run(io.StringIO(write_run(run, "bm25"))))
-    assert [(unquote(row.query_id), unquote(row.doc_id)) for row in read] == [
-        (f"query {name}", name) for name in ids
-    ]
+    assert [(unquote(row.query_id), unquote(row.doc_id)) for row in read] == [(f"query {name}", name) for name in ids]
     assert [row.doc_id for row in read][-1] == "plain:/#?&"
     qrels = table_from_rows("qrels", [{"query_id": name, "doc_id": name, "relevance": 2} for name in ids])
     judged = list(ir_measures.read_trec_qrels(io.StringIO(write_qrels(qrels))))

@@ -108,7 +108,8 @@ def test_without_a_gpu_vllm_gets_memory_and_threads() -> None:
     assert arguments["enable_chunked_prefill"] is False, "with seeds it kills the engine"
     assert "max_model_len" not in arguments and "quantization" not in arguments and "enable_lora" not in arguments
     assert [(demand.bundle, demand.count) for demand in demands(section)] == [
-        ({"CPU": 2.0, "GPU": 0.0}, 2), ({"CPU": 1.0}, 1)
+        ({"CPU": 2.0, "GPU": 0.0}, 2),
+        ({"CPU": 1.0}, 1),
     ]
     assert "enable_chunked_prefill" not in engine_arguments(config(seeded=False))
     assert engine_arguments(config(tensor_parallel_size=2))["distributed_executor_backend"] == "mp"
@@ -129,7 +130,8 @@ def test_with_gpus_vllm_decides_for_itself() -> None:
         "gpu_memory_utilization": 0.8,
     }
     assert [(demand.bundle, demand.count) for demand in demands(section)] == [
-        ({"CPU": 1.0, "GPU": 1.0}, 4), ({"CPU": 1.0}, 1)
+        ({"CPU": 1.0, "GPU": 1.0}, 4),
+        ({"CPU": 1.0}, 1),
     ]
 
 

@@ -19,8 +19,7 @@ class CountingRetriever(BatchedRetriever):
     def _retrieve_batch(self, queries: list[str], k: int) -> list[list[ScoredPassage]]:
         self.batches.append(queries)
         return [
-            [ScoredPassage(word, float(-place)) for place, word in enumerate(query.split()[:k])]
-            for query in queries
+            [ScoredPassage(word, float(-place)) for place, word in enumerate(query.split()[:k])] for query in queries
         ]
 
 

@@ -37,9 +37,7 @@ TEXTS = [
 
 def passages_of(texts: list[str], titles: list[str] | None = None) -> pa.Table:
     return passages_to_table(
-        Passage(
-            passage_id=f"p{number}", doc_id=f"d{number}", text=text, title=titles[number] if titles else ""
-        )
+        Passage(passage_id=f"p{number}", doc_id=f"d{number}", text=text, title=titles[number] if titles else "")
         for number, text in enumerate(texts)
     )
 
@@ -133,9 +131,7 @@ def test_okapi_has_the_scores_of_rank_bm25(repeats: int) -> None:
 
 
 def test_title_and_text_are_both_searched() -> None:
-    retriever = Bm25Retriever.build(
-        passages_of(["one", "two"], titles=["apples", "pears"]), RetrievalConfig()
-    )
+    retriever = Bm25Retriever.build(passages_of(["one", "two"], titles=["apples", "pears"]), RetrievalConfig())
     assert found(retriever, "pear") == ["p1"]
     assert found(retriever, "one") == ["p0"]
 
@@ -166,9 +162,7 @@ def test_ties_rank_in_the_order_of_the_passages() -> None:
 
 @given(scores=st.lists(st.sampled_from([0.0, 0.25, 0.5, 1.0, 2.0]), max_size=40), k=st.integers(1, 50))
 def test_top_positive_is_a_stable_sort(scores: list[float], k: int) -> None:
-    expected = sorted(
-        (place for place, score in enumerate(scores) if score > 0), key=lambda place: -scores[place]
-    )
+    expected = sorted((place for place, score in enumerate(scores) if score > 0), key=lambda place: -scores[place])
     assert top_positive(np.array(scores, dtype=np.float32), k).tolist() == expected[:k]
 
 
@@ -268,8 +262,7 @@ def scifact() -> dict[str, pa.Table]:
     query_ids = dict.fromkeys(row["query-id"] for row in judgements)
     return {
         "passages": passages_to_table(
-            Passage(passage_id=row["_id"], doc_id=row["_id"], text=row["text"], title=row["title"])
-            for row in documents
+            Passage(passage_id=row["_id"], doc_id=row["_id"], text=row["text"], title=row["title"]) for row in documents
         ),
         "test_queries": table_from_rows(
             "test_queries", [{"query_id": query_id, "text": texts[query_id]} for query_id in query_ids]

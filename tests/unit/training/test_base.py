@@ -60,10 +60,7 @@ def build(passages):
         names = NAMES.values() if identifier_type == "semantic" else map(str, range(len(NAMES)))
         identifiers = table_from_rows(
             "identifiers",
-            (
-                {"passage_id": key, "identifier": name, "source": "llm"}
-                for key, name in zip(NAMES, names, strict=True)
-            ),
+            ({"passage_id": key, "identifier": name, "source": "llm"} for key, name in zip(NAMES, names, strict=True)),
         )
         return build_base(config, passages, identifiers, table_from_rows("sft_examples", []), identifier_type, 0)
 

@@ -42,9 +42,7 @@ def test_gradient_reaches_only_the_children() -> None:
     loss.backward()
     manual = states.detach().requires_grad_()
     rows = weight.detach().requires_grad_()
-    expected = -(
-        (manual[0] @ rows[[1, 3]].T).log_softmax(0)[1] + (manual[1] @ rows[[0, 2, 4]].T).log_softmax(0)[0]
-    )
+    expected = -((manual[0] @ rows[[1, 3]].T).log_softmax(0)[1] + (manual[1] @ rows[[0, 2, 4]].T).log_softmax(0)[0])
     expected.backward()
     assert torch.allclose(loss, expected)
     assert torch.allclose(weight.grad, rows.grad)

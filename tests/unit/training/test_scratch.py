@@ -51,10 +51,7 @@ def scratch_bundle(texts: list[str], identifier_type: str = "atomic", **changes)
     names = [str(number) if identifier_type == "atomic" else f"number {number}" for number in range(len(texts))]
     identifiers = table_from_rows(
         "identifiers",
-        (
-            {"passage_id": f"p{number}", "identifier": name, "source": "ordinal"}
-            for number, name in enumerate(names)
-        ),
+        ({"passage_id": f"p{number}", "identifier": name, "source": "ordinal"} for number, name in enumerate(names)),
     )
     examples = table_from_rows(
         "sft_examples",
