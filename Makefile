@@ -33,6 +33,7 @@ test-chaos: $(TEST_STAMP)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check --quiet genret tests benchmarks jobs
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
