@@ -300,7 +300,7 @@ class TreeDecoder:
         return head if same else None
 
     def _check_tree(self) -> None:
-        """Two prompts of different length, each with two continuations: as one tree, and by the model's own attention."""
+        """Two prompts of different length, each with two continuations: as one tree, and by the model itself."""
         token = np.arange(5) % self.vocabulary_size
         prompts = [token[:2], token[:1]]
         query = np.array([0, 0, 1, 1])
