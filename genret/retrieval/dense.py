@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
-from typing import Literal
+from typing import Literal, overload
 
 import numpy as np
 import pyarrow as pa
@@ -213,9 +213,17 @@ class _Ids(Sequence[str]):
     def __len__(self) -> int:
         return len(self._column)
 
-    def __getitem__(self, place):  # type: ignore[no-untyped-def]
-        """The id at a place."""
-        return self._column[place].as_py()
+    @overload
+    def __getitem__(self, place: int) -> str: ...
+
+    @overload
+    def __getitem__(self, place: slice) -> list[str]: ...
+
+    def __getitem__(self, place: int | slice) -> str | list[str]:
+        """The id at a place, or those at several."""
+        if isinstance(place, slice):
+            return [self._column[at].as_py() for at in range(*place.indices(len(self)))]
+        return str(self._column[place].as_py())
 
 
 # --- embedding, in blocks ---

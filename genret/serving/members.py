@@ -4,6 +4,7 @@ import asyncio
 import logging
 import secrets
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -26,7 +27,7 @@ _logger = logging.getLogger("ray.serve")
 
 
 @dataclass
-class Member:
+class Member(ABC):
     """A process that follows `Versions`. A subclass loads what it needs of a version."""
 
     setup: Setup
@@ -61,9 +62,9 @@ class Member:
         entry = self._loaded.get(version)
         return None if entry is None else entry[0]
 
+    @abstractmethod
     def load(self, found: Version) -> Any:
         """Open a version, in another thread than the one that answers."""
-        raise NotImplementedError
 
     def counted(self) -> tuple[Family, ...]:
         """What this process has counted."""

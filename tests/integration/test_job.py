@@ -21,11 +21,12 @@ def submit(
     return subprocess.run(
         [str(BIN / "ray"), "job", "submit", "--address", address, "--working-dir", str(PROJECT), "--",
          "python", f"jobs/{script}.py", *arguments],
-        capture_output=True, text=True, timeout=300, cwd=PROJECT, env=environment,
+        capture_output=True, text=True, timeout=600, cwd=PROJECT, env=environment,
     )  # fmt: skip
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_submitted_jobs_give_the_measures_of_a_local_run(
     tiny_settings: list[str], tmp_path: Path, ray_head: tuple[str, dict[str, str]]
 ) -> None:
@@ -46,7 +47,7 @@ def test_submitted_jobs_give_the_measures_of_a_local_run(
     # All is done: the job of everything says so, and the metadata that it was submitted with is to be seen.
     whole = subprocess.run(
         [sys.executable, "jobs/submit.py", "full_pipeline", "--address", address, *arguments],
-        capture_output=True, text=True, timeout=300, cwd=PROJECT, env=environment | {"PYTHONPATH": str(PROJECT)},
+        capture_output=True, text=True, timeout=600, cwd=PROJECT, env=environment | {"PYTHONPATH": str(PROJECT)},
     )  # fmt: skip
     assert whole.returncode == 0, whole.stdout + whole.stderr
     assert "NDCG@10" in whole.stdout and "started" not in whole.stdout

@@ -62,6 +62,7 @@ def tables(store: RunStore) -> dict[tuple[str, str], pa.Table]:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_killed_in_every_stage_it_ends_with_the_tables_of_an_undisturbed_run(
     tiny_settings: list[str], tmp_path: Path
 ) -> None:

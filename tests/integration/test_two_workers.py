@@ -20,6 +20,7 @@ class Silent:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_two_workers_train_both_stages_as_one_does(tiny_settings: list[str], tmp_path: Path) -> None:
     settings = [*tiny_settings, "sft.micro_batch_size=16", "rpo.micro_batch_size=4", "sft.epochs=1"]
     first_losses, steps = {}, {}

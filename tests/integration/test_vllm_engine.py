@@ -237,6 +237,7 @@ class Killer(Thread):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("title", ["ray::MapWorker(MapBatches(Replica", "VLLM::EngineCore"])
 def test_a_killed_engine_changes_nothing(
     cluster: None, model: Path, tmp_path: Path, answers: Answers, title: str
@@ -254,6 +255,7 @@ def test_a_killed_engine_changes_nothing(
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_a_killed_run_goes_on_and_leaves_no_engine(cluster: None, model: Path, tmp_path: Path) -> None:
     corpus = write_beir(tmp_path / "corpus", documents=200, queries=1)
     settings = [
@@ -300,6 +302,7 @@ def test_an_engine_that_does_nothing_ends_the_run_by_a_deadline(cluster: None, m
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_an_engine_that_cannot_start_ends_the_run(cluster: None, model: Path, tmp_path: Path) -> None:
     begun = time.time()
     engine = engine_of(model, tmp_path, kv_cache_gib=4000.0)  # which vLLM finds out in a process of its own
