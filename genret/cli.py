@@ -257,6 +257,22 @@ def serve(
     serve_until_stopped(folder, config, lambda address: typer.echo(f"ready: {address}", err=True))
 
 
+@app.command("export")
+def export_command(
+    folder: FinishedRun,
+    target: Annotated[Path, typer.Argument(help="Folder to make.", metavar="DIR")],
+    retriever: Annotated[
+        str | None, typer.Option(help="rpo, sft or dense; default: the first of these that the run has.")
+    ] = None,
+) -> None:
+    """Copy a trained retriever out of a run, as a Hugging Face folder with a model card."""
+    from genret.exporting import export_retriever
+
+    store = RunStore.open_existing(folder)
+    chosen = export_retriever(store, _saved_config(store), target, retriever)
+    typer.echo(f"{chosen}: {target}")
+
+
 @app.command()
 def report(folder: FinishedRun) -> None:
     """Print a run's comparison and where its report lies."""
