@@ -100,6 +100,11 @@ def connected(compute: ComputeConfig, engine: Sequence[Demand] = ()) -> Iterator
         ray.shutdown()
 
 
+def has_dashboard() -> bool:
+    """Whether the connected Ray has a dashboard; one that was started here has none."""
+    return bool(global_worker.node.address_info.get("webui_url"))
+
+
 def _totals() -> dict[str, float]:
     return {name: float(amount) for name, amount in ray.cluster_resources().items()}
 

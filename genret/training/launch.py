@@ -1,40 +1,31 @@
 """Training stages on Ray Train: workers, checkpoints in the run's storage, restarts."""
 
 import json
-import tempfile
+import os
 import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, wait
-from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import psutil
 import pyarrow as pa
 import pyarrow.fs as fs
 import pyarrow.parquet as pq
 import ray.train
-import torch
-from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
+from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
+from ray.train.v2._internal.constants import HEALTH_CHECK_INTERVAL_S_ENV_VAR
 
 from genret import tables
-from genret.cluster import NO_GPU, die_with_node, read_board, start_board
-from genret.config import ComputeConfig, DenseConfig, NegativesConfig, PretrainedModel, RpoConfig, SftConfig
+from genret.cluster import NO_GPU, die_with_node, has_dashboard, read_board, start_board
+from genret.config import ComputeConfig
 from genret.errors import InputError
-from genret.runs import RunStore, StageRecord
-from genret.training.base import load_for_training
-from genret.training.callbacks import Progress
-from genret.training.machine import choose_attention, choose_device
-from genret.training.memory import check_memory
-from genret.training.rpo import train_rpo
-from genret.training.setup import Setup, check_packages
-from genret.training.sft import train_sft
-from genret.training.trainer import choose_dtype, demand_of
+from genret.runs import StageRecord
+from genret.training.setup import Setup
 
 if TYPE_CHECKING:
-    from genret.training.dense import TrainedEncoder
     from genret.training.encoder import EncoderPlace
 
 # On CPUs a step frees and asks for the same hundreds of megabytes: glibc keeps them instead of giving them back
@@ -43,10 +34,13 @@ _MEMORY_SETTINGS = {
     "MALLOC_MMAP_THRESHOLD_": str(2**30),
     "MALLOC_TRIM_THRESHOLD_": str(2**34),
 }
+# How often the controller takes what the workers report, who wait for that at each checkpoint. Ray's own is 2 s.
+_POLL_SECONDS = "0.5"
 _ATTEMPT = "train"
-_BUNDLE = "bundle"
-_LOG = "training_log.parquet"
-_WORKERS = "workers.txt"
+BUNDLE = "bundle"
+"""What was trained, in the folder of a finished attempt."""
+LOG = "training_log.parquet"
+"""Its log there."""
 
 
 @dataclass(frozen=True)
@@ -120,7 +114,8 @@ def train(
     """
     _drop_broken_snapshot(scratch)
     board = start_board()
-    trainer = TorchTrainer(
+    os.environ.setdefault(HEALTH_CHECK_INTERVAL_S_ENV_VAR, _POLL_SECONDS)
+    trainer = (TorchTrainer if has_dashboard() else _LocalTrainer)(
         _worker,
         train_loop_config={"task": task, "board": board},
         scaling_config=ScalingConfig(
@@ -144,8 +139,20 @@ def train(
     finally:
         ray.kill(board)
     with result.checkpoint.as_directory() as folder:
-        deliver(Path(folder) / _BUNDLE)
-        return tables.check_table("training_log", pq.read_table(Path(folder) / _LOG))
+        deliver(Path(folder) / BUNDLE)
+        return tables.check_table("training_log", pq.read_table(Path(folder) / LOG))
+
+
+class _LocalTrainer(TorchTrainer):
+    """For a Ray without a dashboard, which is this process's own and ends with it.
+
+    Leaves out the actor that frees the room of workers whose controller died: it asks the dashboard for the controller,
+    and without one every stage waits twelve seconds for it at its end.
+    """
+
+    def _create_default_callbacks(self) -> list[Any]:
+        callbacks = super()._create_default_callbacks()
+        return [callback for callback in callbacks if not isinstance(callback, PlacementGroupCleanerCallback)]
 
 
 def _worker_count(compute: ComputeConfig) -> int | tuple[int, int]:
@@ -196,127 +203,13 @@ def _settle(outcome: Future[Any], call: Callable[[], Any]) -> None:
 
 def _worker(config: dict[str, Any]) -> None:
     """What runs in each training worker."""
+    # Ray Train's controller imports this module too, and can do without the libraries that train.
+    from genret.training.worker import work
+
     die_with_node()
     try:
-        _work(config)
+        work(config)
     except InputError as error:
         # Ray Train would start again, as after any error; the driver reads this and gives up.
         ray.get(config["board"].refuse.remote(str(error)))
         raise
-
-
-def _work(config: dict[str, Any]) -> None:
-    task: TrainingTask = config["task"]
-    context = ray.train.get_context()
-    rank = context.get_world_rank()
-    setup = replace(task.setup, workers=context.get_world_size())
-    check_packages(setup)
-    torch.set_num_threads(task.threads)
-    with ExitStack() as stack:
-        checkpoint = ray.train.get_checkpoint()
-        resume_from = Path(stack.enter_context(checkpoint.as_directory())) if checkpoint else None
-        if resume_from is not None and (resume_from / _BUNDLE).is_dir():
-            return  # finished before; the driver was stopped before it took the result
-        if resume_from is not None:
-            _check_workers(resume_from, setup)
-        output = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="genret-train-")))
-        progress = Progress(
-            on_log=lambda step, steps, values: rank or config["board"].write.remote(step, steps, dict(values)),
-            on_checkpoint=lambda folder: _report(_sealed(folder, setup) if rank == 0 or setup.zero_stage else None),
-        )
-        bundle, log = _train(task, setup, output / "checkpoints", resume_from, progress)
-        final = output / "final"
-        if rank == 0:
-            bundle.save(final / _BUNDLE)
-            pq.write_table(tables.table_from_rows("training_log", log), final / _LOG)
-        _report(final if rank == 0 else None)
-
-
-def _sealed(folder: Path, setup: Setup) -> Path:
-    """A checkpoint with a note of how many workers it is of; with ZeRO each worker's folder holds its own part."""
-    (folder / _WORKERS).write_text(str(setup.workers), encoding="utf-8")
-    return folder
-
-
-def _check_workers(checkpoint: Path, setup: Setup) -> None:
-    found = int((checkpoint / _WORKERS).read_text(encoding="utf-8"))
-    if setup.zero_stage and found != setup.workers:
-        raise InputError(
-            f"compute.training_workers: expected {found}, as the last checkpoint holds the parts of so many ZeRO "
-            f"workers, found {setup.workers}; go on with as many, or without ZeRO, or anew in another run folder"
-        )
-
-
-def _train(
-    task: TrainingTask, setup: Setup, output: Path, resume_from: Path | None, progress: Progress
-) -> tuple[Any, Any]:
-    if task.stage == "dense":
-        return _train_dense(task, setup, output, resume_from, progress)
-    assert task.model is not None, "the generative stages start from a bundle"
-    store = RunStore(task.run_url)
-    pretrained = PretrainedModel(**task.pretrained) if task.pretrained is not None else None
-    record, name = task.model
-    section = SftConfig(**task.section) if task.stage == "sft" else RpoConfig(**task.section)
-    folder = store.local_folder(record, name)
-    _check_memory(section, setup, folder, pretrained)
-    bundle = load_for_training(
-        folder,
-        pretrained,
-        task.stage,
-        dtype=choose_dtype(section, setup),
-        attention=choose_attention(section.precision),
-    )
-    assert bundle.model is not None, "what is loaded for training has a model"
-    if not setup.zero_stage:  # DeepSpeed places its parts itself
-        bundle.model.to(choose_device())
-    examples = store.read_table(*task.examples)
-    arguments: dict[str, Any] = {
-        "seed": task.seed,
-        "setup": setup,
-        "resume_from": resume_from,
-        "progress": progress,
-    }
-    if isinstance(section, SftConfig):
-        return bundle, train_sft(section, bundle, examples, output, **arguments)
-    return bundle, train_rpo(section, bundle, examples, output, **arguments)
-
-
-def _check_memory(
-    section: SftConfig | RpoConfig, setup: Setup, folder: Path, pretrained: PretrainedModel | None
-) -> None:
-    """Refuse what cannot fit before any weights are loaded."""
-    context = ray.train.get_context()
-    total = psutil.virtual_memory().total // context.get_local_world_size()
-    on_gpu = torch.cuda.is_available()
-    device = torch.cuda.get_device_properties(choose_device()).total_memory if on_gpu else total
-    demand, architecture = demand_of(section, setup, folder, pretrained)
-    check_memory(architecture, demand, device, total)
-
-
-def _train_dense(
-    task: TrainingTask, setup: Setup, output: Path, resume_from: Path | None, progress: Progress
-) -> tuple["TrainedEncoder", Any]:
-    # sentence-transformers takes seconds to import, which the other stages do without.
-    from genret.training.dense import TrainedEncoder, train_dense
-
-    assert task.dense is not None, "the stage dense has inputs of its own"
-    store = RunStore(task.run_url)
-    encoder = task.dense.encoder.open(task.dense.records, training=True)
-    log, share = train_dense(
-        DenseConfig(**task.section),
-        NegativesConfig(**task.dense.negatives),
-        encoder,
-        store.read_table(*task.examples),
-        store.read_table(*task.dense.passages),
-        output,
-        seed=task.seed,
-        setup=setup,
-        resume_from=resume_from,
-        progress=progress,
-    )
-    return TrainedEncoder(encoder, share), log
-
-
-def _report(folder: Path | None) -> None:
-    """Hand a checkpoint to Ray Train; every worker must call this as often as the others."""
-    ray.train.report({}, checkpoint=Checkpoint.from_directory(folder) if folder is not None else None)
