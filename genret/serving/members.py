@@ -7,9 +7,12 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from ray.exceptions import RayError
+from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 
 from genret.config import ReplicasConfig
@@ -23,6 +26,7 @@ from genret.serving.searching import Searcher, open_bm25, probe
 from genret.serving.versions import Change, Version
 from genret.types import ScoredPassage
 
+_LEAVE_SECONDS = 1.0
 _logger = logging.getLogger("ray.serve")
 
 
@@ -53,9 +57,11 @@ class Member(ABC):
         self._following = asyncio.create_task(self._go_on())
 
     async def leave(self) -> None:
-        """Say that this process stops."""
+        """Say that this process stops, to a leader that may have stopped before it."""
         self._following.cancel()
-        await self.versions.leave.remote(self.member)
+        with suppress(TimeoutError, RayError, RayServeException):
+            async with asyncio.timeout(_LEAVE_SECONDS):
+                await self.versions.leave.remote(self.member)
 
     def loaded(self, version: str) -> Any | None:
         """What `load` made of a version, with its changes; None where it is not here."""
