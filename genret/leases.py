@@ -13,10 +13,10 @@ What a paused holder may still do after it lost its lease is bounded by `StageWr
 with the same conditional write: the first one stays.
 """
 
-import _thread
 import fcntl
 import json
 import os
+import signal
 import socket
 import threading
 import time
@@ -284,4 +284,5 @@ class _Keeper:
     def _lose(self, reason: str) -> None:
         self._state.lose(f"{self._storage.address('')}: this driver no longer holds the run: {reason}")
         if self._interrupts and not self._stopped.is_set():
-            _thread.interrupt_main()
+            # As Ctrl-C would: a real signal ends what the thread waits in, a simulated one would wait for that.
+            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
