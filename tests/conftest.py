@@ -4,6 +4,11 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+# Before anything reads them when it is imported.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+
 import pyarrow as pa
 import pytest
 import torch
@@ -18,9 +23,6 @@ from genret.types import Passage
 
 __all__ = ["new_run", "small_run"]
 
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
-os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 torch.set_num_threads(1)
 # A loaded machine takes its time over any example.
 settings.register_profile("patient", deadline=None)
