@@ -1,6 +1,6 @@
 """What the scripts of `jobs/` do: a stage, or all of them, as a Ray job.
 
-A job takes `--config PRESET|FILE`, `--run DIR|URL` and `--set section.field=value`, does what is not done up to its
+A job takes `PRESET|FILE` (or `--config PRESET|FILE`), `--run DIR|URL` and `--set section.field=value`, does what is not done up to its
 stage, writes its progress as lines to its log, and ends with the exit codes of `genret.cli.main`: 0 also where all was
 done before, 3 where another driver works on the run. So it is safe to submit twice.
 """
@@ -36,7 +36,10 @@ def run_job(stage: str | None, arguments: Sequence[str] | None = None) -> NoRetu
     """
 
     def command(
-        config: Annotated[str, typer.Option(help="A preset's name, or a YAML file.", metavar="PRESET|FILE")],
+        source: Annotated[
+            str | None, typer.Argument(help="A preset's name, or a YAML file.", metavar="PRESET|FILE")
+        ] = None,
+        config: Annotated[str | None, typer.Option(help="The same, by name.", metavar="PRESET|FILE")] = None,
         run: Annotated[
             str | None, typer.Option(help=f"Folder or URL of the run. Default: ~/{RUNS}/NAME.", metavar="DIR|URL")
         ] = None,
@@ -44,11 +47,14 @@ def run_job(stage: str | None, arguments: Sequence[str] | None = None) -> NoRetu
             list[str] | None, typer.Option("--set", help="Change a field. May be given often.", metavar="a.b=c")
         ] = None,
     ) -> None:
-        typer.echo(f"job {submission_id() or 'local'}: {stage or 'all stages'} of {config}", err=True)
+        chosen = config or source
+        if chosen is None or (config is not None and source is not None):
+            raise typer.BadParameter("expected one PRESET|FILE, by its place or by --config, found none or both")
+        typer.echo(f"job {submission_id() or 'local'}: {stage or 'all stages'} of {chosen}", err=True)
         places = ["--run", run] if run is not None else ["--runs-folder", str(Path.home() / RUNS)]
         until = ["--until", stage] if stage is not None else []
         flags = [part for setting in overrides or [] for part in ("--set", setting)]
-        main(["run", config, *places, *until, *flags])
+        main(["run", chosen, *places, *until, *flags])
 
     command.__doc__ = f"Do everything that is not done of a run, up to {stage or 'the report'}."
     application = typer.Typer(add_completion=False, pretty_exceptions_enable=False)

@@ -66,3 +66,18 @@ def test_a_job_does_what_its_stage_needs_and_ends_with_a_code_that_tells(
         run_job("corpus", ["--config", "no-such-preset"])
     assert ended.value.code == 2
     assert "no-such-preset" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("arguments", [[], ["scratch-atomic", "--config", "quickstart"]])
+def test_a_job_without_one_configuration_is_refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        run_job(None, arguments)
+    assert ended.value.code == 2
+    assert "expected one PRESET|FILE" in " ".join(capsys.readouterr().err.replace("│", " ").split())
+
+
+def test_a_preset_may_stand_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        run_job("corpus", ["no-such-preset", "--run", str(tmp_path / "run")])
+    assert ended.value.code == 2
+    assert "no-such-preset" in capsys.readouterr().err
