@@ -1,8 +1,8 @@
 """What the scripts of `jobs/` do: a stage, or all of them, as a Ray job.
 
-A job takes `PRESET|FILE` (or `--config PRESET|FILE`), `--run DIR|URL` and `--set section.field=value`, does what is not done up to its
-stage, writes its progress as lines to its log, and ends with the exit codes of `genret.cli.main`: 0 also where all was
-done before, 3 where another driver works on the run. So it is safe to submit twice.
+A job takes `PRESET|FILE` (or `--config PRESET|FILE`), `--run DIR|URL` and `--set section.field=value`, does what is
+not done up to its stage, writes its progress as lines to its log, and ends with the exit codes of `genret.cli.main`: 0
+also where all was done before, 3 where another driver works on the run. So it is safe to submit twice.
 """
 
 import argparse
