@@ -21,7 +21,7 @@ from genret.llm.base import Request
 from genret.llm.completion import CompletionEngine
 from genret.llm.journal import Journal
 from genret.llm.prompts import prompt_digest, render
-from genret.llm.vllm import VllmSender, environment, resources
+from genret.llm.vllm import VllmSender, demands, environment
 from synthesis_parts.prompts import requests
 
 FOLDER = Path(__file__).resolve().parents[1]
@@ -56,7 +56,7 @@ def run(arguments: argparse.Namespace) -> list[Table]:
         asked = list(requests(arguments.rows, arguments.words))
         names = ("Ray Data", "bare, one process", "bare, vLLM's default")
         found: dict[str, list[dict]] = {name: [] for name in names}
-        with connected(ComputeConfig(), resources(config)):
+        with connected(ComputeConfig(), demands(config)):
             for number in range(arguments.repeats):
                 _note(found, names[0], through_ray(config, asked, Path(place) / f"ray-{number}"))
                 for name, processes in zip(names[1:], "01", strict=True):
