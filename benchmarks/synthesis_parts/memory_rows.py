@@ -29,8 +29,8 @@ from synthesis_parts.prompts import requests
 
 FOLDER = Path(__file__).resolve().parents[1]
 NOTE = """Each row is a process of its own that draws so many prompts (of 40 words each) lazily, has the engine answer
-them, reads each response and drops it. Driver: the most resident memory of the driving process, above what it had once
-Ray was up; actor: the most of any of its actors. Growth is against the first row of the engine. The passages and the
+them, reads each response and drops it. Driver: the most resident memory of the driving process (without shared memory,
+which Ray's object store is), above what it had once Ray was up; actor: the most of any of its actors. Growth is against the first row of the engine. The passages and the
 tables that a stage makes of the responses are not in it: these are Arrow columns in the driver, at the size of their
 texts."""
 _MIB = 2**20
@@ -69,8 +69,17 @@ def measure_apart(engine: str, rows: int, arguments: argparse.Namespace) -> dict
     return found
 
 
+def own_memory(process: psutil.Process) -> float:
+    """MiB of resident memory that is not shared.
+
+    Ray's object store is shared memory of a fixed size: every process that reads a block has its pages among its own.
+    """
+    found = process.memory_info()
+    return (found.rss - getattr(found, "shared", 0)) / _MIB
+
+
 class Watch(Thread):
-    """Notes the most resident memory of this process, and of its actors, in MiB."""
+    """Notes the most memory of this process, and of its actors, in MiB."""
 
     def __init__(self) -> None:
         super().__init__(daemon=True)
@@ -80,11 +89,11 @@ class Watch(Thread):
     def run(self) -> None:
         me = psutil.Process()
         while not self._over.wait(0.1):
-            self.driver = max(self.driver, me.memory_info().rss / _MIB)
+            self.driver = max(self.driver, own_memory(me))
             for child in me.children(recursive=True):
                 try:
                     if " ".join(child.cmdline()).startswith(_ACTORS):
-                        self.actor = max(self.actor, child.memory_info().rss / _MIB)
+                        self.actor = max(self.actor, own_memory(child))
                 except psutil.Error:
                     continue
 
@@ -100,7 +109,7 @@ def main() -> None:
     with connected(compute), TemporaryDirectory(prefix="genret-benchmark-") as folder:
         engine = _engine(name, url, slots, compute, folder)
         _consume(engine, 1000)  # what is loaded with the first prompts is there at any size
-        before, begun = psutil.Process().memory_info().rss / _MIB, time.perf_counter()
+        before, begun = own_memory(psutil.Process()), time.perf_counter()
         watch = Watch()
         watch.start()
         _consume(engine, rows)
