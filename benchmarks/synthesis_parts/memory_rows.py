@@ -29,10 +29,10 @@ from synthesis_parts.prompts import requests
 
 FOLDER = Path(__file__).resolve().parents[1]
 NOTE = """Each row is a process of its own that draws so many prompts (of 40 words each) lazily, has the engine answer
-them, reads each response and drops it. Driver: the most resident memory of the driving process (without shared memory,
-which Ray's object store is), above what it had once Ray was up; actor: the most of any of its actors. Growth is against the first row of the engine. The passages and the
-tables that a stage makes of the responses are not in it: these are Arrow columns in the driver, at the size of their
-texts."""
+them, reads each response and drops it. Driver: the most resident memory of the driving process (without shared
+memory, which Ray's object store is), above what it had once Ray was up; actor: the most of any of its actors. Growth
+is against the first row of the engine. The passages and the tables that a stage makes of the responses are not in it:
+these are Arrow columns in the driver, at the size of their texts."""
 _MIB = 2**20
 _ACTORS = ("ray::_Worker", "ray::MapWorker")
 
