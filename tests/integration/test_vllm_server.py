@@ -80,7 +80,7 @@ def wait(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
             time.sleep(0.5)
 
 
-@pytest.mark.chaos
+@pytest.mark.slow
 def test_a_real_server_keeps_to_the_form_that_is_forced(url: str, tmp_path: Path) -> None:
     with connected(COMPUTE):
         for structured in ("json_schema", "regex"):
