@@ -116,7 +116,11 @@ def _results(config: RunConfig, retriever: str, measures: pa.Table) -> list[Any]
 
 
 def _data_lines(config: RunConfig, retriever: str, recipe: Recipe) -> list[str]:
-    engine = config.llm.type if isinstance(config.llm, ExtractiveConfig) else f"{config.llm.type}, {config.llm.model}"
+    engine: str = config.llm.type
+    if not isinstance(config.llm, ExtractiveConfig):
+        # Of a folder its own name alone.
+        name = config.llm.model
+        engine += f", {name if _HUB_NAME.fullmatch(name) else name.rstrip('/').rsplit('/', 1)[-1]}"
     lines = [f"{recipe.passages:,} passages", f"synthetic queries by {engine}: {_counts(recipe.queries)}"]
     if retriever != "dense":
         lines.append(f"{config.identifiers.type} identifiers by source: {_counts(recipe.identifiers)}")

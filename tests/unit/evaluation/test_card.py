@@ -53,6 +53,7 @@ def test_the_text_tells_the_data_and_all_retrievers() -> None:
 
 def test_no_path_of_this_machine_is_told() -> None:
     assert "secret" not in card_of().content
+    assert "secret" not in card_of(llm="{type: vllm, model: /secret/writer}").content
     assert "secret" not in card_of("sft", **{"sft.model": "{type: pretrained, name: /secret/model}"}).content
 
 
