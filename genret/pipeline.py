@@ -464,8 +464,10 @@ def _threads(count: float) -> Iterator[None]:
     """A number of torch threads: sums in another order give other bits, and a driver in a job has one thread."""
     import torch
 
+    from genret.threads import use_threads
+
     before = torch.get_num_threads()
-    torch.set_num_threads(max(1, int(count)))
+    use_threads(int(count))
     try:
         yield
     finally:

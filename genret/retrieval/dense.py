@@ -16,6 +16,7 @@ from genret.config import DenseConfig
 from genret.errors import InputError
 from genret.retrieval.base import BatchedRetriever
 from genret.runs import RunStore, StageRecord, Storage
+from genret.threads import use_threads
 from genret.training.base import passage_texts
 from genret.training.encoder import Encoder, EncoderPlace
 from genret.training.machine import choose_device
@@ -249,7 +250,7 @@ def open_embedder(
     Returns:
         From a block's number and its rows of the `passages` table to the number.
     """
-    torch.set_num_threads(threads)
+    use_threads(threads)
     encoder = place.open(records)
     storage = Storage(scratch)
 

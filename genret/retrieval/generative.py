@@ -15,6 +15,7 @@ from genret.decoding.scoring import LeafFilter
 from genret.decoding.search import SearchResult, TrieSearch
 from genret.errors import InputError
 from genret.retrieval.base import BatchedRetriever
+from genret.threads import settle_vector_math
 from genret.training.bundle import Bundle
 from genret.training.encoding import encode_identifiers, encode_prompts
 from genret.training.machine import choose_device
@@ -46,6 +47,7 @@ class GenerativeRetriever(BatchedRetriever):
     @classmethod
     def load(cls, folder: Path, config: RetrievalConfig, name: str = "generative") -> "GenerativeRetriever":
         """Open a trained bundle on the best device there is: 16 bits on a GPU, 32 on a CPU."""
+        settle_vector_math()
         device = choose_device()
         dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
         bundle = Bundle.load(folder, dtype=dtype)

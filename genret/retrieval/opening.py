@@ -79,9 +79,9 @@ def open_retriever(
         From a table with `query_id` and `text` to its `run` table and the seconds it took.
     """
     if name != "bm25":
-        import torch
+        from genret.threads import use_threads
 
-        torch.set_num_threads(threads)
+        use_threads(threads)
     retriever = load_retriever(RunStore(run_url), records, name, config)
 
     def rank(queries: pa.Table) -> tuple[pa.Table, float]:

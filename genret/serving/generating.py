@@ -87,9 +87,9 @@ class ModelReplica(RetrieverReplica):
 
     def prepare(self, replicas: ReplicasConfig) -> None:
         """Give the model its threads, and no GPU where none was asked for: Ray leaves all of them visible then."""
-        import torch
+        from genret.threads import use_threads
 
-        torch.set_num_threads(replicas.threads or os.cpu_count() or 1)
+        use_threads(replicas.threads or os.cpu_count() or 1)
         if not replicas.gpus:
             os.environ.update(NO_GPU)
 

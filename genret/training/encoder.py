@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from genret.config import DenseConfig, PretrainedEncoder, ScratchEncoder
 from genret.errors import InputError
 from genret.runs import RunStore, StageRecord
+from genret.threads import settle_vector_math
 from genret.training.machine import choose_device
 from genret.training.scratch import bm25_weights, token_features, train_tokenizer
 
@@ -223,6 +224,7 @@ def finish(vectors: Tensor, normalise: bool) -> Tensor:
 
 
 def _open(name: str, revision: str, training: bool) -> SentenceTransformer:
+    settle_vector_math()
     device = choose_device()
     if Path(name).is_dir():
         _check_folder(Path(name))

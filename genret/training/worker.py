@@ -16,6 +16,7 @@ from genret import tables
 from genret.config import DenseConfig, NegativesConfig, PretrainedModel, RpoConfig, SftConfig
 from genret.errors import InputError
 from genret.runs import RunStore
+from genret.threads import use_threads
 from genret.training.base import load_for_training
 from genret.training.callbacks import Progress
 from genret.training.launch import BUNDLE, LOG, TrainingTask
@@ -46,7 +47,7 @@ def work(config: dict[str, Any]) -> None:
     rank = context.get_world_rank()
     setup = replace(task.setup, workers=context.get_world_size())
     check_packages(setup)
-    torch.set_num_threads(task.threads)
+    use_threads(task.threads)
     with ExitStack() as stack:
         checkpoint = ray.train.get_checkpoint()
         resume_from = Path(stack.enter_context(checkpoint.as_directory())) if checkpoint else None
