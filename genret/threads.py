@@ -7,6 +7,9 @@ import torch
 _FUNCTIONS = (torch.cos, torch.erf, torch.exp, torch.log, torch.log1p, torch.sin, torch.sqrt, torch.tanh)
 """Those of MKL's vector functions that decoders, encoders and their training call."""
 
+_SHARED = 1 << 17
+"""Numbers enough for torch to share them out between threads."""
+
 
 def use_threads(count: int) -> None:
     """Set how many threads torch computes with in this process: sums in another order have other last bits.
@@ -20,13 +23,14 @@ def use_threads(count: int) -> None:
 
 @cache
 def settle_vector_math() -> None:
-    """Call each vector function of MKL once on one thread, before several threads do at the same time.
+    """Call each vector function of MKL on one thread, then on all, before a result matters.
 
     MKL chooses a function's kernel during its first call. Where two threads make that call together, one of them may
     compute its share with a kernel of low accuracy (errors of 1e-4 in a rotary embedding were seen, in three of
-    ninety starts): https://github.com/pytorch/pytorch/issues/188792. Nothing happens on builds without MKL.
+    ninety starts): https://github.com/pytorch/pytorch/issues/188792. Without MKL this changes nothing.
     """
-    for dtype in (torch.float32, torch.float64):
-        one = torch.ones(1, dtype=dtype)
-        for function in _FUNCTIONS:
-            function(one)
+    for size in (1, _SHARED):
+        for dtype in (torch.float32, torch.float64):
+            numbers = torch.ones(size, dtype=dtype)
+            for function in _FUNCTIONS:
+                function(numbers)
