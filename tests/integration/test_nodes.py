@@ -87,7 +87,7 @@ def test_nodes_killed_during_synthesis_training_and_mining_change_no_table_and_n
 ) -> None:
     # Small enough that there is work left when the node goes.
     monkeypatch.setattr("genret.llm.pool._REQUESTS_A_BATCH", 16)
-    monkeypatch.setattr("genret.pipeline._MINING_BATCH", 8)
+    monkeypatch.setattr("genret.stages.training._MINING_BATCH", 8)
     settings = [*tiny_settings, "sft.epochs=12", "compute.max_failures=3", f"compute.address={cluster.address}"]
     config = load_config("scratch-semantic", settings)
     stores = [RunStore(tmp_path / name) for name in ("undisturbed", "disturbed")]

@@ -12,7 +12,7 @@ from genret.llm.base import Request
 from genret.llm.http import HttpSender
 from genret.llm.journal import Completion, JournalWriter
 from genret.llm.prompts import prompt_digest, render
-from genret.pipeline import STAGES, plan, planned, run, stage_fingerprint, stage_summary
+from genret.pipeline import STAGES, plan, planned, run, stage_fingerprint
 from genret.runs import RunStore, StageRecord
 
 ALL = [stage.name for stage in STAGES]
@@ -379,19 +379,11 @@ def test_what_a_killed_run_left_is_swept(config_of, tmp_path: Path) -> None:
     assert len(list(folder.iterdir())) == 1
 
 
-def test_a_stage_in_words() -> None:
-    tables = {"queries": {"path": "a", "rows": 3}, "rejects": {"path": "b", "rows": 2}}
-    record = StageRecord("synthesis", "0", "", tables, {}, {}, {"seconds": 1.5})
-    assert stage_summary(record) == {"stage": "synthesis", "seconds": 1.5, "rows": {"queries": 3}, "rejects": 2}
-    assert stage_summary(StageRecord("bm25", "0", "", {}, {}, {}, {"seconds": 1.5}))["rejects"] == 0
-
-
 def test_rejected_documents_are_counted(config_of, corpus: Path, tmp_path: Path) -> None:
     with (corpus / "corpus.jsonl").open("a", encoding="utf-8") as file:
         file.write('\n{"_id": "empty", "text": " "}')
     store = RunStore(tmp_path / "run")
     records = run(config_of(), store, Recorder(), "corpus")
-    assert stage_summary(records["corpus"])["rejects"] == 1
     rejects: pa.Table = store.read_table(records["corpus"], "rejects")
     assert rejects.column("reason").to_pylist() == [
         f"{corpus}/corpus.jsonl, line 3: expected a text or a title, found none"

@@ -1,0 +1,100 @@
+"""What every stage works with, and what it is."""
+
+import platform
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any, Protocol
+
+import pyarrow as pa
+
+from genret import __version__, tables
+from genret.config import RunConfig
+from genret.leases import Driving
+from genret.runs import RunStore, StageRecord, StageWriter
+
+_PACKAGES = ("ray", "torch", "transformers", "trl", "pyarrow", "bm25s", "sentence-transformers", "ir-measures")
+
+
+class Reporter(Protocol):
+    """What a person sees while a run goes on."""
+
+    def stage_started(self, stage: str) -> None:
+        """A stage begins to run."""
+
+    def progress(self, stage: str, done: int, total: int, unit: str, note: str) -> None:
+        """A stage is so far."""
+
+    def stage_finished(self, record: StageRecord, reused: bool) -> None:
+        """A stage is done; `reused` if it was done before."""
+
+
+@dataclass
+class Context:
+    """What a stage works with.
+
+    Attributes:
+        config: The configuration.
+        store: The run.
+        reporter: What is told how far the stage is.
+        records: The stages that are done, by name.
+        mark: Fingerprint of the running stage.
+        driving: That this process still drives the run.
+    """
+
+    config: RunConfig
+    store: RunStore
+    reporter: Reporter
+    records: dict[str, StageRecord] = field(default_factory=dict)
+    mark: str = ""
+    driving: Driving = field(default_factory=Driving)
+
+    def table(self, stage: str, name: str) -> pa.Table:
+        """A table that an earlier stage wrote."""
+        return self.store.read_table(self.records[stage], name)
+
+    def gather(self, name: str) -> pa.Table:
+        """The tables of a name that all stages so far wrote, as one."""
+        parts = [self.store.read_table(record, name) for record in self.records.values() if name in record.tables]
+        return pa.concat_tables(parts) if parts else tables.table_from_rows(name, [])
+
+    def progress(self, stage: str, unit: str) -> Callable[[int, int], None]:
+        """A function that reports how far a stage is."""
+        return lambda done, total: self.reporter.progress(stage, done, total, unit, "")
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One step of the pipeline.
+
+    Attributes:
+        name: Its name, also that of its records.
+        inputs: The stages whose output it reads.
+        settings: What of the configuration decides its output, JSON-able. What is not in here (the `compute`
+            section) never makes a stage run again.
+        run: Writes the output; returns details for the record.
+        needed: Whether this configuration has the stage at all.
+    """
+
+    name: str
+    inputs: tuple[str, ...]
+    settings: Callable[[RunConfig], Any]
+    run: Callable[[Context, StageWriter], dict[str, Any]]
+    needed: Callable[[RunConfig], bool] = lambda config: True
+
+
+def write_tables(writer: StageWriter, outputs: Mapping[str, pa.Table]) -> None:
+    """Write all tables of a stage."""
+    for name, table in outputs.items():
+        writer.write_table(name, table)
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python, of genret and of the packages that decide results."""
+    found = {"python": platform.python_version(), "genret": __version__}
+    for package in _PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found

@@ -1,0 +1,109 @@
+"""The stages that index and retrieve without training: BM25, retrieval."""
+
+import time
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import pyarrow as pa
+
+from genret import tables
+from genret.cluster import map_batches
+from genret.config import RetrievalConfig
+from genret.retrieval.fusion import FUSION, fuse_runs
+from genret.retrieval.names import TRAINED
+from genret.retrieval.opening import open_retriever
+from genret.runs import StageWriter
+from genret.stages.context import Context
+
+# What the retrievers of a run are made of.
+_RETRIEVER_STAGES = (*TRAINED, "bm25", "corpus", "encoder", "dense", "embedding", "base_embedding")
+
+
+def run_bm25(context: Context, writer: StageWriter) -> dict[str, Any]:
+    """Build the index of BM25."""
+    from genret.retrieval.bm25 import Bm25Retriever
+
+    retriever = Bm25Retriever.build(context.table("corpus", "passages"), context.config.retrieval)
+    with TemporaryDirectory(prefix="genret-bm25-") as folder:
+        retriever.save(Path(folder))
+        writer.write_folder("bm25", Path(folder))
+    return {}
+
+
+def run_retrieval(context: Context, writer: StageWriter) -> dict[str, Any]:
+    """Answer the test queries with every retriever."""
+    config = context.config.retrieval
+    queries = context.table("corpus", "test_queries")
+    found = {
+        name: rank(context, "retrieval", name, queries, config.depth, config)
+        for name in config.retrievers
+        if name != FUSION
+    }
+    if FUSION in config.retrievers:
+        # Made of what its parts found, in the time that these took and its own.
+        parts = [found[part] for part in config.fusion.parts]
+        begin = time.perf_counter()
+        ranking = fuse_runs([run for run, _ in parts], queries, config)
+        found[FUSION] = ranking, sum(seconds for _, seconds in parts) + time.perf_counter() - begin
+    latencies = [
+        {
+            "retriever": name,
+            "n_queries": queries.num_rows,
+            "seconds": found[name][1],
+            "milliseconds_a_query": 1000 * found[name][1] / max(1, queries.num_rows),
+            "index_bytes": _index_bytes(context, name),
+        }
+        for name in config.retrievers
+    ]
+    writer.write_table("run", pa.concat_tables([found[name][0] for name in config.retrievers]))
+    writer.write_table("latencies", tables.table_from_rows("latencies", latencies))
+    return {}
+
+
+def _index_bytes(context: Context, retriever: str) -> int:
+    """Size of all files that a retriever reads; a pretrained encoder that was not trained is none of the run's."""
+    config = context.config
+    if retriever == FUSION:
+        return sum(_index_bytes(context, part) for part in config.retrieval.fusion.parts)
+    stages = [retriever]
+    if retriever == "dense":
+        from genret.training.encoder import EncoderPlace
+
+        stages = ["embedding", EncoderPlace.of(str(context.store.url), config.dense, base=False).stage]
+    folders = [folder for stage in stages if stage for folder in context.records[stage].folders.values()]
+    return sum(size for folder in folders for size in folder["files"].values())
+
+
+def rank(
+    context: Context, stage: str, retriever: str, queries: pa.Table, k: int, search: RetrievalConfig
+) -> tuple[pa.Table, float]:
+    """A retriever's `run` table over queries on the pool of actors, and the seconds that retrieving took."""
+    compute = context.config.compute
+    size = search.batch_size
+    total = -(-queries.num_rows // size)
+    batches = (queries.slice(start, size) for start in range(0, queries.num_rows, size))
+    arguments = {
+        "run_url": str(context.store.url),
+        "records": {name: record for name, record in context.records.items() if name in _RETRIEVER_STAGES},
+        "name": retriever,
+        "config": search,
+        "k": k,
+        "threads": max(1, int(compute.cpus_a_worker)),
+    }
+    parts, seconds = [], 0.0
+    results = map_batches(
+        batches,
+        total,
+        open_retriever,
+        arguments,
+        compute,
+        gpus=compute.gpus_a_worker if retriever != "bm25" else 0.0,
+        progress=lambda done, number: context.reporter.progress(
+            stage, min(done * size, queries.num_rows), queries.num_rows, "queries", retriever
+        ),
+    )
+    for ranking, elapsed in results:
+        parts.append(ranking)
+        seconds += elapsed
+    return pa.concat_tables(parts) if parts else tables.table_from_rows("run", []), seconds

@@ -1,0 +1,48 @@
+"""What a stage finds of the stages before it."""
+
+from pathlib import Path
+
+from genret import tables
+from genret.config import RunConfig, parse_config
+from genret.runs import RunStore
+from genret.stages.context import Context, versions, write_tables
+
+_CONFIG = """
+name: tiny
+corpus: {type: beir, path: nowhere}
+"""
+
+
+class Silent:
+    """A reporter that nobody reads."""
+
+    def stage_started(self, stage: str) -> None: ...
+
+    def progress(self, stage: str, done: int, total: int, unit: str, note: str) -> None: ...
+
+    def stage_finished(self, record: object, reused: bool) -> None: ...
+
+
+def config() -> RunConfig:
+    return parse_config(_CONFIG, "test")
+
+
+def test_tables_of_a_name_are_gathered_in_the_order_of_the_stages(tmp_path: Path) -> None:
+    store = RunStore(tmp_path)
+    context = Context(config(), store, Silent())
+    for stage in ("identifiers", "synthesis"):
+        writer = store.begin(stage, "0" * 16)
+        rows = [{"stage": stage, "input_id": "1", "reason": "empty", "raw": ""}]
+        write_tables(writer, {"rejects": tables.table_from_rows("rejects", rows)})
+        context.records[stage] = writer.commit({})
+    assert context.gather("rejects").column("stage").to_pylist() == ["identifiers", "synthesis"]
+    assert context.table("synthesis", "rejects").num_rows == 1
+
+
+def test_a_table_that_no_stage_wrote_is_empty(tmp_path: Path) -> None:
+    gathered = Context(config(), RunStore(tmp_path), Silent()).gather("training_log")
+    assert gathered.equals(tables.table_from_rows("training_log", []))
+
+
+def test_versions_name_what_decides_results() -> None:
+    assert {"python", "genret", "torch", "trl", "ray"} <= versions().keys()
