@@ -1,80 +1,27 @@
 """The service on real Ray Serve, asked over real HTTP: answers, versions, documents, limits, hang-ups."""
 
 import json
-import os
-import signal
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
+from service import KEY, Service, start, stop
 from small_run import make_run
 
 from genret.retrieval.opening import load_retriever
-from genret.runs import RunStore
 from genret.serving.versions import find_version, read_config
 
 # It starts Ray Serve and asks for minutes.
 pytestmark = pytest.mark.chaos
 
-KEY = {"authorization": "Bearer master"}
 NAMES = ["sft", "bm25", "fusion"]
 HEAD = "POST /v1/retrieve HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n"
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
-
-
-@dataclass
-class Service:
-    """A service in its own process, as a person starts it."""
-
-    store: RunStore
-    url: str
-    process: subprocess.Popen[str]
-    log: Path
-
-    def call(self, method: str, path: str, body: Any = None, **options: Any) -> httpx.Response:
-        return httpx.request(method, self.url + path, json=body, timeout=60, **options)
-
-    def retrieve(self, query: str, **fields: Any) -> httpx.Response:
-        return self.call("POST", "/v1/retrieve", {"query": query, **fields})
-
-
-def start(store: RunStore, folder: Path, *settings: str) -> Service:
-    port, log = free_port(), folder / "serve.log"
-    overrides = [part for setting in settings for part in ("--set", setting)]
-    environment = os.environ | {"GENRET_ADMIN_KEY": "master"}
-    with log.open("w") as output:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "genret", "serve", store.url, "--port", str(port), *overrides],
-            env=environment, stdout=output, stderr=subprocess.STDOUT, text=True, start_new_session=True,
-        )  # fmt: skip
-    service = Service(store, f"http://127.0.0.1:{port}", process, log)
-    deadline = time.monotonic() + 400
-    while "ready: " not in log.read_text():
-        assert process.poll() is None and time.monotonic() < deadline, log.read_text()[-4000:]
-        time.sleep(0.5)
-    return service
-
-
-def stop(service: Service) -> None:
-    service.process.send_signal(signal.SIGTERM)
-    try:
-        service.process.wait(timeout=90)
-    finally:
-        if service.process.poll() is None:
-            os.killpg(service.process.pid, signal.SIGKILL)
 
 
 @pytest.fixture(scope="module")
