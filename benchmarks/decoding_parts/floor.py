@@ -19,8 +19,7 @@ scored, and to the necessary ones. Under trie scoring they leave it out altogeth
 """
 
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 from unittest import mock
@@ -102,16 +101,26 @@ class Case:
     def recorded(self) -> Record:
         """Search once, and take down passes and times."""
         record = Record()
-        score = self.search.scorer.score
+        forward, score = self.search.decoder.forward, self.search.scorer.score
 
-        def timed(states: torch.Tensor, *arguments: Any, **more: Any) -> Any:
+        def passed(ids: Any, *arguments: Any) -> torch.Tensor:
+            begin = time.perf_counter()
+            states = forward(ids, *arguments)
+            record.forward += time.perf_counter() - begin
+            record.sizes.append((1, len(ids)))
+            return states
+
+        def scored(states: torch.Tensor, *arguments: Any, **more: Any) -> Any:
             begin = time.perf_counter()
             scores = score(states, *arguments, **more)
             record.scores += time.perf_counter() - begin
             record.scored.append(len(states))
             return scores
 
-        with watched(self.model.get_decoder(), record), mock.patch.object(self.search.scorer, "score", timed):
+        with (
+            mock.patch.object(self.search.decoder, "forward", passed),
+            mock.patch.object(self.search.scorer, "score", scored),
+        ):
             begin = time.perf_counter()
             self.find()
             record.whole = time.perf_counter() - begin
@@ -183,26 +192,6 @@ def add_floor(table: Table, case: Case, prefixes: PrefixArrays, settings: Settin
         replay_of_necessary_ms=1000 * of_necessary,
         whole_by_necessary=whole / of_necessary,
     )
-
-
-@contextmanager
-def watched(decoder: torch.nn.Module, record: Record) -> Iterator[None]:
-    """Take down the size and the time of each call of a module."""
-    begun: list[float] = []
-
-    def before(_: torch.nn.Module, __: tuple[Any, ...], arguments: dict[str, Any]) -> None:
-        record.sizes.append(tuple(arguments["input_ids"].shape))
-        begun.append(time.perf_counter())
-
-    def after(*_: Any) -> None:
-        record.forward += time.perf_counter() - begun.pop()
-
-    hooks = [decoder.register_forward_pre_hook(before, with_kwargs=True), decoder.register_forward_hook(after)]
-    try:
-        yield
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
 def replay(decoder: Any, head: Any, passes: Sequence[Pass]) -> Callable[[], None]:

@@ -21,6 +21,7 @@ import torch
 from torch import nn
 from transformers import AttentionInterface
 
+from genret.decoding.bare import BareDecoder, is_bare
 from genret.decoding.trie import Ints, ranges
 from genret.errors import InputError
 
@@ -105,6 +106,41 @@ class _Pass:
         flat = states.flatten(0, 1)
         return flat if self.places is None else flat[self.places]
 
+    def attend(
+        self,
+        number: int,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        scaling: float | None,
+        softcap: float | None = None,
+    ) -> torch.Tensor:
+        """Put the keys and values of a layer into its cache, and attend to it.
+
+        Args:
+            number: Of the layer.
+            query: `[tokens, heads, head_dim]`.
+            key: `[tokens, key_heads, head_dim]`, `key_heads` a divisor of `heads`.
+            value: As `key`.
+            scaling: Factor of the scores; None for the usual one.
+            softcap: Bound of the scores, if they have one.
+
+        Returns:
+            `[tokens, heads, head_dim]`.
+        """
+        layer = self.layers[number]
+        layer.write((key, value), self.slots, self.rows, self.room)
+        keys, values = (buffer[:, : self.columns].transpose(1, 2) for buffer in (layer.keys, layer.values))
+        asking = self.by_row(query).transpose(1, 2)
+        mask = self.masks[self.windows[number]]
+        if mask is None and softcap is None:
+            mixed = nn.functional.scaled_dot_product_attention(
+                asking, keys, values, is_causal=True, scale=scaling, enable_gqa=keys.shape[1] != asking.shape[1]
+            )
+        else:
+            mixed = _masked_attention(asking, keys, values, mask, scaling, softcap)
+        return self.by_token(mixed.transpose(1, 2))
+
 
 _CURRENT: ContextVar[_Pass] = ContextVar("the pass that a model is in")
 
@@ -133,19 +169,8 @@ def _tree_attention(
     Returns:
         `[1, tokens, heads, head_dim]`, and no attention weights.
     """
-    current = _CURRENT.get()
-    layer = current.layers[module.layer_idx]
-    layer.write((key[0].transpose(0, 1), value[0].transpose(0, 1)), current.slots, current.rows, current.room)
-    keys, values = (buffer[:, : current.columns].transpose(1, 2) for buffer in (layer.keys, layer.values))
-    asking = current.by_row(query[0].transpose(0, 1)).transpose(1, 2)
-    mask = current.masks[current.windows[module.layer_idx]]
-    if mask is None and softcap is None:
-        mixed = nn.functional.scaled_dot_product_attention(
-            asking, keys, values, is_causal=True, scale=scaling, enable_gqa=keys.shape[1] != asking.shape[1]
-        )
-    else:
-        mixed = _masked_attention(asking, keys, values, mask, scaling, softcap)
-    return current.by_token(mixed.transpose(1, 2))[None], None
+    query, key, value = (part[0].transpose(0, 1) for part in (query, key, value))
+    return _CURRENT.get().attend(module.layer_idx, query, key, value, scaling, softcap)[None], None
 
 
 def _masked_attention(
@@ -185,6 +210,7 @@ class TreeDecoder:
 
     Attributes:
         head: The output layer, or None.
+        bare: The decoder as plain operations, where it is of a shape that allows it, or None.
         dtype: Of the model.
         device: Of the model.
         vocabulary_size: Tokens that the model can both read and predict.
@@ -208,11 +234,13 @@ class TreeDecoder:
         self.config = self.decoder.config
         self.dtype, self.device = model.dtype, model.device
         self.windows = _windows(self.config)
+        self.bare: BareDecoder | None = None
         self.vocabulary_size = int(model.get_input_embeddings().num_embeddings)
         with self.evaluating():
             self.head = self._find_head()
             if self.head is not None:
                 self.vocabulary_size = min(self.vocabulary_size, self.head.out_features)
+                self.bare = BareDecoder(self.decoder) if is_bare(self.decoder) else None
             self._check_tree()
 
     @contextmanager
@@ -248,6 +276,8 @@ class TreeDecoder:
 
     def forward(self, ids: Ints, positions: Ints, current: _Pass) -> torch.Tensor:
         """The states `[tokens, width]` of tokens `[tokens]` that stand at `positions` of their sequences."""
+        if self.bare is not None:
+            return self.bare.forward(self.tensor(ids), self.tensor(positions), current.attend)
         module = self.model if self.head is None else self.decoder
         own = self.config._attn_implementation
         token = _CURRENT.set(current)

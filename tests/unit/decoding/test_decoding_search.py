@@ -65,6 +65,19 @@ def some_identifiers(count: int, seed: int = 0, tokens: Sequence[int] = range(3,
     return identifiers
 
 
+def count_passes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Rows of the cache in each pass from now on."""
+    rows: list[int] = []
+    forward = attention.TreeDecoder.forward
+
+    def recorded(self: Any, ids: np.ndarray, positions: np.ndarray, current: Any) -> torch.Tensor:
+        rows.append(current.rows)
+        return forward(self, ids, positions, current)
+
+    monkeypatch.setattr(attention.TreeDecoder, "forward", recorded)
+    return rows
+
+
 def some_prompts(*lengths: int, seed: int = 0) -> list[list[int]]:
     random = np.random.default_rng(seed)
     return [random.integers(3, VOCABULARY, size=length).tolist() for length in lengths]
@@ -309,7 +322,7 @@ def test_tokens_that_all_identifiers_share(model: Any, how: scoring.Scoring) -> 
 
 @pytest.mark.parametrize("how", SCORINGS)
 @pytest.mark.parametrize("first", [100, 0])
-def test_atomic_identifiers_take_one_pass(how: scoring.Scoring, first: int) -> None:
+def test_atomic_identifiers_take_one_pass(how: scoring.Scoring, first: int, monkeypatch: pytest.MonkeyPatch) -> None:
     model = build(MistralConfig(**SHAPE | {"vocab_size": 700}, sliding_window=None))
     tokens = np.random.default_rng(0).permutation(np.arange(first, first + 600))
     # New tokens behind the vocabulary are contiguous rows; others are not.
@@ -318,11 +331,10 @@ def test_atomic_identifiers_take_one_pass(how: scoring.Scoring, first: int) -> N
     prompts = some_prompts(3, 6, 1)
     finder = TrieSearch(model, Trie.from_sequences(identifiers), how)
     for mode in ("beam", "exact"):
-        calls: list[None] = []
-        hook = model.get_decoder().register_forward_hook(lambda *_, calls=calls: calls.append(None))
-        found = finder.search(prompts, k=10, mode=mode)
-        hook.remove()
-        assert len(calls) == 1
+        with monkeypatch.context() as patch:
+            passes = count_passes(patch)
+            found = finder.search(prompts, k=10, mode=mode)
+        assert len(passes) == 1
         for prompt, result in zip(prompts, found, strict=True):
             assert_top(result, brute_force(model, identifiers, prompt, how), 10)
             assert result.exact and result.expansions == 0
@@ -543,13 +555,6 @@ def test_a_trie_from_disk_serves_as_well(model: Any, tmp_path: Path) -> None:
 
 def test_the_cache_shrinks_when_queries_are_done(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     finder = TrieSearch(model, Trie.from_sequences(some_identifiers(200)), "vocabulary")
-    rows: list[int] = []
-    forward = attention.TreeDecoder.forward
-
-    def recorded(self: Any, ids: np.ndarray, positions: np.ndarray, current: Any) -> torch.Tensor:
-        rows.append(current.rows)
-        return forward(self, ids, positions, current)
-
-    monkeypatch.setattr(attention.TreeDecoder, "forward", recorded)
+    rows = count_passes(monkeypatch)
     finder.search(some_prompts(*range(1, 13)), k=1, mode="exact", beam=1)
     assert rows[0] == 12 and rows[-1] < 12 and rows == sorted(rows, reverse=True)

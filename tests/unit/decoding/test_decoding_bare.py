@@ -1,0 +1,128 @@
+"""The bare forward pass: the numbers of the modules, and only where nothing was added to them."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from torch import nn
+from transformers import AutoModelForCausalLM, Gemma2Config, LlamaConfig, MistralConfig, Qwen2Config
+
+from genret.decoding.attention import TreeDecoder
+from genret.decoding.bare import is_bare
+from genret.decoding.search import TrieSearch
+from genret.decoding.trie import Trie
+
+SHAPE = {
+    "vocab_size": 64,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "initializer_range": 0.4,
+    "max_position_embeddings": 128,
+}
+YARN = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 32}
+CONFIGS = {
+    "llama": LlamaConfig(**SHAPE),
+    "llama with biases": LlamaConfig(**SHAPE, attention_bias=True, mlp_bias=True),
+    "llama with stretched positions": LlamaConfig(**SHAPE, rope_parameters=YARN),
+    "mistral": MistralConfig(**SHAPE, sliding_window=None),
+    "mistral with a window": MistralConfig(**SHAPE, sliding_window=6),
+    "mistral with another activation": MistralConfig(**SHAPE, sliding_window=None, hidden_act="gelu"),
+    "qwen2": Qwen2Config(**SHAPE),
+}
+
+
+def build(config: Any, dtype: torch.dtype = torch.float64) -> Any:
+    torch.manual_seed(3)
+    model = AutoModelForCausalLM.from_config(config).to(dtype).eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith("bias") or "norm" in name:
+                parameter.add_(torch.randn_like(parameter) * 0.2)
+    return model
+
+
+@contextmanager
+def hooked(model: Any) -> Iterator[None]:
+    """What is made meanwhile goes through the modules."""
+    handle = model.get_decoder().layers[0].mlp.register_forward_hook(lambda *_: None)
+    yield
+    handle.remove()
+
+
+def identifiers() -> list[list[int]]:
+    random = np.random.default_rng(0)
+    return [list(found) for found in {tuple(random.integers(3, 12, size=7)) for _ in range(200)}]
+
+
+@pytest.mark.parametrize("how", ["trie", "vocabulary"])
+@pytest.mark.parametrize("name", CONFIGS)
+def test_it_finds_what_the_modules_find(name: str, how: Any) -> None:
+    model, trie = build(CONFIGS[name]), Trie.from_sequences(identifiers())
+    prompts = [np.random.default_rng(length).integers(3, 64, size=length).tolist() for length in (1, 4, 12)]
+    bare = TrieSearch(model, trie, how)
+    with hooked(model):
+        modules = TrieSearch(model, trie, how)
+    assert bare.decoder.bare is not None and modules.decoder.bare is None
+    pairs = zip(bare.search(prompts, k=8), modules.search(prompts, k=8), strict=True)
+    for found, expected in pairs:
+        assert found.indices.tolist() == expected.indices.tolist()
+        assert found.scores == pytest.approx(expected.scores, abs=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", CONFIGS)
+def test_its_states_are_those_of_the_model(name: str, dtype: torch.dtype) -> None:
+    model = build(CONFIGS[name], dtype)
+    decoder = TreeDecoder(model)
+    assert decoder.bare is not None
+    ids = np.random.default_rng(1).integers(3, 64, size=20)
+    with decoder.evaluating():
+        _, states = decoder.begin([ids[:11]], ids[11:])
+        expected = model.get_decoder()(input_ids=torch.tensor(ids)[None], use_cache=False).last_hidden_state[0, 10:]
+    tolerance = {torch.float64: 1e-5, torch.float32: 1e-4, torch.bfloat16: 0.1}[dtype]
+    assert (states[0] - expected).abs().max() <= tolerance * expected.abs().max()
+
+
+def test_trained_weights_are_seen() -> None:
+    model = build(CONFIGS["llama"])
+    decoder = TreeDecoder(model)
+    with decoder.evaluating():
+        _, before = decoder.begin([[3, 4]], [])
+    with torch.no_grad():
+        model.get_decoder().layers[1].mlp.down_proj.weight.mul_(2)
+    with decoder.evaluating():
+        _, after = decoder.begin([[3, 4]], [])
+    assert not torch.equal(before, after)
+
+
+def test_what_was_added_to_a_model_is_heeded(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert is_bare(build(CONFIGS["qwen2"]).get_decoder())
+    adapted = get_peft_model(build(CONFIGS["mistral"]), LoraConfig(target_modules=["q_proj"]))
+    assert not is_bare(adapted.get_base_model().get_decoder())
+    hooked_model = build(CONFIGS["mistral"])
+    with hooked(hooked_model):
+        assert not is_bare(hooked_model.get_decoder())
+    assert is_bare(hooked_model.get_decoder())
+    replaced = build(CONFIGS["llama"]).get_decoder()
+    monkeypatch.setattr(replaced.rotary_emb, "forward", replaced.rotary_emb.forward)
+    assert not is_bare(replaced)
+
+    class Wider(nn.Linear):
+        """As a quantised layer is: another type of the same name."""
+
+    other = build(CONFIGS["llama"]).get_decoder()
+    other.layers[1].mlp.up_proj = Wider(32, 48, bias=False)
+    assert not is_bare(other)
+
+
+def test_other_shapes_go_through_their_modules() -> None:
+    gemma = build(Gemma2Config(**SHAPE, query_pre_attn_scalar=8, sliding_window=6))
+    assert not is_bare(gemma.get_decoder()) and TreeDecoder(gemma).bare is None
