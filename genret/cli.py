@@ -135,8 +135,9 @@ def plan_command(
     parameters: Annotated[float, typer.Option(help="Of a pretrained model whose name does not tell.", min=0)] = 0.0,
 ) -> None:
     """Say what each stage would take: rows, GPU hours, time, disk, memory, price. Nothing is run."""
-    from genret.asking import budget_of
+    from genret.asking import ASKING_STAGES, budget_of
     from genret.corpus.prepare import prepare_corpus
+    from genret.pipeline import planned
     from genret.planning import assume_corpus, measure_corpus, plan
     from genret.terminal import show_stages
 
@@ -152,7 +153,8 @@ def plan_command(
     budget = None
     if corpus is not None and config.llm.type != "extractive":
         with TemporaryDirectory(prefix="genret-plan-") as empty:
-            budget = budget_of(config, corpus["passages"], empty)
+            asking = [stage.name for stage in planned(config) if stage.name in ASKING_STAGES]
+            budget = budget_of(config, corpus["passages"], empty, asking) if asking else None
     stages = plan(
         config,
         size,

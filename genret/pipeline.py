@@ -68,7 +68,8 @@ def run(
             context.records[stage.name] = record
             # Both files are of one configuration, also if a later stage fails.
             store.write_file("config.yaml", resolved_yaml(config))
-            store.set_current(_current(config, store, context.records))
+            finished = _finished(config, store, context.records)
+            store.set_current({name: done.fingerprint for name, done in finished.items()})
             reporter.stage_finished(record, reused)
         for name in ("evaluation", "report"):
             if name in context.records:
@@ -135,8 +136,8 @@ def _run_stage(stage: Stage, context: Context, mark: str) -> StageRecord:
     return record
 
 
-def _current(config: RunConfig, store: RunStore, records: Mapping[str, StageRecord]) -> dict[str, str]:
-    """Fingerprints of the stages that are done, those included that this configuration finished before.
+def _finished(config: RunConfig, store: RunStore, records: Mapping[str, StageRecord]) -> dict[str, StageRecord]:
+    """The stages that are done, those included that this configuration finished before.
 
     Without the latter, a run that is stopped or asked for its first stages only would forget its models.
     """
@@ -148,7 +149,7 @@ def _current(config: RunConfig, store: RunStore, records: Mapping[str, StageReco
             record = store.find(stage.name, stage_fingerprint(stage, config, done))
             if record is not None:
                 done[stage.name] = record
-    return {stage.name: done[stage.name].fingerprint for stage in stages if stage.name in done}
+    return {stage.name: done[stage.name] for stage in stages if stage.name in done}
 
 
 def _connect_once(stack: ExitStack, config: RunConfig) -> None:
@@ -165,11 +166,8 @@ def _asking_ahead(stages: Sequence[Stage], context: Context) -> tuple[str, ...]:
     """The stages that have to ask a language model. The corpus stage is done."""
     if not isinstance(context.config.llm, HttpConfig | VllmConfig):
         return ()
-    return tuple(stage.name for stage in stages if stage.name in ASKING_STAGES and not _is_done(stage, context))
-
-
-def _is_done(stage: Stage, context: Context) -> bool:
-    return context.store.find(stage.name, stage_fingerprint(stage, context.config, context.records)) is not None
+    done = _finished(context.config, context.store, context.records)
+    return tuple(stage.name for stage in stages if stage.name in ASKING_STAGES and stage.name not in done)
 
 
 def _budget(context: Context, stages: Sequence[str]) -> Budget:

@@ -41,6 +41,7 @@ from genret.pipeline import planned
 from genret.placement import NodeGroup, Resources
 from genret.runs import StageRecord
 from genret.synthesis.answers import preference_requests
+from genret.synthesis.negatives import CONTEXT
 from genret.synthesis.queries import query_requests
 
 _SAMPLE = 2000
@@ -355,7 +356,7 @@ def _stages(config: RunConfig, size: CorpusSize, model: Model, budget: Budget | 
     )  # fmt: skip
     yield from (preferred, replace(preferred, stage="rpo_2"))
     yield stage("bm25", n, n, _TEXT_SHARE * text)
-    yield from _dense_stages(config, size, stage, workers, ranking)
+    yield from _dense_stages(config, size, stage, workers, ranking, budget)
     retrievers = len(config.retrieval.retrievers)
     generative = len({"sft", "rpo"} & set(config.retrieval.retrievers))
     yield StagePlan("retrieval", size.test_queries * retrievers * config.retrieval.depth,
@@ -369,19 +370,30 @@ def _stages(config: RunConfig, size: CorpusSize, model: Model, budget: Budget | 
 
 
 def _dense_stages(
-    config: RunConfig, size: CorpusSize, stage: Callable[..., StagePlan], workers: int, ranking: Resources
+    config: RunConfig,
+    size: CorpusSize,
+    stage: Callable[..., StagePlan],
+    workers: int,
+    ranking: Resources,
+    budget: Budget | None,
 ) -> Iterable[StagePlan]:
     """The dense retriever, in rows: rates of encoders differ so much that those of a finished run should be given."""
-    n, asked = size.passages, size.passages * config.negatives.queries_a_passage or size.passages * size.queries
+    n, asked = size.passages, _negative_queries(config, size)
     yield stage("encoder", n, n, 5e7)
     vectors = stage("embedding", n, n, n * 1024.0)
     yield from (
         replace(vectors, stage=name, workers=workers, bundle=ranking) for name in ("base_embedding", "embedding")
     )
     yield replace(stage("candidates", asked, asked, asked * 40.0), workers=workers, bundle=ranking)
-    yield replace(stage("negatives", asked, asked, asked * 100.0), workers=workers)
+    written = replace(stage("negatives", asked, asked, asked * 100.0), workers=workers)
+    yield _asked(config, written, size, budget)
     yield stage("contrastive", asked, asked, asked * 120.0)
     yield stage("dense", asked, asked * config.dense.epochs, 5e7)
+
+
+def _negative_queries(config: RunConfig, size: CorpusSize) -> float:
+    """Queries that the dense retriever is trained with."""
+    return size.passages * min(config.negatives.queries_a_passage or size.queries, size.queries)
 
 
 def _asked(config: RunConfig, stage: StagePlan, size: CorpusSize, budget: Budget | None) -> StagePlan:
@@ -398,8 +410,11 @@ def _asked(config: RunConfig, stage: StagePlan, size: CorpusSize, budget: Budget
 
 
 def _budgeted(stage: str, budget: Budget) -> float:
-    shares = [share for share in budget.shares if (share.kind == "keywords") == (stage == "identifiers")]
-    return float(sum(share.prompt_tokens + share.answer_tokens for share in shares))
+    tokens = dict.fromkeys(ASKING_STAGES, 0)
+    for share in budget.shares:
+        owner = {"keywords": "identifiers", "negative": "negatives"}.get(share.kind, "synthesis")
+        tokens[owner] += share.prompt_tokens + share.answer_tokens
+    return float(tokens[stage])
 
 
 def _asked_tokens(config: RunConfig, stage: str, size: CorpusSize) -> float:
@@ -407,6 +422,10 @@ def _asked_tokens(config: RunConfig, stage: str, size: CorpusSize) -> float:
     passage = size.words * _TOKENS_A_WORD
     if stage == "identifiers":
         return size.passages * (_PROMPT_TOKENS + passage + _KEYWORD_TOKENS)
+    if stage == "negatives":
+        # The passage, negatives that a retriever found, and those that are written, twice: as drafts and revised.
+        texts = 1 + CONTEXT + 2 * config.negatives.count
+        return _negative_queries(config, size) * (_PROMPT_TOKENS + texts * passage)
     synthesis = config.synthesis
     whole = sum(bool(n) for n in (synthesis.chunk_queries, synthesis.constraint_queries, synthesis.preference_queries))
     sentences = size.words / _WORDS_A_SENTENCE if synthesis.sentence_queries else 0.0

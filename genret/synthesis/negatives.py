@@ -8,8 +8,8 @@ from genret.llm.base import Engine, Request, Requests, pair_responses
 from genret.llm.filters import Limits, broken_reason, unfit_reason
 from genret.tables import reject, table_from_rows
 
-# Negatives that a retriever found, shown to the engine: enough to show the style of the corpus.
-_CONTEXT = 2
+CONTEXT = 2
+"""Negatives that a retriever found, shown to the engine: enough to show the style of the corpus."""
 
 
 def negative_requests(
@@ -34,7 +34,7 @@ def negative_requests(
     def draw() -> Iterator[Request]:
         for query in queries.to_pylist():
             title, text = texts[query["passage_id"]]
-            context = tuple(texts[name][1] for name in found.get(query["query_id"], ())[:_CONTEXT] if texts[name][1])
+            context = tuple(texts[name][1] for name in found.get(query["query_id"], ())[:CONTEXT] if texts[name][1])
             yield Request(
                 f"{query['query_id']}|negative", "negative", count, title, text, related=context, query=query["text"]
             )

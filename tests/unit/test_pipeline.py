@@ -139,12 +139,30 @@ def test_a_plan_counts_what_a_language_model_would_be_asked_and_asks_nothing(con
     store, recorder = RunStore(tmp_path / "run"), Recorder()
     budget = plan(config, store, recorder)
     assert budget is not None
-    assert {share.kind: share.sent for share in budget.shares} == {"keywords": 2, "preference": 2, "chunk": 2}
+    assert {share.kind: share.sent for share in budget.shares} == {
+        "keywords": 2, "preference": 2, "chunk": 2, "negative": 2 * config.negatives.queries_a_passage,
+    }  # fmt: skip
     assert budget.expected.price == budget.total.prompt_tokens > 0
     assert recorder.seen == [("started", "corpus"), ("finished", "corpus")]
     assert plan(config, store, recorder, "identifiers").total.prompts == 2
     assert plan(config_of(), store, recorder) is None, "no language model"
     assert plan(config, store, recorder, "corpus") is None, "no stage that asks"
+
+
+def test_a_plan_foresees_the_negatives_that_are_written(config_of, tmp_path: Path) -> None:
+    wanted = (HTTP, "synthesis.sentence_queries=0", "synthesis.chunk_queries=3", "retrieval.retrievers=[sft, dense]")
+    store, recorder = RunStore(tmp_path / "run"), Recorder()
+
+    def foreseen(*overrides: str) -> dict[str, int]:
+        budget = plan(config_of(*wanted, *overrides), store, recorder)
+        assert budget is not None
+        return {share.kind: share.sent for share in budget.shares}
+
+    assert foreseen("negatives.source=synthetic")["negative"] == 2 * 3
+    assert foreseen("negatives.source=synthetic", "negatives.queries_a_passage=2")["negative"] == 2 * 2
+    assert foreseen("negatives.source=synthetic", "negatives.queries_a_passage=0")["negative"] == 2 * 3
+    assert "negative" not in foreseen("negatives.source=retrieved")
+    assert "negative" not in foreseen("negatives.source=synthetic", "dense.epochs=0")
 
 
 def test_a_plan_leaves_out_what_is_kept_and_what_is_done(config_of, tmp_path: Path) -> None:

@@ -139,6 +139,18 @@ def test_a_language_model_is_reckoned_in_tokens_on_its_replicas() -> None:
     assert synthesis.seconds == pytest.approx(3.0 + synthesis.tokens / 2000)
 
 
+def test_hard_negatives_are_reckoned_in_tokens_and_by_the_queries_that_are_drawn() -> None:
+    wanted = ["llm={type: http, base_url: 'http://localhost:1/v1', model: m}", "retrieval.retrievers=[sft, dense]"]
+    few, many = (
+        by_stage(load_config("scratch-semantic", [*wanted, f"negatives.queries_a_passage={number}"]))["negatives"]
+        for number in (2, 4)
+    )
+    assert many.rows == 2 * few.rows == 4 * SIZE.passages
+    assert many.tokens == pytest.approx(2 * few.tokens) and few.tokens > few.rows * SIZE.words
+    all_of_them = by_stage(load_config("scratch-semantic", [*wanted, "negatives.queries_a_passage=0"]))["negatives"]
+    assert all_of_them.rows == SIZE.queries * SIZE.passages
+
+
 def test_the_command_prints_a_row_a_stage(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from genret.cli import main
 
