@@ -25,7 +25,7 @@ MIB = 2**20
 @pytest.fixture(scope="module")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     folder = tmp_path_factory.mktemp("chaos")
-    found = start(make_run(folder / "run"), folder, "serving.replicas={sft: {min_replicas: 2, max_replicas: 2}}")
+    found = start(make_run(folder / "run"), folder, "serving.generative={min_replicas: 2, max_replicas: 2}")
     yield found
     stop(found)
 
