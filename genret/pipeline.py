@@ -252,3 +252,4 @@ STAGES: tuple[Stage, ...] = (
     ),
     Stage("report", ("evaluation",), settings.report_settings, evaluation.run_report),
 )
+"""All stages, left to right."""
