@@ -25,6 +25,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
+from types import FrameType
 from typing import TextIO
 
 from genret.errors import InputError, RunBusyError
@@ -118,15 +119,38 @@ def driving(
     number = _take(storage, holder, heartbeat, expiry)
     state = Driving()
     keeper = _Keeper(storage, number, holder, state, heartbeat, expiry)
-    keeper.start()
-    try:
-        yield state
-    except KeyboardInterrupt:
-        state.check()
-        raise
-    finally:
-        keeper.stop()
+    with _interrupted(state):
+        keeper.start()
+        try:
+            yield state
+        finally:
+            keeper.stop()
     state.check()
+
+
+@contextmanager
+def _interrupted(state: Driving) -> Iterator[None]:
+    """Let SIGINT end the main thread's work once the run is lost; otherwise it does what it did before.
+
+    A process that a script started in the background ignores SIGINT, and would not notice.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.getsignal(signal.SIGINT)
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        state.check()
+        if callable(before):
+            before(number, frame)
+        elif before == signal.SIG_DFL:
+            signal.default_int_handler(number, frame)
+
+    signal.signal(signal.SIGINT, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before or signal.SIG_DFL)
 
 
 @contextmanager
@@ -284,5 +308,5 @@ class _Keeper:
     def _lose(self, reason: str) -> None:
         self._state.lose(f"{self._storage.address('')}: this driver no longer holds the run: {reason}")
         if self._interrupts and not self._stopped.is_set():
-            # As Ctrl-C would: a real signal ends what the thread waits in, a simulated one would wait for that.
+            # A real signal ends what the thread waits in, a simulated one would wait for that; see `_interrupted`.
             signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)

@@ -2,6 +2,7 @@
 
 import json
 import multiprocessing
+import signal
 import threading
 import time
 from pathlib import Path
@@ -104,6 +105,25 @@ def test_a_driver_whose_lease_was_taken_over_stops():
     with pytest.raises(RunBusyError, match="took over"), driving(url, **FAST):
         Storage(url).put("lease/00000009.json", b"{}")
         time.sleep(600)  # the keeper interrupts it
+
+
+def test_a_driver_in_the_background_which_ignores_interrupts_stops_as_well():
+    url = f"memory://bucket/{uuid4().hex}"
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with pytest.raises(RunBusyError, match="took over"), driving(url, **FAST):
+            signal.raise_signal(signal.SIGINT)
+            Storage(url).put("lease/00000009.json", b"{}")
+            time.sleep(600)  # the keeper interrupts it
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def test_ctrl_c_is_ctrl_c_while_the_run_is_held():
+    with pytest.raises(KeyboardInterrupt), driving(f"memory://bucket/{uuid4().hex}", **FAST):
+        signal.raise_signal(signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_a_driver_that_is_cut_off_from_the_store_stops(monkeypatch: pytest.MonkeyPatch):
