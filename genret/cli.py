@@ -100,6 +100,10 @@ def train(source: Source, overrides: Overrides = None, folder: RunFolder = None)
 
     config, store = _open(source, overrides, folder)
     trained = [stage.name for stage in planned(config) if stage.name in TRAINED]
+    if not trained:
+        raise InputError(
+            f"retrieval.retrievers: expected sft or rpo to train, found {', '.join(config.retrieval.retrievers)}"
+        )
     _run(config, store, trained[-1])
 
 

@@ -181,7 +181,7 @@ STAGES: tuple[Stage, ...] = (
     Stage("synthesis", ("corpus",), settings.synthesis_settings, texts.run_synthesis),
     Stage("examples", ("corpus", "identifiers", "synthesis"), settings.seeded("examples"), texts.run_examples),
     Stage("base", ("corpus", "identifiers", "examples"), settings.base_settings, training.run_base),
-    Stage("sft", ("base", "examples"), settings.seeded("sft"), training.run_sft),
+    Stage("sft", ("base", "examples"), settings.seeded("sft"), training.run_sft, settings.has_generative),
     Stage("mining", ("sft", "synthesis"), settings.seeded("mining"), training.run_mining, settings.has_preference),
     Stage("rpo", ("sft", "mining"), settings.seeded("rpo"), training.run_rpo, settings.has_preference),
     Stage(

@@ -47,7 +47,7 @@ class RetrievalConfig(Section):
         ("sft", "rpo", "bm25"), min_length=1
     )
     """`sft` and `rpo`: the generative retriever after each training stage. `dense`: that of the `dense` section.
-    `fusion`: some of the others joined."""
+    `fusion`: some of the others joined. What none of them needs is not trained."""
     fusion: FusionConfig = FusionConfig()
     """How the retriever `fusion` joins the rankings of others into one."""
     search: Literal["beam", "exact"] = "beam"

@@ -128,7 +128,10 @@ def _synthesis_problems(config: RunConfig) -> Iterator[str]:
             f"synthesis.constraint_queries {synthesis.constraint_queries}, found none"
         )
     if config.examples.context2id == "none" and not (
-        synthesis.chunk_queries or synthesis.sentence_queries or synthesis.constraint_queries
+        synthesis.chunk_queries
+        or synthesis.sentence_queries
+        or synthesis.constraint_queries
+        or config.corpus.train_split
     ):
         yield (
             "examples.context2id: expected chunk or sentence where synthesis.chunk_queries, sentence_queries "

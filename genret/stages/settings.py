@@ -107,9 +107,14 @@ def report_settings(config: RunConfig) -> Any:
     return config.model_dump(mode="json", exclude={"compute", "serving"})
 
 
+def has_generative(config: RunConfig) -> bool:
+    """Whether it trains the generative retriever."""
+    return bool({"sft", "rpo"} & set(config.retrieval.retrievers))
+
+
 def has_preference(config: RunConfig) -> bool:
-    """Whether it trains on preferences."""
-    return config.synthesis.preference_queries > 0
+    """Whether it trains on preferences: nobody waits for a model that is not compared."""
+    return "rpo" in config.retrieval.retrievers
 
 
 def has_second_round(config: RunConfig) -> bool:

@@ -81,8 +81,6 @@ def test_killed_in_every_stage_it_ends_with_the_tables_of_an_undisturbed_run(
 DENSE = [
     "retrieval.retrievers=[bm25, dense, fusion]",
     "retrieval.fusion.parts=[bm25, dense]",
-    "synthesis.preference_queries=0",
-    "sft.epochs=0.05",
     "negatives.adjust_share=true",
     "dense.model.vocabulary_size=500",
     "dense.model.dimensions=32",

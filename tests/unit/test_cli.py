@@ -549,3 +549,10 @@ def test_the_module_is_the_command(corpus: Path, run_folder: Path) -> None:
     lines = result.stderr.splitlines()
     assert lines[-1].startswith(f"error: {corpus}/corpus.jsonl, line 2: expected a JSON object, found 'no JSON'")
     check_refused((result.returncode, result.stdout, result.stderr), "error: ", run_folder)
+
+
+def test_training_what_is_not_compared_is_refused(genret, corpus: Path, run_folder: Path) -> None:
+    flags = ["--set", f"corpus.path={corpus}", "--set", "retrieval.retrievers=[bm25]"]
+    code, _, error = genret("train", "scratch-semantic", "--run", run_folder, *flags)
+    assert code == 2
+    assert "retrieval.retrievers: expected sft or rpo to train, found bm25" in error

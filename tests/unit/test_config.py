@@ -341,6 +341,8 @@ def test_values_that_do_not_go_together_are_refused_with_both(text, message):
         "sft: {scoring: vocabulary, loss: all}",
         "synthesis: {constraint_queries: 2, constraint_fields: [source]}",
         "synthesis: {chunk_queries: 0, sentence_queries: 0}",
+        "corpus: {path: x, train_split: train}\nexamples: {context2id: none}\n"
+        "synthesis: {chunk_queries: 0, sentence_queries: 0}",
         "corpus: {type: jsonl, path: x, queries_path: y, qrels_path: z}",
     ],
 )

@@ -329,6 +329,30 @@ def test_leaving_preference_learning_out_keeps_what_was_before_it(config_of) -> 
     assert {name for name in after if before[name] == after[name]} == {"corpus", "identifiers", "bm25"}
 
 
+@pytest.mark.parametrize(
+    ("retrievers", "trained"),
+    [
+        ("[bm25]", set()),
+        ("[dense, bm25]", {"dense"}),
+        ("[sft, bm25]", {"sft"}),
+        ("[rpo]", {"sft", "mining", "rpo"}),
+        ("[sft, rpo, dense]", {"sft", "mining", "rpo", "dense"}),
+    ],
+)
+def test_only_what_is_compared_is_trained(config_of, retrievers: str, trained: set[str]) -> None:
+    change = f"retrieval.retrievers={retrievers}"
+    stages = {stage.name for stage in planned(config_of(change))}
+    assert stages & {"sft", "mining", "rpo", "dense"} == trained
+    # What is left is done as it would be beside the others.
+    before, after = marks(config_of()), marks(config_of(change))
+    assert {name for name in after if before[name] != after[name]} == AFTER_RETRIEVAL
+
+
+def test_a_second_round_needs_a_first_one(config_of) -> None:
+    stages = [stage.name for stage in planned(config_of("preference.rounds=2", "retrieval.retrievers=[sft, bm25]"))]
+    assert not {"mining", "rpo", *SECOND_ROUND} & set(stages)
+
+
 # --- running ---
 
 
