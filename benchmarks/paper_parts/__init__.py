@@ -1,0 +1,1 @@
+"""The paper's tables: figures, grids of configurations, and what is printed."""
