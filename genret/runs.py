@@ -184,6 +184,23 @@ class RunStore:
         except (InputError, OSError, pa.ArrowException) as error:
             raise self._damaged(record, stored["path"], error) from error
 
+    def read_parts(self, record: StageRecord, name: str, rows: int) -> Iterator[pa.Table]:
+        """A table that a stage wrote, in parts of so many rows, of which one is held at a time.
+
+        Raises:
+            InputError: As for `read_table`; that rows are missing is only seen behind the last part.
+        """
+        stored, found = _entry(record, "table", record.tables, name), 0
+        try:
+            with self._storage.reading(stored["path"]) as stream:
+                for batch in pq.ParquetFile(stream, page_checksum_verification=True).iter_batches(rows):
+                    found += batch.num_rows
+                    yield check_table(name, pa.Table.from_batches([batch]))
+            if found != stored["rows"]:
+                raise InputError(f"expected {stored['rows']} rows, found {found}")
+        except (InputError, OSError, pa.ArrowException) as error:
+            raise self._damaged(record, stored["path"], error) from error
+
     def read_text(self, record: StageRecord, name: str) -> str:
         """A text that a stage wrote.
 

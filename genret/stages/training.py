@@ -11,7 +11,7 @@ from genret.runs import StageWriter
 from genret.stages.context import Context
 from genret.stages.launching import launch, torch_threads, training_setup
 from genret.stages.ranking import rank
-from genret.training.mining import mine
+from genret.training.mining import QUERIES_A_PART, mine
 
 _MINING_BATCH = 32
 
@@ -100,7 +100,7 @@ def _mine(context: Context, writer: StageWriter, retriever: Literal["sft", "rpo"
 
     parts = mine(
         context.config.mining,
-        context.table("synthesis", "preference_queries"),
+        context.store.read_parts(context.records["synthesis"], "preference_queries", QUERIES_A_PART),
         context.table("identifiers", "identifiers"),
         search_for,
         context.config.seed,

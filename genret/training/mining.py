@@ -1,19 +1,19 @@
 """Mining: the SFT model's own false positives become the negatives of preference learning."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import pyarrow as pa
 
 from genret.config import MiningConfig
 from genret.examples.preference import build_preference_pairs
 
-# Rankings of so many queries are held at once, and the pairs that they give.
-_QUERIES_A_ROUND = 100_000
+QUERIES_A_PART = 100_000
+"""Queries whose rankings, and the pairs that they give, are held at once."""
 
 
 def mine(
     config: MiningConfig,
-    preference_queries: pa.Table,
+    preference_queries: Iterable[pa.Table],
     identifiers: pa.Table,
     rank: Callable[[pa.Table, int], pa.Table],
     seed: int,
@@ -22,15 +22,15 @@ def mine(
 
     Args:
         config: The `mining` section.
-        preference_queries: Queries that SFT has not seen, each with its passage.
+        preference_queries: Queries that SFT has not seen, each with its passage: the table in parts.
         identifiers: The identifiers of all passages.
         rank: Ranks passages for a table with `query_id` and `text`, at most so many a query: a `run` table.
         seed: Seed of the `random` strategy.
 
     Yields:
-        The table `preference_pairs` in parts, so that neither all rankings nor all pairs are ever held.
+        The table `preference_pairs`, a part for each of the queries', so that neither all queries nor all rankings nor
+        all pairs are ever held.
     """
-    for start in range(0, max(1, preference_queries.num_rows), _QUERIES_A_ROUND):
-        queries = preference_queries.slice(start, _QUERIES_A_ROUND)
+    for queries in preference_queries:
         ranking = rank(queries.select(["query_id", "text"]), config.candidates)
         yield build_preference_pairs(config, ranking, queries, identifiers, seed)["preference_pairs"]

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from genret.cluster import connected
-from genret.config import ComputeConfig, SftConfig, load_config
+from genret.config import ComputeConfig, RpoConfig, SftConfig, load_config
 from genret.pipeline import run
 from genret.runs import RunStore
 from genret.training.launch import TrainingTask, train
@@ -20,6 +20,10 @@ from genret.training.setup import Setup
 needs_deepspeed = pytest.mark.skipif(find_spec("deepspeed") is None, reason="DeepSpeed is not installed")
 # Sums in another order: AdamW's first steps turn the last bit of a gradient near zero into a change of this size.
 TOLERANCE = 2e-5
+SECTIONS: dict[str, SftConfig | RpoConfig] = {
+    "sft": SftConfig(epochs=0.35, batch_size=96, micro_batch_size=32, learning_rate=1e-3, checkpoints=2, max_tokens=48),
+    "rpo": RpoConfig(epochs=1, batch_size=20, micro_batch_size=8, learning_rate=1e-4, checkpoints=2),
+}
 
 
 class Silent:
@@ -40,49 +44,53 @@ def ray() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def start(tiny_settings: list[str], tmp_path_factory: pytest.TempPathFactory, ray: None) -> tuple[RunStore, dict]:
-    """A run with a base model and examples, whose last steps do not share out evenly."""
+    """A run with a base model, examples and pairs, whose last steps do not share out evenly."""
     store = RunStore(tmp_path_factory.mktemp("start") / "run")
-    config = load_config("scratch-semantic", [*tiny_settings, "sft.model.layers=2"])
-    return store, run(config, store, Silent(), "base")
+    config = load_config("scratch-semantic", [*tiny_settings, "sft.model.layers=2", "sft.epochs=0.1"])
+    return store, run(config, store, Silent(), "mining")
 
 
 @pytest.fixture(scope="module")
 def fit(start: tuple[RunStore, dict], tmp_path_factory: pytest.TempPathFactory) -> Callable[..., tuple]:
     store, records = start
 
-    def train_once(workers: int, scratch: Path | None = None, section: object = None, **machine) -> tuple:
+    def train_once(section: SftConfig | RpoConfig, workers: int, **machine) -> tuple:
         compute = ComputeConfig(training_workers=workers, cpus_a_training_worker=1, max_failures=0, **machine)
-        section = section or SftConfig(
-            epochs=0.35, batch_size=96, micro_batch_size=32, learning_rate=1e-3, checkpoints=2, max_tokens=48
-        )
+        is_sft = isinstance(section, SftConfig)
         task = TrainingTask(
-            stage="sft" if isinstance(section, SftConfig) else "rpo",
+            stage="sft" if is_sft else "rpo",
             section=section.model_dump(),
             pretrained=None,
             run_url=str(store.url),
-            model=(records["base"], "base"),
-            examples=(records["examples"], "sft_examples"),
+            model=(records["base"], "base") if is_sft else (records["sft"], "sft"),
+            examples=(records["examples"], "sft_examples") if is_sft else (records["mining"], "preference_pairs"),
             seed=5,
-            setup=Setup(**{name: machine[name] for name in machine if name != "min_training_workers"}),
+            setup=Setup(**machine),
             threads=1,
         )
         folder = tmp_path_factory.mktemp("fit")
-        scratch = scratch or folder / "scratch"
-        log = train(
-            task, compute, str(scratch), lambda bundle: shutil.copytree(bundle, folder / "bundle"), lambda *_: None
-        )
-        return load_file(folder / "bundle" / "model.safetensors"), log, scratch
+
+        def deliver(bundle: Path) -> None:
+            shutil.copytree(bundle, folder / "bundle")
+
+        log = train(task, compute, str(folder / "scratch"), deliver, lambda *_: None)
+        return load_file(folder / "bundle" / "model.safetensors"), log
 
     return train_once
 
 
+@pytest.fixture(scope="module", params=list(SECTIONS))
+def section(request: pytest.FixtureRequest) -> SftConfig | RpoConfig:
+    return SECTIONS[request.param]
+
+
 @pytest.fixture(scope="module")
-def single(fit: Callable[..., tuple]) -> tuple[dict[str, torch.Tensor], pa.Table, Path]:
-    return fit(1)
+def single(fit: Callable[..., tuple], section) -> tuple[dict[str, torch.Tensor], pa.Table]:
+    return fit(section, 1)
 
 
 def assert_same(found: tuple, expected: tuple) -> None:
-    weights, log, _ = found
+    weights, log = found
     assert log.column("step").equals(expected[1].column("step"))
     assert log.column("loss").to_pylist() == pytest.approx(expected[1].column("loss").to_pylist(), abs=1e-5)
     assert weights.keys() == expected[0].keys()
@@ -92,12 +100,13 @@ def assert_same(found: tuple, expected: tuple) -> None:
 
 @pytest.mark.chaos
 @pytest.mark.parametrize("workers", [2, 3])
-def test_workers_train_as_one_does(fit, single, workers) -> None:
-    assert_same(fit(workers), single)
+def test_workers_train_as_one_does(fit, section, single, workers) -> None:
+    assert len(single[1]) > 2, "several steps are compared"
+    assert_same(fit(section, workers), single)
 
 
 @pytest.mark.chaos
 @needs_deepspeed
 @pytest.mark.parametrize(("stage", "offload"), [(2, "none"), (3, "none"), (3, "optimizer")])
-def test_zero_trains_as_one_worker_does(fit, single, stage, offload) -> None:
-    assert_same(fit(2, zero_stage=stage, offload=offload), single)
+def test_zero_trains_as_one_worker_does(fit, section, single, stage, offload) -> None:
+    assert_same(fit(section, 2, zero_stage=stage, offload=offload), single)

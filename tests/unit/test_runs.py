@@ -288,8 +288,26 @@ def test_a_damaged_table_is_named_with_what_to_do(tmp_path, how):
     damage(path, how)
     with pytest.raises(InputError, match="missing or damaged") as caught:
         store.read_table(record, "test_queries")
+    with pytest.raises(InputError) as in_parts:
+        list(store.read_parts(record, "test_queries", 2))
+    assert str(in_parts.value) == str(caught.value)
     assert str(path) in str(caught.value)
     assert f"delete {tmp_path}/run/stages/corpus-{MARK}.json" in str(caught.value)
+
+
+def test_a_table_is_read_in_parts(url, tmp_path):
+    store = RunStore(url)
+    record = write_stage(store, "corpus", MARK, model_folder(tmp_path))
+    for rows in (1, 2, 5, 100):
+        parts = list(store.read_parts(record, "qrels", rows))
+        assert all(part.num_rows <= rows for part in parts)
+        assert pa.concat_tables(parts).equals(qrels(5))
+    record.tables["qrels"]["rows"] = 6
+    with pytest.raises(InputError, match="expected 6 rows, found 5"):
+        list(store.read_parts(record, "qrels", 2))
+    writer = store.begin("empty", MARK)
+    writer.write_table("qrels", qrels(0))
+    assert list(store.read_parts(writer.commit({}), "qrels", 10)) == []
 
 
 def test_a_table_with_other_rows_or_columns_is_damaged(tmp_path):

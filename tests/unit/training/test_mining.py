@@ -1,11 +1,10 @@
-"""Mining in rounds, with a ranking that is known."""
+"""Mining part by part, with a ranking that is known."""
 
 import pyarrow as pa
 import pytest
 
 from genret.config import MiningConfig
-from genret.tables import SCHEMAS, table_from_rows
-from genret.training import mining
+from genret.tables import table_from_rows
 from genret.training.mining import mine
 
 PASSAGES = 12
@@ -51,7 +50,7 @@ class Ranker:
 
 def test_what_is_ranked_above_the_positive_becomes_negatives() -> None:
     config = MiningConfig(negatives=2, candidates=4)
-    pairs = pa.concat_tables(mine(config, preference_queries(5), identifiers(), Ranker(), 0))
+    pairs = pa.concat_tables(mine(config, [preference_queries(5)], identifiers(), Ranker(), 0))
     found = [
         (row["query_id"], row["prompt"], row["chosen"], row["rejected"], row["positive_rank"], row["negative_rank"])
         for row in pairs.to_pylist()
@@ -70,12 +69,10 @@ def test_what_is_ranked_above_the_positive_becomes_negatives() -> None:
 
 @pytest.mark.parametrize("strategy", ["top", "random"])
 @pytest.mark.parametrize("size", [1, 7, 23, 24])
-def test_rounds_change_nothing(monkeypatch: pytest.MonkeyPatch, strategy: str, size: int) -> None:
-    config = MiningConfig(strategy=strategy)
-    whole = pa.concat_tables(mine(config, preference_queries(23), identifiers(), Ranker(), 3))
-    monkeypatch.setattr(mining, "_QUERIES_A_ROUND", size)
-    ranker = Ranker()
-    parts = mine(config, preference_queries(23), identifiers(), ranker, 3)
+def test_parts_change_nothing(strategy: str, size: int) -> None:
+    config, queries, ranker = MiningConfig(strategy=strategy), preference_queries(23), Ranker()
+    whole = pa.concat_tables(mine(config, [queries], identifiers(), Ranker(), 3))
+    parts = mine(config, (queries.slice(start, size) for start in range(0, 23, size)), identifiers(), ranker, 3)
     first = next(parts)
     assert len(ranker.asked) == 1, "a part is there before the next queries are ranked"
     assert pa.concat_tables([first, *parts]).equals(whole)
@@ -84,7 +81,5 @@ def test_rounds_change_nothing(monkeypatch: pytest.MonkeyPatch, strategy: str, s
     assert {k for _, k in ranker.asked} == {config.candidates}
 
 
-def test_no_query_no_pair() -> None:
-    (part,) = mine(MiningConfig(), preference_queries(0), identifiers(), Ranker(), 0)
-    assert part.num_rows == 0
-    assert part.schema.equals(SCHEMAS["preference_pairs"])
+def test_no_query_no_part() -> None:
+    assert list(mine(MiningConfig(), [], identifiers(), Ranker(), 0)) == []

@@ -1,13 +1,16 @@
 """The preference loss against the paper's formula in float64, through the trainer itself."""
 
 import math
+import shutil
+from pathlib import Path
 
 import pytest
 import torch
 from training_reference import reference_log_prob
 
-from genret.config import RpoConfig
+from genret.config import RpoConfig, TuningConfig
 from genret.tables import table_from_rows
+from genret.training.callbacks import Progress
 from genret.training.encoding import encode_prompts
 from genret.training.rpo import RpoCollator, RpoTrainer, build_rpo_dataset, rpo_loss, train_rpo
 from genret.training.sft import make_collator
@@ -115,3 +118,58 @@ def test_no_pair_leaves_the_model_alone(make_bundle, tmp_path) -> None:
     weights = {name: weight.clone() for name, weight in bundle.model.state_dict().items()}
     assert train_rpo(RpoConfig(), bundle, pair_table(bundle).slice(0, 0), tmp_path, seed=0) == []
     assert all(torch.equal(weight, weights[name]) for name, weight in bundle.model.state_dict().items())
+
+
+def test_without_the_likelihood_term_it_is_plain_dpo(make_bundle, tmp_path) -> None:
+    """At the first step the model is the reference: all margins are zero, and DPO's loss is log 2."""
+    config = RpoConfig(alpha=0.0, epochs=5, batch_size=3, micro_batch_size=2, learning_rate=1e-3, checkpoints=0)
+    bundle = make_bundle("semantic", "trie")
+    log = train_rpo(config, bundle, pair_table(bundle), tmp_path, seed=0)
+    assert log[0]["loss"] == pytest.approx(math.log(2), abs=1e-6)
+    assert log[-1]["loss"] < log[0]["loss"]
+
+
+def test_resuming_gives_the_same_weights(make_bundle, tmp_path) -> None:
+    config = RpoConfig(epochs=6, batch_size=2, micro_batch_size=1, learning_rate=1e-3, checkpoints=2)
+    kept = []
+
+    def keep(folder: Path) -> None:
+        kept.append(shutil.copytree(folder, tmp_path / f"kept-{len(kept)}"))
+
+    straight, resumed = make_bundle(), make_bundle()
+    pairs = pair_table(straight)
+    log = train_rpo(config, straight, pairs, tmp_path / "a", seed=3, progress=Progress(on_checkpoint=keep))
+    # The reference is the model that training started from, also where it goes on from a checkpoint.
+    again = train_rpo(config, resumed, pairs, tmp_path / "b", seed=3, resume_from=kept[0])
+    assert [row["loss"] for row in again] == [row["loss"] for row in log]
+    for name, weight in straight.model.state_dict().items():
+        assert torch.equal(weight, resumed.model.state_dict()[name]), name
+
+
+@pytest.mark.parametrize("scoring", ["trie", "vocabulary"])
+def test_lora_learns_beside_the_reference(make_bundle, tmp_path, scoring) -> None:
+    bundle = make_bundle("semantic", scoring)
+    before = {name: weight.clone() for name, weight in bundle.model.state_dict().items()}
+    config = RpoConfig(
+        alpha=0.0, epochs=20, batch_size=3, micro_batch_size=3, learning_rate=1e-2, checkpoints=0,
+        tuning=TuningConfig(method="lora", rank=4),
+    )  # fmt: skip
+    log = train_rpo(config, bundle, pair_table(bundle), tmp_path / "out", seed=0)
+    assert log[0]["loss"] == pytest.approx(math.log(2), abs=1e-6)
+    assert log[-1]["loss"] < 0.95 * log[0]["loss"]
+    # A plain model again, of which only the layers' linear maps have changed.
+    changed = {name for name, weight in bundle.model.state_dict().items() if not torch.equal(weight, before[name])}
+    assert changed
+    assert all(name.endswith("_proj.weight") for name in changed)
+
+
+def test_bf16_computes_the_loss_of_fp32_roughly_and_keeps_the_weights_whole(make_bundle, tmp_path) -> None:
+    first = {}
+    for precision in ("fp32", "bf16"):
+        bundle = make_bundle("semantic", "trie", "random")
+        config = RpoConfig(precision=precision, epochs=2, batch_size=3, micro_batch_size=3, checkpoints=0)
+        log = train_rpo(config, bundle, pair_table(bundle), tmp_path / precision, seed=0)
+        first[precision] = log[0]["loss"]
+        assert {weight.dtype for weight in bundle.model.parameters()} == {torch.float32}
+    assert first["bf16"] != first["fp32"]
+    assert first["bf16"] == pytest.approx(first["fp32"], rel=0.01)
