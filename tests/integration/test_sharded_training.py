@@ -1,13 +1,17 @@
 """Training on several Ray Train workers, plain and with ZeRO, ends where a single worker ends."""
 
 import shutil
+import threading
+import time
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
+import psutil
 import pyarrow as pa
 import pytest
 import torch
+from ray.train import TrainingFailedError
 from safetensors.torch import load_file
 
 from genret.cluster import connected
@@ -54,7 +58,9 @@ def start(tiny_settings: list[str], tmp_path_factory: pytest.TempPathFactory, ra
 def fit(start: tuple[RunStore, dict], tmp_path_factory: pytest.TempPathFactory) -> Callable[..., tuple]:
     store, records = start
 
-    def train_once(section: SftConfig | RpoConfig, workers: int, **machine) -> tuple:
+    def train_once(
+        section: SftConfig | RpoConfig, workers: int, *, scratch: Path | None = None, **machine
+    ) -> tuple[dict[str, torch.Tensor], pa.Table]:
         compute = ComputeConfig(training_workers=workers, cpus_a_training_worker=1, max_failures=0, **machine)
         is_sft = isinstance(section, SftConfig)
         task = TrainingTask(
@@ -73,7 +79,7 @@ def fit(start: tuple[RunStore, dict], tmp_path_factory: pytest.TempPathFactory) 
         def deliver(bundle: Path) -> None:
             shutil.copytree(bundle, folder / "bundle")
 
-        log = train(task, compute, str(folder / "scratch"), deliver, lambda *_: None)
+        log = train(task, compute, str(scratch or folder / "scratch"), deliver, lambda *_: None)
         return load_file(folder / "bundle" / "model.safetensors"), log
 
     return train_once
@@ -110,3 +116,27 @@ def test_workers_train_as_one_does(fit, section, single, workers) -> None:
 @pytest.mark.parametrize(("stage", "offload"), [(2, "none"), (3, "none"), (3, "optimizer")])
 def test_zero_trains_as_one_worker_does(fit, section, single, stage, offload) -> None:
     assert_same(fit(section, 2, zero_stage=stage, offload=offload), single)
+
+
+def kill_a_worker(scratch: Path) -> None:
+    """Kill a training worker of this process's Ray as soon as there is a checkpoint to go on from."""
+    deadline = time.monotonic() + 120
+    while not any(scratch.glob("train/checkpoint_*")) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    for process in psutil.Process().children(recursive=True):
+        if "RayTrainWorker" in process.name() or "RayTrainWorker" in " ".join(process.cmdline()):
+            process.kill()
+            return
+
+
+@pytest.mark.chaos
+@pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 3)])
+def test_training_goes_on_with_other_workers(fit, tmp_path: Path, before: int, after: int) -> None:
+    section = SECTIONS["sft"].model_copy(update={"epochs": 20.0, "checkpoints": 5})
+    expected = fit(section, 1)
+    killer = threading.Thread(target=kill_a_worker, args=(tmp_path,))
+    killer.start()
+    with pytest.raises(TrainingFailedError):
+        fit(section, before, scratch=tmp_path)
+    killer.join()
+    assert_same(fit(section, after, scratch=tmp_path), expected)
