@@ -8,11 +8,12 @@ from the corpus (`dense.model` of type scratch). Rows:
 
 - base: the encoder before training.
 - in-batch: trained with the other passages of the batch as negatives, and no explicit ones.
-- retrieved, synthetic, hybrid (50:50), adjusted (hybrid, its share moved by validation): explicit negatives.
+- random, retrieved, synthetic, hybrid (50:50), adjusted (hybrid, its share moved by validation): explicit negatives.
 - debiased: retrieved negatives with the debiased contrastive loss, the stronger baseline of SyNeg's tables.
 
 Seeds change the encoder, the draw of queries, the order and the negatives. Prints NDCG@10 and HIT@10 in per cent, mean
-and standard deviation over the seeds, and the difference in NDCG@10 to the base by seed.
+and standard deviation over the seeds, the difference in NDCG@10 to the base by seed, and how hybrid stands to each
+other row.
 """
 
 import argparse
@@ -56,11 +57,13 @@ EVALUATION = EvaluationConfig(measures=MEASURES, bootstrap_samples=100)
 RETRIEVAL = RetrievalConfig()
 SYNTHESIS = SynthesisConfig(chunk_queries=4, sentence_queries=1, max_sentences=4, preference_queries=0)
 ENGINE = ExtractiveConfig(background_noise=0.8, min_terms=6, max_terms=24)
+HYBRID = "hybrid"
 ROWS: dict[str, tuple[NegativesConfig, str]] = {
     "in-batch": (NegativesConfig(source="none"), "contrastive"),
+    "random": (NegativesConfig(source="random"), "contrastive"),
     "retrieved": (NegativesConfig(source="retrieved"), "contrastive"),
     "synthetic": (NegativesConfig(source="synthetic"), "contrastive"),
-    "hybrid": (NegativesConfig(source="hybrid"), "contrastive"),
+    HYBRID: (NegativesConfig(source="hybrid"), "contrastive"),
     "adjusted": (NegativesConfig(source="hybrid", adjust_share=True), "contrastive"),
     "debiased": (NegativesConfig(source="retrieved"), "debiased"),
 }
@@ -187,7 +190,22 @@ def lines(values: Values) -> list[str]:
             cells.append(f"{statistics.mean(numbers):.1f} ({spread:.1f})")
         gains = [100 * (value["NDCG@10"] - base["NDCG@10"]) for value, base in zip(of_row, values["base"], strict=True)]
         rows.append(f"| {name} | {' | '.join(cells)} | {', '.join(f'{gain:+.1f}' for gain in gains)} |")
-    return rows
+    return [*rows, "", *standings(values)] if HYBRID in values else rows
+
+
+def standings(values: Values) -> list[str]:
+    """NDCG@10 of the hybrid less that of each other row, seed by seed."""
+    found = []
+    for name, of_row in values.items():
+        gains = [100 * (own["NDCG@10"] - other["NDCG@10"]) for own, other in zip(values[HYBRID], of_row, strict=True)]
+        spread = f" ± {statistics.stdev(gains):.2f}" if len(gains) > 1 else ""
+        if name != HYBRID:
+            not_below = sum(gain >= 0 for gain in gains)
+            found.append(
+                f"- {HYBRID} less {name}: {statistics.mean(gains):+.2f}{spread}, not below with {not_below} of "
+                f"{len(gains)} seeds"
+            )
+    return found
 
 
 if __name__ == "__main__":
