@@ -59,14 +59,15 @@ class PretrainedEncoder(Section):
     """Hub name or local folder."""
     revision: str = "main"
     """Branch, tag or commit on the hub."""
-    family: Literal["plain", "bge", "contriever", "e5-mistral", "gte-qwen2"] = "plain"
+    family: Literal["auto", "plain", "bge", "contriever", "e5", "e5-mistral", "gte-qwen2"] = "auto"
     """How queries and passages are presented, as the model's authors do: `bge`: an instruction before queries.
-    `e5-mistral`, `gte-qwen2`: a task description before queries. `contriever`: inner products of vectors as they are.
-    `plain`: no instructions, unit length."""
+    `e5`: what a text is before queries and passages. `e5-mistral`, `gte-qwen2`: a task description before queries.
+    `contriever`: inner products of vectors as they are. `plain`: no instructions, unit length. `auto`: the one that the
+    model's name tells, else `plain`."""
     query_prefix: str = Field("", max_length=1000)
     """Text before every query; empty: that of the family."""
     passage_prefix: str = Field("", max_length=1000)
-    """Text before every passage; empty: that of the family, none in all of these."""
+    """Text before every passage; empty: that of the family."""
 
 
 EncoderConfig = Annotated[ScratchEncoder | PretrainedEncoder, Field(discriminator="type")]

@@ -61,6 +61,8 @@ _FAMILIES: dict[str, tuple[str, str, bool]] = {
     "bge": ("Represent this sentence for searching relevant passages: ", "", True),
     # https://huggingface.co/facebook/contriever-msmarco: inner products of mean-pooled vectors
     "contriever": ("", "", False),
+    # https://huggingface.co/intfloat/e5-base-v2
+    "e5": ("query: ", "passage: ", True),
     # https://huggingface.co/intfloat/e5-mistral-7b-instruct
     "e5-mistral": (_WEB_SEARCH, "", True),
     # https://huggingface.co/Alibaba-NLP/gte-Qwen2-7B-instruct. Its card asks for code of the repository, which is not
@@ -68,12 +70,28 @@ _FAMILIES: dict[str, tuple[str, str, bool]] = {
     "gte-qwen2": (_WEB_SEARCH, "", True),
 }
 
+# Of these the first that a name holds. BGE's models of other languages have other instructions, or none.
+_NAMES = (
+    (r"contriever", "contriever"),
+    (r"gte-qwen2", "gte-qwen2"),
+    (r"e5-.*instruct", "e5-mistral"),
+    (r"\be5-", "e5"),
+    (r"\bbge-.*en\b", "bge"),
+)
+
+
+def family_of(name: str) -> str:
+    """The family that a model's name tells, in any case and behind any owner or folder; `plain` for none."""
+    own = name.rstrip("/").rpartition("/")[2].lower()
+    return next((family for pattern, family in _NAMES if re.search(pattern, own)), "plain")
+
 
 def reading_of(config: DenseConfig) -> Reading:
     """How the encoder of a configuration reads texts: its own prefixes, else those of its family."""
     if isinstance(config.model, ScratchEncoder):
         return Reading("", "", True, config.max_tokens, config.model.distinct_words)
-    query_prefix, passage_prefix, normalise = _FAMILIES[config.model.family]
+    family = family_of(config.model.name) if config.model.family == "auto" else config.model.family
+    query_prefix, passage_prefix, normalise = _FAMILIES[family]
     return Reading(
         config.model.query_prefix or query_prefix,
         config.model.passage_prefix or passage_prefix,

@@ -9,7 +9,7 @@ from sentence_transformers import SentenceTransformer
 from genret.config import DenseConfig, PretrainedEncoder, ScratchEncoder
 from genret.errors import InputError
 from genret.training.base import passage_texts
-from genret.training.encoder import Encoder, EncoderPlace, build_scratch_encoder, reading_of
+from genret.training.encoder import Encoder, EncoderPlace, build_scratch_encoder, family_of, reading_of
 
 SMALL = DenseConfig(model=ScratchEncoder(vocabulary_size=400, dimensions=16), max_tokens=32)
 
@@ -64,16 +64,40 @@ def test_vectors_do_not_depend_on_the_other_texts(encoder) -> None:
         ("plain", "", True),
         ("bge", "Represent this sentence for searching relevant passages: ", True),
         ("contriever", "", False),
+        ("e5", "query: ", True),
         ("e5-mistral", WEB_SEARCH, True),
         ("gte-qwen2", WEB_SEARCH, True),
     ],
 )  # fmt: skip
 def test_families_read_as_their_authors_say(family, query, normalise) -> None:
     reading = reading_of(DenseConfig(model=PretrainedEncoder(name="some/model", family=family)))
-    assert (reading.query_prefix, reading.passage_prefix, reading.normalise) == (query, "", normalise)
+    passage = "passage: " if family == "e5" else ""
+    assert (reading.query_prefix, reading.passage_prefix, reading.normalise) == (query, passage, normalise)
     own = PretrainedEncoder(name="some/model", family=family, query_prefix="q: ", passage_prefix="p: ")
     assert reading_of(DenseConfig(model=own)).query_prefix == "q: "
     assert reading_of(DenseConfig(model=own)).passage_prefix == "p: "
+
+
+@pytest.mark.parametrize(
+    ("name", "family"),
+    [
+        ("BAAI/bge-large-en-v1.5", "bge"),
+        ("BAAI/bge-base-zh-v1.5", "plain"),
+        ("BAAI/bge-m3", "plain"),
+        ("facebook/contriever-msmarco", "contriever"),
+        ("intfloat/e5-mistral-7b-instruct", "e5-mistral"),
+        ("intfloat/multilingual-e5-large-instruct", "e5-mistral"),
+        ("intfloat/multilingual-e5-base", "e5"),
+        ("Alibaba-NLP/gte-Qwen2-7B-instruct", "gte-qwen2"),
+        ("/models/bge-large-en-v1.5/", "bge"),
+        ("/models/bge-large-en-v1.5/mine", "plain"),
+        ("sentence-transformers/all-MiniLM-L6-v2", "plain"),
+    ],
+)
+def test_a_name_tells_the_family(name: str, family: str) -> None:
+    assert family_of(name) == family
+    by_name = reading_of(DenseConfig(model=PretrainedEncoder(name=name)))
+    assert by_name == reading_of(DenseConfig(model=PretrainedEncoder(name=name, family=family)))
 
 
 def test_prefixes_stand_before_texts(encoder, passages, tmp_path) -> None:
