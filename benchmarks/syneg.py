@@ -45,7 +45,8 @@ from genret.examples.contrastive import build_contrastive_examples, by_query, ha
 from genret.llm.extractive import CorpusStatistics, ExtractiveEngine
 from genret.retrieval.base import retrieve_run
 from genret.retrieval.bm25 import Bm25Retriever
-from genret.retrieval.dense import DenseIndex, DenseRetriever, quantise
+from genret.retrieval.dense import DenseRetriever
+from genret.retrieval.vectors import DenseIndex, quantise
 from genret.synthesis.build import synthesize
 from genret.synthesis.negatives import write_negatives
 from genret.training.base import passage_texts

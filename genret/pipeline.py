@@ -203,7 +203,7 @@ STAGES: tuple[Stage, ...] = (
     Stage(
         "base_embedding",
         ("corpus", "encoder"),
-        settings.embedding_settings,
+        settings.base_embedding_settings,
         dense.run_base_embedding,
         settings.embeds_base,
     ),

@@ -109,5 +109,8 @@ class DenseConfig(Section):
     """How often to save a checkpoint to resume from; 0: never."""
     vectors: Literal["fp16", "int8"] = "fp16"
     """Number format of the index; `int8` has one scale a vector."""
+    index: Literal["exact", "lists"] = "exact"
+    """`exact`: every query is compared with every vector. `lists`: only with those of the nearest lists
+    (`retrieval.probes`), for a million passages and more; needs the extra faiss."""
     embedding_batch: int = Field(64, ge=1, le=65536)
     """Texts that an actor embeds together."""

@@ -56,6 +56,8 @@ class RetrievalConfig(Section):
     """Beam width (paper: 10); at least `depth`. A single query that asks for more passages widens it."""
     max_expansions: int = Field(200, ge=1, le=100_000)
     """`exact`: most trie nodes scored a query before the search returns what it has."""
+    probes: int = Field(32, ge=1, le=65_536)
+    """`dense.index` with `lists`: lists that are looked through a query; more find more, and take longer."""
     depth: int = Field(10, ge=1, le=1000)
     """Passages retrieved a query, at least as many as the measures look at. With chunks better more: several
     may be of one document."""

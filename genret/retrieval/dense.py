@@ -1,160 +1,42 @@
-"""The dense retriever: vectors of all passages, computed in blocks, and exact search over them."""
+"""The dense retriever: vectors of all passages, computed in blocks, and the search over them."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
-from typing import Literal, overload
+from typing import overload
 
 import numpy as np
 import pyarrow as pa
-import torch
-from torch import Tensor
 
-from genret.config import DenseConfig
+from genret.config import DenseConfig, RetrievalConfig
 from genret.errors import InputError
+from genret.retrieval.approximate import ApproximateIndex, write_lists
 from genret.retrieval.base import BatchedRetriever
+from genret.retrieval.vectors import SCALES, VECTORS, DenseIndex, VectorIndex, quantise
 from genret.runs import RunStore, StageRecord, Storage
 from genret.threads import use_threads
 from genret.training.base import passage_texts
 from genret.training.encoder import Encoder, EncoderPlace
-from genret.training.machine import choose_device
 from genret.types import ScoredPassage
-
-VectorFormat = Literal["fp16", "int8"]
 
 BLOCK = 1024
 """Passages that are embedded together, and kept together where embedding is cut short."""
 
-_VECTORS, _SCALES, _IDS, _SETTINGS = "vectors.npy", "scales.npy", "passage_ids.arrow", "index.json"
+_IDS, _SETTINGS = "passage_ids.arrow", "index.json"
 _FORMAT = 1
-_LARGEST_INT8 = 127
-# Vectors that are compared at a time: 64 MiB in 32 bits at 256 dimensions.
-_SEARCH_BLOCK = 65_536
-
-
-@dataclass(frozen=True)
-class QuantisedVectors:
-    """Vectors as they are stored.
-
-    Attributes:
-        values: `(n, dimensions)`, float16 or int8.
-        scales: float32 `(n,)`: what int8 rows are multiplied by; ones for float16.
-    """
-
-    values: np.ndarray
-    scales: np.ndarray
-
-
-def quantise(vectors: Tensor, kind: VectorFormat) -> QuantisedVectors:
-    """Vectors in fewer bits.
-
-    Args:
-        vectors: float32 `(n, dimensions)`.
-        kind: `fp16`: rounded. `int8`: symmetric, with one scale a vector, so that its largest number is 127.
-
-    Raises:
-        InputError: A number is not finite, or too large for the format.
-    """
-    if not bool(torch.isfinite(vectors).all()):
-        raise InputError("dense: expected finite vectors, found a passage whose vector is not")
-    if kind == "fp16":
-        if bool((vectors.abs() > torch.finfo(torch.float16).max).any()):
-            raise InputError("dense.vectors: expected vectors that fit fp16, found larger numbers")
-        return QuantisedVectors(vectors.half().numpy(), np.ones(len(vectors), dtype=np.float32))
-    largest = vectors.abs().amax(dim=1) if vectors.shape[1] else torch.zeros(len(vectors))
-    scales = torch.where(largest > 0, largest / _LARGEST_INT8, torch.ones(()))
-    values = (vectors / scales.unsqueeze(1)).round().clamp(-_LARGEST_INT8, _LARGEST_INT8)
-    return QuantisedVectors(values.to(torch.int8).numpy(), scales.numpy())
-
-
-class DenseIndex:
-    """Vectors on disk, memory-mapped, and exact search over them: every query is compared with every vector."""
-
-    def __init__(self, vectors: QuantisedVectors) -> None:
-        self._vectors = vectors
-
-    def __len__(self) -> int:
-        return len(self._vectors.values)
-
-    @property
-    def dimensions(self) -> int:
-        """Width of the vectors."""
-        return int(self._vectors.values.shape[1])
-
-    def save(self, folder: Path) -> None:
-        """Write the arrays into a folder."""
-        np.save(folder / _VECTORS, self._vectors.values, allow_pickle=False)
-        np.save(folder / _SCALES, self._vectors.scales, allow_pickle=False)
-
-    @classmethod
-    def load(cls, folder: Path) -> "DenseIndex":
-        """Open what `save` wrote; vectors are memory-mapped.
-
-        Raises:
-            InputError: A file is missing, or they do not belong together.
-        """
-        for file in (_VECTORS, _SCALES):
-            if not (folder / file).is_file():
-                raise InputError(f"dense index {folder}: expected the file {file}, found none")
-        values = np.load(folder / _VECTORS, mmap_mode="r", allow_pickle=False)
-        scales = np.load(folder / _SCALES, allow_pickle=False)
-        if values.ndim != 2 or values.dtype not in (np.float16, np.int8) or len(scales) != len(values):
-            raise InputError(
-                f"dense index {folder}: expected rows of float16 or int8 and as many scales, found "
-                f"{values.dtype} {values.shape} and {scales.shape}"
-            )
-        return cls(QuantisedVectors(values, scales))
-
-    @torch.inference_mode()
-    def search(self, queries: Tensor, k: int) -> list[tuple[np.ndarray, np.ndarray]]:
-        """The k vectors with the largest inner product with each query.
-
-        Args:
-            queries: float32 `(q, dimensions)`.
-            k: How many, at least 1.
-
-        Returns:
-            Places (int64) and scores (float32) a query, best first; equal ones in the order of their places.
-        """
-        if queries.shape[1] != self.dimensions:
-            raise InputError(f"dense index: expected {self.dimensions} dimensions, found {queries.shape[1]}")
-        device = choose_device()
-        queries = queries.to(device, torch.float32)
-        places: list[list[Tensor]] = [[] for _ in range(len(queries))]
-        scores: list[list[Tensor]] = [[] for _ in range(len(queries))]
-        for start in range(0, len(self), _SEARCH_BLOCK):
-            block = slice(start, start + _SEARCH_BLOCK)
-            vectors = torch.tensor(self._vectors.values[block], device=device).float()
-            products = queries @ vectors.T * torch.tensor(self._vectors.scales[block], device=device)
-            # All that tie with the k-th stay in until the stable sort: `topk` keeps an arbitrary one.
-            least = products.topk(min(k, products.shape[1]), dim=1).values[:, -1:]
-            for row, kept in enumerate(products >= least):
-                found = kept.nonzero()[:, 0]
-                places[row].append((found + start).cpu())
-                scores[row].append(products[row, found].cpu())
-        return [_best(row, found, k) for row, found in zip(places, scores, strict=True)]
-
-
-def _best(places: list[Tensor], scores: list[Tensor], k: int) -> tuple[np.ndarray, np.ndarray]:
-    if not places:
-        return np.empty(0, dtype=np.int64), np.empty(0, dtype=np.float32)
-    everything, values = torch.cat(places).numpy(), torch.cat(scores).numpy()
-    order = np.argsort(-values, kind="stable")[:k]
-    return everything[order], values[order]
 
 
 class DenseRetriever(BatchedRetriever):
     """Ranks passages by the inner product of their vectors with the query's.
 
-    Every passage has some score, so that a query finds k of them; only a query that the encoder knows nothing of (the
-    empty one; with an encoder from scratch also one of another script) finds none. A query longer than
-    `dense.max_tokens` is cut at its end.
+    With the exact search every passage has some score, so that a query finds k of them; only a query that the encoder
+    knows nothing of (the empty one; with an encoder from scratch also one of another script) finds none. A query longer
+    than `dense.max_tokens` is cut at its end.
     """
 
     def __init__(
-        self, encoder: Encoder, index: DenseIndex, passage_ids: Sequence[str], name: str, batch_size: int
+        self, encoder: Encoder, index: VectorIndex, passage_ids: Sequence[str], name: str, batch_size: int
     ) -> None:
         super().__init__(name, batch_size)
         if len(index) != len(passage_ids):
@@ -165,7 +47,7 @@ class DenseRetriever(BatchedRetriever):
 
     @classmethod
     def load(
-        cls, folder: Path, store: RunStore, records: Mapping[str, StageRecord], name: str, batch_size: int
+        cls, folder: Path, store: RunStore, records: Mapping[str, StageRecord], name: str, config: RetrievalConfig
     ) -> "DenseRetriever":
         """Open an index that `write_index` wrote, and the encoder that it is of.
 
@@ -174,10 +56,10 @@ class DenseRetriever(BatchedRetriever):
             store: The run.
             records: Its current stages.
             name: What the tables call the retriever.
-            batch_size: Queries answered together.
+            config: The `retrieval` section.
 
         Raises:
-            InputError: A file is missing, or the files do not belong together.
+            InputError: A file or a package is missing, or the files do not belong together.
         """
         for file in (_IDS, _SETTINGS):
             if not (folder / file).is_file():
@@ -187,7 +69,10 @@ class DenseRetriever(BatchedRetriever):
             raise InputError(f"dense index {folder}: expected format {_FORMAT}, found {settings.get('format')!r}")
         place = EncoderPlace(store.url, settings["stage"], DenseConfig(**settings["dense"]))
         ids = pa.ipc.open_file(pa.memory_map(str(folder / _IDS))).read_all().column("passage_id")
-        return cls(place.open(records), DenseIndex.load(folder), _Ids(ids), name, batch_size)
+        index: VectorIndex = (
+            ApproximateIndex.load(folder, config.probes) if place.config.index == "lists" else DenseIndex.load(folder)
+        )
+        return cls(place.open(records), index, _Ids(ids), name, config.batch_size)
 
     def _retrieve_batch(self, queries: list[str], k: int) -> list[list[ScoredPassage]]:
         # White space is no query: a transformer would give it a vector nevertheless.
@@ -267,7 +152,7 @@ def open_embedder(
     return embed
 
 
-def write_index(folder: Path, scratch: str, passage_ids: pa.ChunkedArray, place: EncoderPlace) -> None:
+def write_index(folder: Path, scratch: str, passage_ids: pa.ChunkedArray, place: EncoderPlace, seed: int) -> None:
     """Join the blocks into an index.
 
     Args:
@@ -275,6 +160,7 @@ def write_index(folder: Path, scratch: str, passage_ids: pa.ChunkedArray, place:
         scratch: Where the blocks are, all of them.
         passage_ids: Of all passages, in the order of the blocks.
         place: The encoder that the vectors are of.
+        seed: Seed of the lists, if there are any.
 
     Raises:
         InputError: A block is missing, or is of other passages.
@@ -295,18 +181,20 @@ def write_index(folder: Path, scratch: str, passage_ids: pa.ChunkedArray, place:
                 )
             if values is None:
                 values = np.lib.format.open_memmap(
-                    folder / _VECTORS, "w+", block["values"].dtype, (total, block["values"].shape[1])
+                    folder / VECTORS, "w+", block["values"].dtype, (total, block["values"].shape[1])
                 )
             values[start : start + expected] = block["values"]
             scales[start : start + expected] = block["scales"]
     if values is None:
-        np.save(folder / _VECTORS, np.empty((0, 1), dtype=np.float16), allow_pickle=False)
+        np.save(folder / VECTORS, np.empty((0, 1), dtype=np.float16), allow_pickle=False)
     del values  # closes the map, and so writes it
-    np.save(folder / _SCALES, scales, allow_pickle=False)
+    np.save(folder / SCALES, scales, allow_pickle=False)
     ids = pa.table({"passage_id": passage_ids})
     with pa.OSFile(str(folder / _IDS), "wb") as file, pa.ipc.new_file(file, ids.schema) as writer:
         writer.write_table(ids)
     settings = {"format": _FORMAT, "stage": place.stage, "dense": place.config.model_dump(mode="json")}
+    if place.config.index == "lists":
+        write_lists(folder, seed)
     (folder / _SETTINGS).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
 
 

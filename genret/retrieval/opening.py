@@ -44,7 +44,7 @@ def load_retriever(
 
         stage = INDEXES[name]
         folder = store.local_folder(records[stage], stage)
-        return DenseRetriever.load(folder, store, records, name, config.batch_size)
+        return DenseRetriever.load(folder, store, records, name, config)
     # Where preference learning had a second round, its model is the one that is asked.
     last = "rpo_2" if name == "rpo" and "rpo_2" in records else name
     folder = store.local_folder(records[last], name)

@@ -129,11 +129,15 @@ def run_base_embedding(context: Context, writer: StageWriter) -> dict[str, Any]:
 
 def _embed(context: Context, writer: StageWriter, stage: str, *, base: bool) -> dict[str, Any]:
     """An index of all passages; blocks that an attempt before finished are not embedded again."""
+    from genret.retrieval.approximate import check_faiss
     from genret.retrieval.dense import BLOCK, missing_blocks, open_embedder, write_index
     from genret.training.encoder import EncoderPlace
 
     compute, passages = context.config.compute, context.table("corpus", "passages")
-    place = EncoderPlace.of(str(context.store.url), context.config.dense, base=base)
+    section = context.config.dense.model_copy(update={"index": "exact"}) if base else context.config.dense
+    if section.index == "lists":
+        check_faiss()
+    place = EncoderPlace.of(str(context.store.url), section, base=base)
     scratch = context.store.scratch(stage, context.mark)
     missing = missing_blocks(scratch, passages.num_rows)
     blocks = ((number, passages.slice(number * BLOCK, BLOCK).combine_chunks()) for number in missing)
@@ -149,6 +153,6 @@ def _embed(context: Context, writer: StageWriter, stage: str, *, base: bool) -> 
     ):
         pass
     with TemporaryDirectory(prefix="genret-embedding-") as folder:
-        write_index(Path(folder), scratch, passages.column("passage_id"), place)
+        write_index(Path(folder), scratch, passages.column("passage_id"), place, context.config.seed)
         writer.write_folder(stage, Path(folder))
     return {"blocks_kept": -(-passages.num_rows // BLOCK) - len(missing)}

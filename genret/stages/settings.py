@@ -88,12 +88,17 @@ def contrastive_settings(config: RunConfig) -> Any:
 def dense_settings(config: RunConfig) -> Any:
     """Those of training, not of the index."""
     mixing = _settings_of(config, "negatives", ("count", "synthetic_share", "adjust_share"))
-    dense = config.dense.model_dump(mode="json", exclude={"vectors", *config.dense.INCIDENTAL})
+    dense = config.dense.model_dump(mode="json", exclude={"vectors", "index", *config.dense.INCIDENTAL})
     return {"mixing": mixing, "dense": dense}
 
 
 def embedding_settings(config: RunConfig) -> Any:
     """Those of the encoder and its vectors."""
+    return _settings_of(config, "dense", ("model", "max_tokens", "vectors", "index"))
+
+
+def base_embedding_settings(config: RunConfig) -> Any:
+    """Likewise; the index that negatives are looked up in is always an exact one."""
     return _settings_of(config, "dense", ("model", "max_tokens", "vectors"))
 
 

@@ -7,23 +7,17 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from genret.config import DenseConfig, PretrainedEncoder, ScratchEncoder
+from genret.config import DenseConfig, PretrainedEncoder, RetrievalConfig, ScratchEncoder
 from genret.errors import InputError
-from genret.retrieval import dense
-from genret.retrieval.dense import (
-    DenseIndex,
-    DenseRetriever,
-    QuantisedVectors,
-    missing_blocks,
-    open_embedder,
-    quantise,
-    write_index,
-)
+from genret.retrieval import dense, vectors
+from genret.retrieval.dense import DenseRetriever, missing_blocks, open_embedder, write_index
+from genret.retrieval.vectors import DenseIndex, QuantisedVectors, quantise
 from genret.runs import RunStore
 from genret.training.base import passage_texts
 from genret.training.encoder import EncoderPlace, build_scratch_encoder
 
 SMALL = DenseConfig(model=ScratchEncoder(vocabulary_size=400, dimensions=16), max_tokens=32)
+RETRIEVAL = RetrievalConfig(batch_size=2)
 
 
 def brute_force(values: np.ndarray, scales: np.ndarray, query: np.ndarray, k: int) -> list[int]:
@@ -35,12 +29,12 @@ def brute_force(values: np.ndarray, scales: np.ndarray, query: np.ndarray, k: in
 @pytest.mark.parametrize("block", [1, 7, 1000])
 @pytest.mark.parametrize("k", [1, 10, 500])
 def test_search_is_brute_force(monkeypatch, kind, block, k) -> None:
-    monkeypatch.setattr(dense, "_SEARCH_BLOCK", block)
+    monkeypatch.setattr(vectors, "_SEARCH_BLOCK", block)
     generator = torch.Generator().manual_seed(0)
-    vectors = quantise(torch.randn(200, 24, generator=generator), kind)
+    stored = quantise(torch.randn(200, 24, generator=generator), kind)
     queries = torch.randn(5, 24, generator=generator)
-    for query, (places, scores) in zip(queries, DenseIndex(vectors).search(queries, k), strict=True):
-        assert places.tolist() == brute_force(vectors.values, vectors.scales, query.double().numpy(), k)
+    for query, (places, scores) in zip(queries, DenseIndex(stored).search(queries, k), strict=True):
+        assert places.tolist() == brute_force(stored.values, stored.scales, query.double().numpy(), k)
         assert np.all(np.diff(scores) <= 0)
 
 
@@ -49,19 +43,19 @@ def test_search_is_brute_force(monkeypatch, kind, block, k) -> None:
 def test_ties_rank_in_the_order_of_the_passages(numbers, k, block) -> None:
     values = np.array(numbers, dtype=np.float16)[:, None]
     index = DenseIndex(QuantisedVectors(values, np.ones(len(values), dtype=np.float32)))
-    before, dense._SEARCH_BLOCK = dense._SEARCH_BLOCK, block
+    before, vectors._SEARCH_BLOCK = vectors._SEARCH_BLOCK, block
     try:
         places, _ = index.search(torch.ones(1, 1), k)[0]
     finally:
-        dense._SEARCH_BLOCK = before
+        vectors._SEARCH_BLOCK = before
     assert places.tolist() == sorted(range(len(numbers)), key=lambda place: (-numbers[place], place))[:k]
 
 
 def test_int8_is_close_to_what_it_stands_for() -> None:
-    vectors = torch.randn(50, 32, generator=torch.Generator().manual_seed(1))
-    stored = quantise(vectors, "int8")
+    exact = torch.randn(50, 32, generator=torch.Generator().manual_seed(1))
+    stored = quantise(exact, "int8")
     assert stored.values.dtype == np.int8
-    error = np.abs(stored.values * stored.scales[:, None] - vectors.numpy()).max(axis=1)
+    error = np.abs(stored.values * stored.scales[:, None] - exact.numpy()).max(axis=1)
     assert np.all(error <= stored.scales / 2 + 1e-6)
 
 
@@ -101,8 +95,8 @@ def embed(place: EncoderPlace, passages: pa.Table, scratch: str) -> list[int]:
 
 def open_index(folder, place, passages, scratch, tmp_path) -> DenseRetriever:
     folder.mkdir()
-    write_index(folder, scratch, passages.column("passage_id"), place)
-    return DenseRetriever.load(folder, RunStore(tmp_path / "run"), {}, "dense", 2)
+    write_index(folder, scratch, passages.column("passage_id"), place, 0)
+    return DenseRetriever.load(folder, RunStore(tmp_path / "run"), {}, "dense", RETRIEVAL)
 
 
 def test_embedding_goes_on_where_it_stopped(monkeypatch, place, passages, tmp_path) -> None:
@@ -124,13 +118,13 @@ def test_embedding_goes_on_where_it_stopped(monkeypatch, place, passages, tmp_pa
 
 def test_a_missing_block_is_named(place, passages, tmp_path) -> None:
     with pytest.raises(InputError, match=r"block-000000\.npz: expected a block of vectors, found none"):
-        write_index(tmp_path, str(tmp_path / "scratch"), passages.column("passage_id"), place)
+        write_index(tmp_path, str(tmp_path / "scratch"), passages.column("passage_id"), place, 0)
 
 
 def test_a_block_of_other_passages_is_refused(place, passages, tmp_path) -> None:
     embed(place, passages.slice(0, 3), str(tmp_path / "scratch"))
     with pytest.raises(InputError, match="expected 7 vectors, found 3"):
-        write_index(tmp_path, str(tmp_path / "scratch"), passages.column("passage_id"), place)
+        write_index(tmp_path, str(tmp_path / "scratch"), passages.column("passage_id"), place, 0)
 
 
 # --- queries ---
@@ -168,4 +162,14 @@ def test_a_query_of_ten_thousand_words_is_cut(retriever) -> None:
 def test_an_index_that_is_not_whole_is_refused(retriever, tmp_path) -> None:
     (tmp_path / "index" / "scales.npy").unlink()
     with pytest.raises(InputError, match=r"expected the file scales\.npy, found none"):
-        DenseRetriever.load(tmp_path / "index", RunStore(tmp_path / "run"), {}, "dense", 2)
+        DenseRetriever.load(tmp_path / "index", RunStore(tmp_path / "run"), {}, "dense", RETRIEVAL)
+
+
+def test_lists_find_what_the_exact_search_finds(place, passages, retriever, tmp_path) -> None:
+    pytest.importorskip("faiss", reason="faiss is not installed")
+    lists = EncoderPlace("", "", place.config.model_copy(update={"index": "lists"}))
+    opened = open_index(tmp_path / "lists", lists, passages, str(tmp_path / "scratch"), tmp_path)
+    for query in ("night train to the capital", "a cake in the oven", ""):
+        found, expected = (one.retrieve([query], 7)[0] for one in (opened, retriever))
+        assert [place.passage_id for place in found] == [place.passage_id for place in expected]
+        assert [place.score for place in found] == pytest.approx([place.score for place in expected], abs=1e-6)

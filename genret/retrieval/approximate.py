@@ -1,0 +1,133 @@
+"""Search of the lists nearest to a query instead of all vectors: faiss, for corpora above some million passages."""
+
+import math
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from genret.errors import InputError
+from genret.retrieval.vectors import DenseIndex, best_places
+
+LISTS = "lists.faiss"
+"""The file beside the vectors."""
+
+# Vectors to a centroid in its training: fewer than the first faiss warns of, more than the second it does not read.
+_FEWEST_A_LIST, _MOST_A_LIST = 39, 256
+# The lists hold numbers of eight bits; of so many times the candidates the scores are computed from the vectors.
+_OVERSAMPLING = 4
+_ADDED_ROWS = 65_536
+
+
+def check_faiss() -> None:
+    """Refuse what needs faiss where it is not installed.
+
+    Raises:
+        InputError: Says how to install it.
+    """
+    if find_spec("faiss") is None:
+        raise InputError("dense.index: lists needs the package faiss, found none; pip install 'genret[faiss]'")
+
+
+def build_lists(vectors: DenseIndex, seed: int) -> Any:
+    """Inverted lists over vectors: k-means centroids by inner product, and in each list 8 bits a number.
+
+    About 4 sqrt(n) lists, as https://github.com/facebookresearch/faiss/wiki/Guidelines-to-choose-an-index has it.
+
+    Args:
+        vectors: All vectors, at least one.
+        seed: Seed of the sample that the centroids are found with, and of k-means.
+
+    Returns:
+        faiss' index.
+    """
+    import faiss  # optional, and slow to start
+
+    count, width = len(vectors), vectors.dimensions
+    lists = max(1, min(round(4 * math.sqrt(count)), count // _FEWEST_A_LIST))
+    index = faiss.IndexIVFScalarQuantizer(
+        faiss.IndexFlatIP(width), width, lists, faiss.ScalarQuantizer.QT_8bit, faiss.METRIC_INNER_PRODUCT
+    )
+    index.by_residual = False
+    index.cp.seed, index.cp.min_points_per_centroid = seed, 1  # a tiny corpus is no reason for a warning
+    sample = np.random.default_rng(seed).permutation(count)[: lists * _MOST_A_LIST]
+    index.train(vectors.rows(np.sort(sample)))
+    for start in range(0, count, _ADDED_ROWS):
+        index.add(vectors.rows(np.arange(start, min(count, start + _ADDED_ROWS))))
+    return index
+
+
+def write_lists(folder: Path, seed: int) -> None:
+    """Write the lists of a saved index beside its vectors; of no vectors there are none."""
+    import faiss
+
+    vectors = DenseIndex.load(folder)
+    if len(vectors):
+        faiss.write_index(build_lists(vectors, seed), str(folder / LISTS))
+
+
+class ApproximateIndex:
+    """Looks through the lists nearest to a query; what they hold is scored as the exact search scores it."""
+
+    def __init__(self, lists: Any, vectors: DenseIndex, probes: int) -> None:
+        self._lists = lists
+        self._vectors = vectors
+        if lists is not None:
+            lists.nprobe = min(probes, lists.nlist)
+
+    def __len__(self) -> int:
+        return len(self._vectors)
+
+    @classmethod
+    def load(cls, folder: Path, probes: int) -> "ApproximateIndex":
+        """Open a saved index with its lists, which stay on disk.
+
+        Args:
+            folder: The index.
+            probes: How many lists are looked through a query.
+
+        Raises:
+            InputError: faiss is not installed, a file is missing, or they do not belong together.
+        """
+        check_faiss()
+        import faiss
+
+        vectors = DenseIndex.load(folder)
+        if not len(vectors):
+            return cls(None, vectors, probes)
+        if not (folder / LISTS).is_file():
+            raise InputError(f"dense index {folder}: expected the file {LISTS}, found none")
+        try:
+            lists = faiss.read_index(str(folder / LISTS), faiss.IO_FLAG_MMAP)
+        except RuntimeError as error:
+            raise InputError(f"dense index {folder}: expected an index of faiss in {LISTS}: {error}") from error
+        if (lists.ntotal, lists.d) != (len(vectors), vectors.dimensions):
+            raise InputError(
+                f"dense index {folder}: expected lists of {len(vectors)} vectors of {vectors.dimensions} dimensions, "
+                f"found {lists.ntotal} of {lists.d}"
+            )
+        return cls(lists, vectors, probes)
+
+    def search(self, queries: Tensor, k: int) -> list[tuple[np.ndarray, np.ndarray]]:
+        """The k vectors with the largest inner product with each query among those of its lists.
+
+        Args:
+            queries: float32 `(q, dimensions)`.
+            k: How many, at least 1; fewer are found where the lists hold fewer.
+
+        Returns:
+            Places (int64) and scores (float32) a query, best first; equal ones in the order of their places.
+        """
+        if self._lists is None:
+            return self._vectors.search(queries, k)
+        rows = np.ascontiguousarray(queries.cpu().float().numpy())
+        _, found = self._lists.search(rows, min(len(self), _OVERSAMPLING * k))
+        results = []
+        for query, places in zip(rows, found, strict=True):
+            kept = np.sort(places[places >= 0])
+            scores = self._vectors.rows(kept) @ query
+            results.append(best_places([torch.from_numpy(kept)], [torch.from_numpy(scores)], k))
+        return results
