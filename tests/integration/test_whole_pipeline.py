@@ -14,6 +14,8 @@ import pytest
 from genret.config import load_config
 from genret.errors import InputError
 from genret.pipeline import run
+from genret.retrieval.base import retrieve_run
+from genret.retrieval.opening import load_retriever
 from genret.runs import RunStore, StageRecord
 
 # Of a preset from scratch, which trains no dense retriever and mines once.
@@ -129,6 +131,27 @@ def test_the_evaluation_tells_more_than_the_measures(finished: RunStore, tiny_se
 def test_compute_never_makes_a_stage_run_again(finished: RunStore, tiny_settings: list[str]) -> None:
     _, recorder = run_tiny("scratch-semantic", [*tiny_settings, "compute.cpu_workers=1"], Path(finished.url))
     assert recorder.ran == []
+
+
+@pytest.mark.slow
+def test_a_second_round_goes_on_from_the_first(finished: RunStore, tiny_settings: list[str], tmp_path: Path) -> None:
+    folder = tmp_path / "twice"
+    shutil.copytree(finished.url, folder)
+    store, recorder = run_tiny("scratch-semantic", [*tiny_settings, "preference.rounds=2"], folder)
+    assert recorder.ran == ["mining_2", "rpo_2", "retrieval", "evaluation", "report"]
+    records = store.current()
+    second = store.read_table(records["mining_2"], "preference_pairs")
+    assert not second.equals(store.read_table(records["mining"], "preference_pairs")), "another model's false positives"
+    weights = [
+        (store.local_folder(records[stage], "rpo") / "model.safetensors").read_bytes() for stage in ("rpo", "rpo_2")
+    ]
+    assert weights[0] != weights[1]
+    # The retriever `rpo` is that of the second round.
+    found = store.read_table(records["retrieval"], "run").filter(pc.field("retriever") == "rpo")
+    queries = store.read_table(records["corpus"], "test_queries")
+    retrieval = load_config("scratch-semantic", tiny_settings).retrieval
+    asked = retrieve_run(load_retriever(store, records, "rpo", retrieval), queries, 10)
+    assert asked.column("passage_id").equals(found.column("passage_id"))
 
 
 def test_a_round_trip_drops_queries_and_says_which(
