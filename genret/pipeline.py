@@ -19,6 +19,8 @@ from genret.stages.engines import COMPLETIONS
 
 # Raised when a change of the code changes what some stage makes of the same input.
 _REVISION = 1
+# What keeps the parts of its work that are done, to go on from there.
+_RESUMED = frozenset({*TRAINED, "mining", "mining_2", "dense", "embedding", "base_embedding"})
 
 
 def run(
@@ -62,7 +64,7 @@ def run(
                 if stage.name not in ("corpus", "report"):  # these two never need Ray
                     _connect_once(stack, config)
                 record = _run_stage(stage, context, mark)
-            elif stage.name in (*TRAINED, "dense"):
+            elif stage.name in _RESUMED:
                 # Killed between the commit and the cleaning up, it would keep its checkpoints for good.
                 store.clear_scratch(stage.name, mark)
             context.records[stage.name] = record

@@ -11,7 +11,7 @@ from genret.runs import StageWriter
 from genret.stages.context import Context
 from genret.stages.launching import launch, torch_threads, training_setup
 from genret.stages.ranking import rank
-from genret.training.mining import QUERIES_A_PART, mine
+from genret.training.mining import QUERIES_A_PART, KeptParts, mine
 
 _MINING_BATCH = 32
 
@@ -104,6 +104,7 @@ def _mine(context: Context, writer: StageWriter, retriever: Literal["sft", "rpo"
         context.table("identifiers", "identifiers"),
         search_for,
         context.config.seed,
+        KeptParts(context.store.scratch(writer.stage, context.mark)),
     )
     writer.write_parts("preference_pairs", parts)
     return {}

@@ -3,12 +3,42 @@
 from collections.abc import Callable, Iterable, Iterator
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from genret.config import MiningConfig
 from genret.examples.preference import build_preference_pairs
+from genret.runs import Storage
+from genret.tables import check_table
 
 QUERIES_A_PART = 100_000
 """Queries whose rankings, and the pairs that they give, are held at once."""
+
+
+class KeptParts:
+    """Finished parts of the pairs, in a folder from which a mining that was cut short goes on.
+
+    Args:
+        folder: Local path or URL; the same for the same model, queries and settings only.
+    """
+
+    def __init__(self, folder: str) -> None:
+        self._storage = Storage(folder)
+
+    def read(self, number: int) -> pa.Table | None:
+        """A part; None where it is not done yet."""
+        content = self._storage.read(_part(number))
+        return None if content is None else check_table("preference_pairs", pq.read_table(pa.BufferReader(content)))
+
+    def write(self, number: int, pairs: pa.Table) -> None:
+        """Keep a part; it appears whole or not at all."""
+        sink = pa.BufferOutputStream()
+        pq.write_table(pairs, sink, compression="zstd")
+        self._storage.put(_part(number), sink.getvalue().to_pybytes())
+
+
+def _part(number: int) -> str:
+    # Of parts of another size the numbers mean other queries.
+    return f"pairs-{QUERIES_A_PART}-{number:06d}.parquet"
 
 
 def mine(
@@ -17,6 +47,7 @@ def mine(
     identifiers: pa.Table,
     rank: Callable[[pa.Table, int], pa.Table],
     seed: int,
+    kept: KeptParts | None = None,
 ) -> Iterator[pa.Table]:
     """Preference pairs from what a retriever ranks above the positive (arXiv 2502.17957, section 4.3).
 
@@ -26,11 +57,17 @@ def mine(
         identifiers: The identifiers of all passages.
         rank: Ranks passages for a table with `query_id` and `text`, at most so many a query: a `run` table.
         seed: Seed of the `random` strategy.
+        kept: Parts that were done before are taken from there and not ranked again, others are put there.
 
     Yields:
         The table `preference_pairs`, a part for each of the queries', so that neither all queries nor all rankings nor
         all pairs are ever held.
     """
-    for queries in preference_queries:
-        ranking = rank(queries.select(["query_id", "text"]), config.candidates)
-        yield build_preference_pairs(config, ranking, queries, identifiers, seed)["preference_pairs"]
+    for number, queries in enumerate(preference_queries):
+        pairs = kept.read(number) if kept is not None else None
+        if pairs is None:
+            ranking = rank(queries.select(["query_id", "text"]), config.candidates)
+            pairs = build_preference_pairs(config, ranking, queries, identifiers, seed)["preference_pairs"]
+            if kept is not None:
+                kept.write(number, pairs)
+        yield pairs

@@ -1,11 +1,13 @@
 """Mining part by part, with a ranking that is known."""
 
+from pathlib import Path
+
 import pyarrow as pa
 import pytest
 
 from genret.config import MiningConfig
 from genret.tables import table_from_rows
-from genret.training.mining import mine
+from genret.training.mining import KeptParts, mine
 
 PASSAGES = 12
 
@@ -83,3 +85,31 @@ def test_parts_change_nothing(strategy: str, size: int) -> None:
 
 def test_no_query_no_part() -> None:
     assert list(mine(MiningConfig(), [], identifiers(), Ranker(), 0)) == []
+
+
+@pytest.mark.parametrize("strategy", ["top", "random"])
+def test_a_mining_cut_short_goes_on_behind_the_last_part(tmp_path: Path, strategy: str) -> None:
+    config, queries = MiningConfig(strategy=strategy), preference_queries(23)
+    parts = [queries.slice(start, 6) for start in range(0, 23, 6)]
+    whole = pa.concat_tables(mine(config, [queries], identifiers(), Ranker(), 3))
+
+    class Dies(Ranker):
+        def __call__(self, asked: pa.Table, k: int) -> pa.Table:
+            if len(self.asked) == 2:
+                raise KeyboardInterrupt
+            return super().__call__(asked, k)
+
+    with pytest.raises(KeyboardInterrupt):
+        list(mine(config, parts, identifiers(), Dies(), 3, KeptParts(str(tmp_path))))
+    ranker = Ranker()
+    found = pa.concat_tables(mine(config, parts, identifiers(), ranker, 3, KeptParts(str(tmp_path))))
+    assert found.equals(whole)
+    assert [rows for rows, _ in ranker.asked] == [6, 5], "the first two parts are not ranked again"
+
+
+def test_a_part_that_was_never_renamed_is_no_part(tmp_path: Path) -> None:
+    kept = KeptParts(str(tmp_path))
+    kept.write(0, table_from_rows("preference_pairs", []))
+    (name,) = (path.name for path in tmp_path.iterdir())
+    (tmp_path / name).rename(tmp_path / f".{name}-x.tmp")
+    assert kept.read(0) is None
