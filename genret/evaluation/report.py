@@ -373,7 +373,8 @@ def loss_figures(training_log: pa.Table) -> dict[str, Figure]:
                 "x": [row["step"] for row in rows],
                 # JSON has no NaN: a loss that diverged is a gap in the line.
                 "y": [row["loss"] if math.isfinite(row["loss"]) else None for row in rows],
-                "hovertemplate": "step %{x}: %{y:.4g}<extra></extra>",
+                "customdata": [row["seconds"] / 60 for row in rows],
+                "hovertemplate": "step %{x}, %{customdata:.1f} min: %{y:.4g}<extra></extra>",
                 "line": {"color": _RETRIEVER_COLOURS[number % len(_RETRIEVER_COLOURS)], "width": 2},
                 "marker": {"size": 5},
             }
@@ -388,7 +389,11 @@ def loss_figures(training_log: pa.Table) -> dict[str, Figure]:
 
 
 def training_rows(training_log: pa.Table) -> list[dict[str, Any]]:
-    """A row a training stage: steps, epochs, seconds, first and last logged loss."""
+    """A row a training stage: steps, epochs, seconds, first and last logged loss, and how the machine was used.
+
+    Throughput and the share of the machine's rate (MFU) are means over the tokens, as the log has them for stages that
+    read tokens; memory is the most that there was. All three are None where the log does not tell.
+    """
     return [
         {
             "stage": stage,
@@ -397,9 +402,20 @@ def training_rows(training_log: pa.Table) -> list[dict[str, Any]]:
             "seconds": rows[-1]["seconds"],
             "first_loss": rows[0]["loss"],
             "last_loss": rows[-1]["loss"],
+            "tokens_a_second": _mean_rate(rows, "tokens_a_second"),
+            "mfu": _mean_rate(rows, "mfu"),
+            "memory_gib": max(row["memory_gib"] for row in rows) or None,
         }
         for stage, rows in _by_stage(training_log).items()
     ]
+
+
+def _mean_rate(rows: Sequence[Mapping[str, Any]], column: str) -> float | None:
+    """The mean over time of a rate that is known for each stretch of so many tokens; the first one is warm-up."""
+    stretches = [row for row in (rows[1:] or rows) if row["tokens"] and row["tokens_a_second"]]
+    seconds = [row["tokens"] / row["tokens_a_second"] for row in stretches]
+    total = sum(seconds)
+    return sum(row[column] * part for row, part in zip(stretches, seconds, strict=True)) / total if total else None
 
 
 def reject_rows(rejects: pa.Table) -> list[dict[str, Any]]:

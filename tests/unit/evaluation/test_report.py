@@ -249,7 +249,7 @@ def test_all_sections_say_what_the_tables_say(page: Page) -> None:
         "retriever HIT@1 NDCG@4",
         "Per cent, mean over 30 queries.",
         "rpo 30 3.00 1,234.50",
-        "sft 30 1.50 7.5 2.0000 1.2500",
+        "sft 30 1.50 7.5 2.0000 1.2500 400 40.0 1.50",
         "corpus 1,234.6 passages 5,183; qrels 7 2",
         "all 1,234.6 2",
         "corpus text 0 of a passage 4 x0 , x1 , x2",
@@ -394,6 +394,29 @@ def test_losses_have_a_figure_and_a_row_a_stage() -> None:
         ("sft", 20, 1.0),
         ("rpo", 10, 0.7),
     ]
+
+
+def test_throughput_is_all_tokens_over_all_their_time_behind_the_first_stretch() -> None:
+    rows = log_of("sft", [3.0, 2.0, 1.0]).to_pylist()
+    rows[0] |= {"tokens_a_second": 1.0, "mfu": 0.01, "memory_gib": 3.0}
+    rows[1] |= {"tokens": 300, "tokens_a_second": 100.0, "mfu": 0.1}
+    rows[2] |= {"tokens": 400, "tokens_a_second": 400.0, "mfu": 0.5}
+    (row,) = training_rows(table_from_rows("training_log", rows))
+    assert (row["tokens_a_second"], row["mfu"], row["memory_gib"]) == pytest.approx((175.0, 0.2, 3.0))
+
+
+def test_a_log_that_tells_no_throughput_shows_none() -> None:
+    silent = {"tokens": 0, "tokens_a_second": 0.0, "mfu": 0.0, "memory_gib": 0.0}
+    log = table_from_rows("training_log", [row | silent for row in log_of("dense", [2.0, 1.0]).to_pylist()])
+    (row,) = training_rows(log)
+    assert row["tokens_a_second"] is row["mfu"] is row["memory_gib"] is None
+    assert "dense 20 1.00 5.0 2.0000 1.0000 – – –" in Page(write_report(inputs_of(training_log=log))).text()
+
+
+def test_a_loss_is_shown_with_the_minutes_that_it_took() -> None:
+    line = loss_figures(log_of("sft", [2.0, 1.0]))["sft"]["data"][0]
+    assert line["customdata"] == pytest.approx([2.5 / 60, 5 / 60])
+    assert "%{customdata:.1f} min" in line["hovertemplate"]
 
 
 def test_ranks_are_binned_and_add_up() -> None:
