@@ -2,10 +2,10 @@
 
     python benchmarks/training.py RUN [--steps 8] [--repeats 3]
 
-RUN is a finished run of the quickstart (`genret run quickstart`). Prints three tables: tokens a second of genret's SFT
-stage and of a plain torch loop over the same packed batches with the same model and optimiser; tokens a second packed
-and unpacked (a row a sequence, padded to the longest); and the time of each stage of the run. Both sides of a ratio
-are measured in turn, and medians are shown.
+RUN is a finished run of the quickstart (`genret run quickstart`). Prints tokens a second of genret's SFT stage and of a
+plain torch loop over the same packed batches with the same model and optimiser; tokens a second packed and unpacked (a
+row a sequence, padded to the longest); what a step of the plain loop spends its time on; and the time of each stage of
+the run. Both sides of a ratio are measured in turn, and medians are shown.
 """
 
 import argparse
@@ -29,6 +29,8 @@ from genret.training.bundle import Bundle
 from genret.training.likelihood import identifier_log_probs
 from genret.training.sft import SftCollator, build_sft_dataset, make_collator, train_sft
 
+PARTS = ("batch", "forward", "backward", "optimiser")
+
 
 def main() -> None:
     """Measure, and print the tables."""
@@ -47,16 +49,23 @@ def main() -> None:
     def stage() -> float:
         return stage_speed(config, load_for_training(folder, None, "sft"), examples)
 
+    spent: list[dict[str, float]] = []
+
     def plain() -> float:
-        return loop_speed(config, load_for_training(folder, None, "sft"), examples, "rows")
+        speed, parts = loop_speed(config, load_for_training(folder, None, "sft"), examples, "rows")
+        spent.append(parts)
+        return speed
 
     def unpacked() -> float:
-        return loop_speed(config, load_for_training(folder, None, "sft"), examples, "single")
+        return loop_speed(config, load_for_training(folder, None, "sft"), examples, "single")[0]
 
     print(f"{torch.get_num_threads()} threads, {arguments.steps} steps of {size} examples\n")
     compare("SFT stage", stage, "plain loop, same batches", plain, arguments.repeats)
     compare("packed", plain, "a row a sequence", unpacked, arguments.repeats)
-    print("| stage | seconds | rows |\n| --- | ---: | --- |")
+    print("| part of a step | per cent of its time |\n| --- | ---: |")
+    for name in PARTS:
+        print(f"| {name} | {statistics.median(100 * parts[name] / sum(parts.values()) for parts in spent):.1f} |")
+    print("\n| stage | seconds | rows |\n| --- | ---: | --- |")
     for name, record in records.items():
         rows = ", ".join(f"{table} {entry['rows']}" for table, entry in record.tables.items())
         print(f"| {name} | {record.details['seconds']:.1f} | {rows} |")
@@ -80,8 +89,8 @@ def stage_speed(config: RunConfig, bundle: Bundle, examples: pa.Table) -> float:
     return sum(row["tokens"] for row in later) / (later[-1]["seconds"] - log[0]["seconds"])
 
 
-def loop_speed(config: RunConfig, bundle: Bundle, examples: pa.Table, layout: Layout) -> float:
-    """Tokens a second of a plain loop over the batches, after its first step: collate, forward, backward, AdamW."""
+def loop_speed(config: RunConfig, bundle: Bundle, examples: pa.Table, layout: Layout) -> tuple[float, dict[str, float]]:
+    """Tokens a second of a plain loop over the batches, after its first step, and the seconds of each of `PARTS`."""
     model, section = bundle.model, config.sft
     if section.scoring == "vocabulary":
         add_fused_lm_head(model)
@@ -94,18 +103,37 @@ def loop_speed(config: RunConfig, bundle: Bundle, examples: pa.Table, layout: La
     collator.layout = layout
     collate = SftCollator(collator)
     children = trie_children(bundle.trie) if section.scoring == "trie" else None
-    tokens, begin = 0, time.perf_counter()
+    tokens, clock = 0, Clock()
     for number, start in enumerate(range(0, len(order), section.batch_size)):
         if number == 1:
-            tokens, begin = 0, time.perf_counter()
+            tokens, clock = 0, Clock()
         batch = collate(dataset.__getitems__(order[start : start + section.batch_size]))
+        clock.stop("batch")
         log_probs = identifier_log_probs(model, batch, section.scoring, children)
-        (-log_probs.sum() / (batch["labels"][:, 1:] != -100).sum()).backward()
+        loss = -log_probs.sum() / (batch["labels"][:, 1:] != -100).sum()
+        clock.stop("forward")
+        loss.backward()
+        clock.stop("backward")
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimiser.step()
         optimiser.zero_grad()
+        clock.stop("optimiser")
         tokens += int(batch["n_tokens"])
-    return tokens / (time.perf_counter() - begin)
+    return tokens / sum(clock.seconds.values()), clock.seconds
+
+
+class Clock:
+    """Adds up what the parts of a step take."""
+
+    def __init__(self) -> None:
+        self.seconds = dict.fromkeys(PARTS, 0.0)
+        self._last = time.perf_counter()
+
+    def stop(self, part: str) -> None:
+        """Count the time since the last stop."""
+        now = time.perf_counter()
+        self.seconds[part] += now - self._last
+        self._last = now
 
 
 if __name__ == "__main__":
