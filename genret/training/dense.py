@@ -2,7 +2,7 @@
 
 import json
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,7 +23,7 @@ from genret.training.callbacks import LogRow, Progress, ProgressCallback, traini
 from genret.training.contrastive import batch_losses, false_negatives
 from genret.training.encoder import Encoder
 from genret.training.setup import SINGLE, Setup
-from genret.training.trainer import trainer_arguments
+from genret.training.trainer import meter_of, trainer_arguments
 
 _SHARE_FILE = "synthetic_share.json"
 # The share of synthetic negatives moves by this much, and stays away from the ends: a source of which nothing is
@@ -239,6 +239,12 @@ def _collate(rows: list[int]) -> dict[str, Tensor]:
     return {"rows": torch.tensor(rows)}
 
 
+def count_tokens(features: Mapping[str, Any]) -> int:
+    """Tokens of texts, without padding."""
+    mask = features.get("attention_mask")
+    return int(mask.sum()) if isinstance(mask, Tensor) else int(features["input_ids"].numel())
+
+
 class DenseTrainer(Trainer):
     """Transformers' trainer with the contrastive losses."""
 
@@ -257,6 +263,7 @@ class DenseTrainer(Trainer):
         self._encoder, self._queries, self._texts = encoder, queries, texts
         self._config, self._count, self._share = config, count, share
         self.model_accepts_loss_kwargs = False
+        self.tokens_read = 0
 
     def compute_loss(
         self,
@@ -271,9 +278,10 @@ class DenseTrainer(Trainer):
         # The same rows draw the same negatives at the same step, also in a run that was resumed.
         rng = random.Random(f"{self.args.seed}|{self.state.global_step}|{rows}")
         batch = compose_batch([self._queries[row] for row in rows], self._texts, self._count, self._share.value, rng)
-        scores = model(
-            self._encoder.features(batch.queries, queries=True), self._encoder.features(batch.passages, queries=False)
-        )
+        queries = self._encoder.features(batch.queries, queries=True)
+        passages = self._encoder.features(batch.passages, queries=False)
+        self.tokens_read += count_tokens(queries) + count_tokens(passages)
+        scores = model(queries, passages)
         config = self._config
         losses = batch_losses(
             scores, batch.excluded.to(scores.device), config.loss, config.temperature, config.false_negative_rate
@@ -371,9 +379,10 @@ def train_dense(
         count=negatives.count,
         share=share,
         args=arguments,
-        # The share must be in a checkpoint before that is reported.
-        callbacks=[*callbacks, ProgressCallback(progress or Progress())],
+        callbacks=callbacks,
     )
+    # Last: the share must be in a checkpoint before that is reported.
+    trainer.add_callback(ProgressCallback(progress or Progress(), meter_of(trainer, config.precision)))
     trainer.remove_callback(PrinterCallback)
     trainer.train(resume_from_checkpoint=str(resume_from) if resume_from else None)
     encoder.model.eval()

@@ -3,6 +3,7 @@
 import resource
 import sys
 import time
+from typing import Any
 
 import torch
 from torch import nn
@@ -12,14 +13,24 @@ _GPU_SIZE, _CPU_SIZE = 8192, 1024
 _REPEATS = 3
 
 
-def flops_a_token(model: nn.Module) -> float:
+def flops_a_token(model: nn.Module, *, whole_head: bool = True) -> float:
     """FLOPs of a training step a token: 2 a weight forward, 2 back to the activations, 2 for each trained weight.
 
     Embeddings that are only looked up do not count, nor does attention between tokens, which is short beside the
     matrices for sequences of some hundred tokens (Chowdhery et al., 2022, arXiv 2204.02311, appendix B).
+
+    Args:
+        model: A model, possibly with adapters.
+        whole_head: Whether all rows of the output head are multiplied at every token. If not, as where only the
+            children of the trie's nodes are scored, the head is left out, and the figure is a little too low.
     """
-    looked_up = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
-    multiplied = [weight for weight in model.parameters() if weight.ndim >= 2 and id(weight) not in looked_up]
+    linear = {id(module.weight) for module in model.modules() if isinstance(module, nn.Linear)}
+    tables = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding | nn.EmbeddingBag)}
+    left_out = tables - linear  # a table that is also the head is multiplied there
+    head_of: Any = getattr(model, "get_output_embeddings", None)
+    if not whole_head and head_of is not None:
+        left_out |= {id(weight) for weight in head_of().parameters()}
+    multiplied = [weight for weight in model.parameters() if weight.ndim >= 2 and id(weight) not in left_out]
     return float(sum(_size(weight) * (6 if weight.requires_grad else 4) for weight in multiplied))
 
 

@@ -106,17 +106,22 @@ def run_trainer(
     trainer: Any, config: SftConfig | RpoConfig, bundle: Bundle, resume_from: Path | None, progress: Progress | None
 ) -> None:
     """Train, tell how it goes, and put the trained model into the bundle."""
-    device = trainer.accelerator.device
-    meter = Meter(
-        lambda: trainer.tokens_read,
-        trainer.args.world_size,
-        flops_a_token(trainer.model),
-        matmul_rate(device, torch.bfloat16 if config.precision == "bf16" else torch.float32),
-        lambda: peak_memory(device),
-    )
+    meter = meter_of(trainer, config.precision, whole_head=bundle.settings.scoring == "vocabulary")
     trainer.add_callback(ProgressCallback(progress or Progress(), meter))
     trainer.train(resume_from_checkpoint=str(resume_from) if resume_from else None)
     bundle.model = finished_model(trainer, config.tuning)
+
+
+def meter_of(trainer: Any, precision: str, *, whole_head: bool = True) -> Meter:
+    """What measures a trainer that counts its `tokens_read`; for `whole_head` see `flops_a_token`."""
+    device = trainer.accelerator.device
+    return Meter(
+        lambda: trainer.tokens_read,
+        trainer.args.world_size,
+        flops_a_token(trainer.model, whole_head=whole_head),
+        matmul_rate(device, torch.bfloat16 if precision == "bf16" else torch.float32),
+        lambda: peak_memory(device),
+    )
 
 
 def share_out(config: SftConfig | RpoConfig, setup: Setup) -> Shares:

@@ -20,6 +20,7 @@ from genret.training.dense import (
     TrainedEncoder,
     choose_negatives,
     compose_batch,
+    count_tokens,
     read_queries,
     read_share_log,
     train_dense,
@@ -115,6 +116,12 @@ def test_learns(passages, tmp_path) -> None:
     _, log, _ = train(config_of(epochs=20), passages, tmp_path)
     assert log[-1]["loss"] < 0.5 * log[0]["loss"]
     assert {row["stage"] for row in log} == {"dense"}
+    assert all(row["tokens"] > 0 and row["tokens_a_second"] > 0 and row["memory_gib"] > 0 for row in log)
+
+
+def test_padding_is_no_token() -> None:
+    assert count_tokens({"input_ids": torch.zeros(2, 3), "attention_mask": torch.tensor([[1, 1, 0], [1, 0, 0]])}) == 3
+    assert count_tokens({"input_ids": torch.zeros(7), "offsets": torch.tensor([0, 4])}) == 7
 
 
 @pytest.mark.parametrize("loss", ["contrastive", "debiased"])
