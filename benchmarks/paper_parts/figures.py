@@ -145,7 +145,10 @@ TABLES: dict[int, PaperTable] = {
                 "rpo",
             ),
         ),
-        (("top-5 negative", "SFT"), ("top-10 negative", "SFT"), ("top-5 negative", "random 5")),
+        (
+            *(("top-5 negative", "SFT"), ("top-10 negative", "SFT"), ("SFT", "random 5")),
+            *(("top-5 negative", "random 5"), ("top-10 negative", "random 5")),
+        ),
         (),
     ),
 }
