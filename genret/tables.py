@@ -68,6 +68,8 @@ SCHEMAS: dict[str, pa.Schema] = {
         mfu=pa.float64(),
         memory_gib=pa.float64(),
     ),
+    # The loss on queries that are not trained on, as it was before some step.
+    "validation_log": _schema(stage=_STRING, step=pa.int64(), loss=pa.float64(), seconds=pa.float64()),
     "run": _schema(query_id=_STRING, passage_id=_STRING, rank=pa.int32(), score=pa.float64(), retriever=_STRING),
     "latencies": _schema(
         retriever=_STRING,

@@ -69,6 +69,8 @@ class TuningConfig(Section):
 class SftConfig(Section):
     """Supervised fine-tuning: Context2ID and Query2ID (paper, section 3.1 and appendix A)."""
 
+    INCIDENTAL = frozenset({"validation_queries"})
+
     model: ModelConfig = ScratchModel()
     """What is trained."""
     scoring: Literal["trie", "vocabulary"] = "trie"
@@ -99,6 +101,9 @@ class SftConfig(Section):
     """Which weights are trained."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """Number format of the computation (paper: bf16)."""
+    validation_queries: int = Field(200, ge=0, le=100_000)
+    """Ten times in training, the loss on so many of the preference queries, from which nothing is learned here, is
+    measured for the report; 0: never. A change of it trains nothing anew."""
     checkpoints: int = Field(5, ge=0, le=1000)
     """How often to save a checkpoint to resume from; 0: never."""
 

@@ -71,6 +71,7 @@ class ReportInputs:
         passages: Table `passages`.
         identifiers: Table `identifiers`.
         training_log: Table `training_log`.
+        validation_log: Table `validation_log`.
         rejects: Table `rejects`, of all stages.
     """
 
@@ -95,6 +96,7 @@ class ReportInputs:
     passages: pa.Table
     identifiers: pa.Table
     training_log: pa.Table
+    validation_log: pa.Table
     rejects: pa.Table
 
 
@@ -193,7 +195,7 @@ def write_report(inputs: ReportInputs) -> str:
         if inputs.latencies.num_rows and main_measure:
             figures["tradeoff"] = tradeoff_figure(comparison, main_measure, inputs.latencies)
         figures["ranks"] = ranks_figure(comparison.retrievers, rankings, {name: qrels[name] for name in scored})
-    losses = loss_figures(inputs.training_log)
+    losses = loss_figures(inputs.training_log, inputs.validation_log)
     return (
         _environment()
         .get_template("report.html.jinja")
@@ -362,30 +364,42 @@ def rank_counts(ranks: Iterable[int]) -> Counter[str]:
     )
 
 
-def loss_figures(training_log: pa.Table) -> dict[str, Figure]:
-    """The loss by optimiser step, a figure a stage: their losses are not comparable."""
-    figures = {}
+def loss_figures(training_log: pa.Table, validation_log: pa.Table) -> dict[str, Figure]:
+    """The loss by optimiser step, a figure a stage: their losses are not comparable.
+
+    Args:
+        training_log: Table `training_log`.
+        validation_log: Table `validation_log`; a stage that has rows there gets a second line.
+    """
+    figures, measured = {}, _by_stage(validation_log)
     for number, (stage, rows) in enumerate(_by_stage(training_log).items()):
-        data = [
-            {
-                "type": "scatter",
-                "mode": "lines+markers" if len(rows) < 30 else "lines",
-                "x": [row["step"] for row in rows],
-                # JSON has no NaN: a loss that diverged is a gap in the line.
-                "y": [row["loss"] if math.isfinite(row["loss"]) else None for row in rows],
-                "customdata": [row["seconds"] / 60 for row in rows],
-                "hovertemplate": "step %{x}, %{customdata:.1f} min: %{y:.4g}<extra></extra>",
-                "line": {"color": _RETRIEVER_COLOURS[number % len(_RETRIEVER_COLOURS)], "width": 2},
-                "marker": {"size": 5},
-            }
-        ]
+        colour = _RETRIEVER_COLOURS[number % len(_RETRIEVER_COLOURS)]
+        data = [_loss_line(rows, "training rows", {"color": colour, "width": 2})]
+        if stage in measured:
+            dashes = {"color": _RETRIEVER_COLOURS[(number + 1) % len(_RETRIEVER_COLOURS)], "width": 2, "dash": "dot"}
+            data.append(_loss_line(measured[stage], "queries that are not trained on", dashes))
         layout = _layout(
             height=280,
             x={"title": {"text": "optimiser step"}},
             y={"title": {"text": f"loss, {_label(stage)}"}, "rangemode": "tozero"},
         )
-        figures[stage] = {"data": data, "layout": layout | {"showlegend": False}}
+        figures[stage] = {"data": data, "layout": layout | {"showlegend": len(data) > 1}}
     return figures
+
+
+def _loss_line(rows: Sequence[Mapping[str, Any]], name: str, line: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "type": "scatter",
+        "mode": "lines+markers" if len(rows) < 30 else "lines",
+        "name": name,
+        "x": [row["step"] for row in rows],
+        # JSON has no NaN: a loss that diverged is a gap in the line.
+        "y": [row["loss"] if math.isfinite(row["loss"]) else None for row in rows],
+        "customdata": [row["seconds"] / 60 for row in rows],
+        "hovertemplate": "step %{x}, %{customdata:.1f} min: %{y:.4g}<extra></extra>",
+        "line": dict(line),
+        "marker": {"size": 5},
+    }
 
 
 def training_rows(training_log: pa.Table) -> list[dict[str, Any]]:
@@ -564,9 +578,9 @@ def _first_passages(passages: pa.Table, doc_ids: Sequence[str]) -> dict[str, dic
     return {row["doc_id"]: row for row in reversed(passages.filter(wanted).to_pylist())}
 
 
-def _by_stage(training_log: pa.Table) -> dict[str, list[dict[str, Any]]]:
+def _by_stage(log: pa.Table) -> dict[str, list[dict[str, Any]]]:
     stages: dict[str, list[dict[str, Any]]] = {}
-    for row in training_log.to_pylist():
+    for row in log.to_pylist():
         stages.setdefault(row["stage"], []).append(row)
     return {stage: sorted(rows, key=lambda row: row["step"]) for stage, rows in stages.items()}
 

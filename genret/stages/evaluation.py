@@ -98,6 +98,7 @@ def run_report(context: Context, writer: StageWriter) -> dict[str, Any]:
         passages=context.table("corpus", "passages"),
         identifiers=context.table("identifiers", "identifiers"),
         training_log=context.gather("training_log"),
+        validation_log=context.gather("validation_log"),
         rejects=context.gather("rejects"),
     )
     writer.write_text("report.html", write_report(inputs))

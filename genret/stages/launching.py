@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from genret.runs import StageWriter
-from genret.stages.context import Context
+from genret.stages.context import Context, write_tables
 
 if TYPE_CHECKING:
     from genret.training.launch import TrainingTask
@@ -22,8 +22,9 @@ def launch(
     def on_progress(step: int, steps: int, values: Mapping[str, float]) -> None:
         context.reporter.progress(task.stage, step, steps, "steps", f"loss {values.get('loss', float('nan')):.3f}")
 
-    log = train(task, context.config.compute, context.store.scratch(writer.stage, context.mark), deliver, on_progress)
-    writer.write_table("training_log", log)
+    logs = train(task, context.config.compute, context.store.scratch(writer.stage, context.mark), deliver, on_progress)
+    write_tables(writer, logs)
+    log = logs["training_log"]
     return {"steps": log.column("step").to_pylist()[-1] if log.num_rows else 0}
 
 

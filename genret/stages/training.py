@@ -75,6 +75,9 @@ def _train(
         seed=config.seed,
         setup=training_setup(context, stage),
         threads=max(1, int(config.compute.cpus_a_training_worker)),
+        unseen=(context.records["synthesis"], "preference_queries")
+        if kind == "sft" and config.sft.validation_queries
+        else None,
     )
     return launch(context, writer, task, lambda folder: writer.write_folder(kind, folder))
 

@@ -107,6 +107,50 @@ class ProgressCallback(TrainerCallback):
         self._progress.on_checkpoint(Path(args.output_dir) / f"checkpoint-{state.global_step}")
 
 
+class Validation(TrainerCallback):
+    """Measures a model that is being trained, evenly over the training, before its first step and after its last.
+
+    What was measured is in the trainer's history, and so in every checkpoint.
+
+    Args:
+        measure: The loss of the model as it is. Called by all workers at the same steps.
+        times: How often, beside the first one.
+    """
+
+    def __init__(self, measure: Callable[[], float], times: int) -> None:
+        self._measure = measure
+        self._times = times
+        self._begin = time.perf_counter()
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Measure where training starts, unless it goes on."""
+        self._begin = time.perf_counter()
+        if state.global_step == 0:
+            self._note(state)
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Measure, if it is time."""
+        every = max(1, state.max_steps // self._times)
+        if state.global_step % every == 0 or state.global_step == state.max_steps:
+            self._note(state)
+
+    def _note(self, state: TrainerState) -> None:
+        begin = time.perf_counter()
+        entry = {"step": state.global_step, "validation_loss": self._measure(), "seconds": begin - self._begin}
+        state.log_history.append(entry)
+
+
+def validation_log(stage: str, state: TrainerState) -> list[LogRow]:
+    """Rows of the `validation_log` table from a trainer's history, also that of a resumed one."""
+    return [
+        {"stage": stage, "step": entry["step"], "loss": entry["validation_loss"], "seconds": entry["seconds"]}
+        for entry in state.log_history
+        if "validation_loss" in entry
+    ]
+
+
 def training_log(stage: str, state: TrainerState) -> list[LogRow]:
     """Rows of the `training_log` table from a trainer's history, also that of a resumed one."""
     return [

@@ -39,8 +39,8 @@ _POLL_SECONDS = "0.5"
 _ATTEMPT = "train"
 BUNDLE = "bundle"
 """What was trained, in the folder of a finished attempt."""
-LOG = "training_log.parquet"
-"""Its log there."""
+LOG, VALIDATION_LOG = "training_log.parquet", "validation_log.parquet"
+"""Its logs there."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +75,7 @@ class TrainingTask:
         setup: How the workers use the machine; how many they are they see themselves.
         threads: CPU threads of each worker.
         dense: What the stage `dense` needs beside these; else None.
+        unseen: Record and table name of queries that are not trained on, to measure the loss on; None for none.
     """
 
     stage: Literal["sft", "rpo", "dense"]
@@ -87,6 +88,7 @@ class TrainingTask:
     setup: Setup
     threads: int
     dense: DenseInputs | None = None
+    unseen: tuple[StageRecord, str] | None = None
 
 
 def train(
@@ -95,7 +97,7 @@ def train(
     scratch: str,
     deliver: Callable[[Path], None],
     on_progress: Callable[[int, int, Mapping[str, float]], None],
-) -> pa.Table:
+) -> dict[str, pa.Table]:
     """Run a training stage on Ray Train, going on from its last checkpoint where there is one.
 
     Args:
@@ -106,7 +108,7 @@ def train(
         on_progress: Called now and then with step, steps and the logged values.
 
     Returns:
-        The `training_log` table.
+        The tables `training_log` and, where queries were measured, `validation_log`.
 
     Raises:
         InputError: Raised by a worker: at once, as trying again would not help.
@@ -140,7 +142,12 @@ def train(
         ray.kill(board)
     with result.checkpoint.as_directory() as folder:
         deliver(Path(folder) / BUNDLE)
-        return tables.check_table("training_log", pq.read_table(Path(folder) / LOG))
+        logs = {"training_log": LOG, "validation_log": VALIDATION_LOG}
+        return {
+            name: tables.check_table(name, pq.read_table(Path(folder) / file))
+            for name, file in logs.items()
+            if (Path(folder) / file).is_file()
+        }
 
 
 class _LocalTrainer(TorchTrainer):

@@ -1,6 +1,7 @@
 """Supervised fine-tuning on Context2ID and Query2ID (arXiv 2502.17957, section 3)."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,10 @@ from trl import SFTConfig, SFTTrainer
 
 from genret.config import SftConfig
 from genret.errors import InputError
+from genret.tables import SCHEMAS
 from genret.training.batches import Collator, find_branchings, trie_children
 from genret.training.bundle import Bundle
-from genret.training.callbacks import LogRow, Progress, training_log
+from genret.training.callbacks import LogRow, Progress, Validation, training_log, validation_log
 from genret.training.encoding import encode_prompts
 from genret.training.likelihood import Scoring, TrieChildren, identifier_log_probs
 from genret.training.machine import ATTENTION, batch_layout
@@ -25,6 +27,20 @@ from genret.training.trainer import WholeBatches, prepare_process, run_trainer, 
 from genret.training.weights import adapter_config
 
 _ENCODED_ROWS = 10_000
+_VALIDATIONS = 10
+
+
+@dataclass
+class UnseenQueries:
+    """Queries that are not trained on, and the loss on them over the training.
+
+    Attributes:
+        queries: Rows with `passage_id` and `text`, of the table `preference_queries`.
+        rows: Rows of the `validation_log` table, once training is done.
+    """
+
+    queries: pa.Table
+    rows: list[LogRow] = field(default_factory=list)
 
 
 def build_sft_dataset(bundle: Bundle, examples: pa.Table) -> Dataset:
@@ -71,6 +87,21 @@ def identifier_column(bundle: Bundle, rows: pa.Table, table: str, column: str) -
         unknown = values[pc.index(places.is_null(), True).as_py()].as_py()
         raise InputError(f"{table}: {column} {unknown!r} is none of the {len(known)} identifiers")
     return places.cast(pa.int32())
+
+
+def unseen_examples(bundle: Bundle, queries: pa.Table, count: int) -> pa.Table:
+    """Some queries as rows of the `sft_examples` table, evenly spaced over those that there are.
+
+    Args:
+        bundle: Names the identifiers of the passages.
+        queries: Rows with `passage_id` and `text`.
+        count: At most so many.
+    """
+    number = min(count, queries.num_rows)
+    chosen = queries.take(pa.array([place * queries.num_rows // number for place in range(number)], pa.int64()))
+    places = pc.index_in(chosen.column("passage_id"), bundle.passages.column("passage_id").combine_chunks())
+    columns = [chosen.column("text"), bundle.passages.column("identifier").take(places), pa.repeat("query2id", number)]
+    return pa.table(columns, schema=SCHEMAS["sft_examples"])
 
 
 class SftCollator:
@@ -135,6 +166,27 @@ class SftTrainer(WholeBatches, SFTTrainer):
             loss = loss * self.accelerator.num_processes
         return loss
 
+    def validation_loss(self, rows: Sequence[Mapping[str, Any]]) -> float:
+        """The loss over some rows of a dataset, with the model as it is, by every worker for itself.
+
+        Args:
+            rows: Rows of `build_sft_dataset`.
+
+        Returns:
+            The mean over all that counts, as in training.
+        """
+        model, size = self.model_wrapped, self.args.per_device_train_batch_size
+        scoring: Scoring = "vocabulary" if self._children is None else "trie"
+        total, items = 0.0, 0
+        model.eval()
+        with torch.no_grad(), self.accelerator.autocast():
+            for start in range(0, len(rows), size):
+                batch = self._prepare_inputs(self.data_collator(rows[start : start + size]))
+                total -= identifier_log_probs(model, batch, scoring, self._children).sum().item()
+                items += int((batch["labels"][:, 1:] != -100).sum())
+        model.train()
+        return total / max(1, items)
+
 
 def train_sft(
     config: SftConfig,
@@ -146,6 +198,7 @@ def train_sft(
     setup: Setup = SINGLE,
     resume_from: Path | None = None,
     progress: Progress | None = None,
+    unseen: UnseenQueries | None = None,
 ) -> list[LogRow]:
     """Fine-tune a bundle's model. Plain function: no Ray, one call a process.
 
@@ -159,6 +212,7 @@ def train_sft(
         setup: How the machine is used; `workers` processes call this together.
         resume_from: A checkpoint folder to go on from, with the same data order.
         progress: Where to report.
+        unseen: Queries to measure the loss on, which get their rows of the log.
 
     Returns:
         Rows of the `training_log` table.
@@ -185,7 +239,12 @@ def train_sft(
         shares=share_out(config, setup),
         children=trie_children(bundle.trie) if trie_scoring else None,
     )
+    if unseen is not None and unseen.queries.num_rows and config.validation_queries:
+        rows = list(build_sft_dataset(bundle, unseen_examples(bundle, unseen.queries, config.validation_queries)))
+        trainer.add_callback(Validation(lambda: trainer.validation_loss(rows), _VALIDATIONS))
     run_trainer(trainer, config, bundle, resume_from, progress)
+    if unseen is not None:
+        unseen.rows = validation_log("sft", trainer.state)
     return training_log("sft", trainer.state)
 
 

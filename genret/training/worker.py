@@ -19,12 +19,12 @@ from genret.runs import RunStore
 from genret.threads import use_threads
 from genret.training.base import load_for_training
 from genret.training.callbacks import Progress
-from genret.training.launch import BUNDLE, LOG, TrainingTask
+from genret.training.launch import BUNDLE, LOG, VALIDATION_LOG, TrainingTask
 from genret.training.machine import choose_attention, choose_device
 from genret.training.memory import check_memory
 from genret.training.rpo import train_rpo
 from genret.training.setup import Setup, check_packages
-from genret.training.sft import train_sft
+from genret.training.sft import UnseenQueries, train_sft
 from genret.training.trainer import choose_dtype, demand_of
 
 if TYPE_CHECKING:
@@ -60,11 +60,14 @@ def work(config: dict[str, Any]) -> None:
             on_log=lambda step, steps, values: rank or config["board"].write.remote(step, steps, dict(values)),
             on_checkpoint=lambda folder: _report(_sealed(folder, setup) if rank == 0 or setup.zero_stage else None),
         )
-        bundle, log = _train(task, setup, output / "checkpoints", resume_from, progress)
+        unseen = UnseenQueries(RunStore(task.run_url).read_table(*task.unseen)) if task.unseen is not None else None
+        bundle, log = _train(task, setup, output / "checkpoints", resume_from, progress, unseen)
         final = output / "final"
         if rank == 0:
             bundle.save(final / BUNDLE)
             pq.write_table(tables.table_from_rows("training_log", log), final / LOG)
+            if unseen is not None and unseen.rows:
+                pq.write_table(tables.table_from_rows("validation_log", unseen.rows), final / VALIDATION_LOG)
         _report(final if rank == 0 else None)
 
 
@@ -84,7 +87,12 @@ def _check_workers(checkpoint: Path, setup: Setup) -> None:
 
 
 def _train(
-    task: TrainingTask, setup: Setup, output: Path, resume_from: Path | None, progress: Progress
+    task: TrainingTask,
+    setup: Setup,
+    output: Path,
+    resume_from: Path | None,
+    progress: Progress,
+    unseen: UnseenQueries | None,
 ) -> tuple[Any, Any]:
     if task.stage == "dense":
         return _train_dense(task, setup, output, resume_from, progress)
@@ -113,7 +121,7 @@ def _train(
         "progress": progress,
     }
     if isinstance(section, SftConfig):
-        return bundle, train_sft(section, bundle, examples, output, **arguments)
+        return bundle, train_sft(section, bundle, examples, output, **arguments, unseen=unseen)
     return bundle, train_rpo(section, bundle, examples, output, **arguments)
 
 

@@ -18,6 +18,7 @@ from genret.runs import RunStore
 # What a clock wrote: it differs between any two runs.
 CLOCKS = {
     "training_log": ["seconds", "tokens_a_second", "mfu", "memory_gib"],
+    "validation_log": ["seconds"],
     "latencies": ["seconds", "milliseconds_a_query"],
 }
 

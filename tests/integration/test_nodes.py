@@ -25,7 +25,11 @@ from genret.runs import RunStore, StageRecord
 
 # Actors cannot import a test module: its functions travel with what refers to them.
 register_pickle_by_value(sys.modules[__name__])
-CLOCKS = {"training_log": ["seconds"], "latencies": ["seconds", "milliseconds_a_query"]}
+CLOCKS = {
+    "training_log": ["seconds", "tokens_a_second", "mfu", "memory_gib"],
+    "validation_log": ["seconds"],
+    "latencies": ["seconds", "milliseconds_a_query"],
+}
 
 
 class Killer:

@@ -60,7 +60,7 @@ def fit(start: tuple[RunStore, dict], tmp_path_factory: pytest.TempPathFactory) 
 
     def train_once(
         section: SftConfig | RpoConfig, workers: int, *, scratch: Path | None = None, **machine
-    ) -> tuple[dict[str, torch.Tensor], pa.Table]:
+    ) -> tuple[dict[str, torch.Tensor], pa.Table, pa.Table | None]:
         compute = ComputeConfig(training_workers=workers, cpus_a_training_worker=1, max_failures=0, **machine)
         is_sft = isinstance(section, SftConfig)
         task = TrainingTask(
@@ -73,14 +73,15 @@ def fit(start: tuple[RunStore, dict], tmp_path_factory: pytest.TempPathFactory) 
             seed=5,
             setup=Setup(**machine),
             threads=1,
+            unseen=(records["synthesis"], "preference_queries") if is_sft else None,
         )
         folder = tmp_path_factory.mktemp("fit")
 
         def deliver(bundle: Path) -> None:
             shutil.copytree(bundle, folder / "bundle")
 
-        log = train(task, compute, str(scratch or folder / "scratch"), deliver, lambda *_: None)
-        return load_file(folder / "bundle" / "model.safetensors"), log
+        logs = train(task, compute, str(scratch or folder / "scratch"), deliver, lambda *_: None)
+        return load_file(folder / "bundle" / "model.safetensors"), logs["training_log"], logs.get("validation_log")
 
     return train_once
 
@@ -91,14 +92,17 @@ def section(request: pytest.FixtureRequest) -> SftConfig | RpoConfig:
 
 
 @pytest.fixture(scope="module")
-def single(fit: Callable[..., tuple], section) -> tuple[dict[str, torch.Tensor], pa.Table]:
+def single(fit: Callable[..., tuple], section) -> tuple[dict[str, torch.Tensor], pa.Table, pa.Table | None]:
     return fit(section, 1)
 
 
 def assert_same(found: tuple, expected: tuple) -> None:
-    weights, log = found
-    assert log.column("step").equals(expected[1].column("step"))
-    assert log.column("loss").to_pylist() == pytest.approx(expected[1].column("loss").to_pylist(), abs=1e-5)
+    weights, *logs = found
+    for log, other in zip(logs, expected[1:], strict=True):
+        assert (log is None) == (other is None)
+        if log is not None:
+            assert log.column("step").equals(other.column("step"))
+            assert log.column("loss").to_pylist() == pytest.approx(other.column("loss").to_pylist(), abs=1e-5)
     assert weights.keys() == expected[0].keys()
     for name, weight in weights.items():
         assert (weight - expected[0][name]).abs().max() < TOLERANCE, name

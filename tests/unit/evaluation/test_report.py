@@ -153,6 +153,7 @@ def inputs_of(
             ],
         ),
         "training_log": log_of("sft", [2.0, 1.5, 1.25]),
+        "validation_log": validations_of("sft", [2.5, 2.0]),
         "rejects": table_from_rows("rejects", [reject("corpus", f"x{n}", texts[0]) for n in range(4)]),
     }
     return ReportInputs(**(facts | changes))
@@ -197,6 +198,16 @@ def analyses(names: tuple[str, ...], texts: list[str]) -> dict[str, pa.Table]:
             "identifier_depths", *((depth, 1000 + depth, 50 - depth, 2.5 * depth) for depth in range(1, 13))
         ),
     }
+
+
+NO_VALIDATION = table_from_rows("validation_log", [])
+
+
+def validations_of(stage: str, losses: list[float]) -> pa.Table:
+    return table_from_rows(
+        "validation_log",
+        [{"stage": stage, "step": 5 * n, "loss": loss, "seconds": 6.0 * n} for n, loss in enumerate(losses)],
+    )
 
 
 def log_of(stage: str, losses: list[float]) -> pa.Table:
@@ -356,7 +367,8 @@ def test_an_empty_run_is_reported_too() -> None:
         name: table_from_rows(name, [])
         for name in (
             "measures", "query_measures", "run", "latencies", "test_queries", "qrels", "passages",
-            "identifiers", "training_log", "rejects", "significance", "slice_measures", "rank_moves", "win_rates",
+            "identifiers", "training_log", "validation_log", "rejects", "significance", "slice_measures",
+            "rank_moves", "win_rates",
             "dataset_statistics", "identifier_statistics", "identifier_depths",
         )
     }  # fmt: skip
@@ -381,15 +393,15 @@ def test_navigation_leads_to_every_section(page: Page) -> None:
 
 
 def test_a_diverged_loss_is_a_gap() -> None:
-    figure = loss_figures(log_of("sft", [1.0, float("nan"), float("inf")]))["sft"]
+    figure = loss_figures(log_of("sft", [1.0, float("nan"), float("inf")]), NO_VALIDATION)["sft"]
     assert figure["data"][0]["y"] == [1.0, None, None]
     assert Page(write_report(inputs_of(training_log=log_of("sft", [1.0, float("nan")])))).figures()
 
 
 def test_losses_have_a_figure_and_a_row_a_stage() -> None:
     log = pa.concat_tables([log_of("sft", [2.0, 1.0]), log_of("rpo", [0.7])])
-    assert list(loss_figures(log)) == ["sft", "rpo"]
-    assert loss_figures(log.take([1, 2, 0]))["sft"]["data"][0]["x"] == [10, 20]
+    assert list(loss_figures(log, NO_VALIDATION)) == ["sft", "rpo"]
+    assert loss_figures(log.take([1, 2, 0]), NO_VALIDATION)["sft"]["data"][0]["x"] == [10, 20]
     assert [(row["stage"], row["steps"], row["last_loss"]) for row in training_rows(log)] == [
         ("sft", 20, 1.0),
         ("rpo", 10, 0.7),
@@ -414,9 +426,20 @@ def test_a_log_that_tells_no_throughput_shows_none() -> None:
 
 
 def test_a_loss_is_shown_with_the_minutes_that_it_took() -> None:
-    line = loss_figures(log_of("sft", [2.0, 1.0]))["sft"]["data"][0]
+    line = loss_figures(log_of("sft", [2.0, 1.0]), NO_VALIDATION)["sft"]["data"][0]
     assert line["customdata"] == pytest.approx([2.5 / 60, 5 / 60])
     assert "%{customdata:.1f} min" in line["hovertemplate"]
+
+
+def test_the_loss_on_unseen_queries_is_a_second_line() -> None:
+    logs = pa.concat_tables([log_of("sft", [2.0, 1.0]), log_of("rpo", [0.7])])
+    figures = loss_figures(logs, validations_of("sft", [2.5, 2.25, 2.4]))
+    trained, unseen = figures["sft"]["data"]
+    assert (unseen["x"], unseen["y"]) == ([0, 5, 10], [2.5, 2.25, 2.4])
+    assert unseen["customdata"] == pytest.approx([0.0, 0.1, 0.2])
+    assert unseen["name"] != trained["name"]
+    assert figures["sft"]["layout"]["showlegend"]
+    assert len(figures["rpo"]["data"]) == 1 and not figures["rpo"]["layout"]["showlegend"]
 
 
 def test_ranks_are_binned_and_add_up() -> None:

@@ -16,7 +16,14 @@ from genret.training.callbacks import Progress
 from genret.training.likelihood import identifier_log_probs
 from genret.training.sampling import PADDING
 from genret.training.setup import Setup
-from genret.training.sft import SftCollator, build_sft_dataset, make_collator, train_sft
+from genret.training.sft import (
+    SftCollator,
+    UnseenQueries,
+    build_sft_dataset,
+    make_collator,
+    train_sft,
+    unseen_examples,
+)
 
 QUERIES = [("melted snow flows to the sea", 0), ("frozen water", 1), ("knead dough", 2), ("sugar and eggs", 3)]
 
@@ -185,3 +192,52 @@ def test_the_log_goes_to_tensorboard(make_bundle, tmp_path) -> None:
     setup = Setup(report_to=("tensorboard",), report_folder=str(tmp_path / "curves"))
     train_sft(settings(), bundle, example_table(bundle), tmp_path / "out", seed=0, setup=setup)
     assert list((tmp_path / "curves").glob("events.out.tfevents.*"))
+
+
+def unseen_of(bundle) -> UnseenQueries:
+    names = bundle.passages.column("passage_id").to_pylist()
+    rows = [
+        {"query_id": str(n), "passage_id": names[n], "text": f"where is the {names[n]}", "answer": ""} for n in range(7)
+    ]
+    return UnseenQueries(table_from_rows("preference_queries", rows))
+
+
+@pytest.mark.parametrize("scoring", ["trie", "vocabulary"])
+def test_the_loss_on_unseen_queries_is_measured_and_changes_nothing(make_bundle, tmp_path, scoring) -> None:
+    bundle, alone = make_bundle("semantic", scoring), make_bundle("semantic", scoring)
+    config = settings(scoring=scoring, epochs=4, validation_queries=5)
+    unseen = unseen_of(bundle)
+    rows = list(build_sft_dataset(bundle, unseen_examples(bundle, unseen.queries, 5)))
+    assert len(rows) == 5
+    before = plain_loss(bundle, rows, scoring, "completion").item()
+    log = train_sft(config, bundle, example_table(bundle), tmp_path / "a", seed=0, unseen=unseen)
+    steps = log[-1]["step"]
+    assert [row["step"] for row in unseen.rows] == list(range(steps + 1)), "at the start and after each of few steps"
+    assert unseen.rows[0]["loss"] == pytest.approx(before, abs=1e-5)
+    assert unseen.rows[-1]["loss"] == pytest.approx(plain_loss(bundle, rows, scoring, "completion").item(), abs=1e-5)
+    assert train_sft(config, alone, example_table(alone), tmp_path / "b", seed=0)[-1]["loss"] == log[-1]["loss"]
+    for name, weight in alone.model.state_dict().items():
+        assert torch.equal(weight, bundle.model.state_dict()[name]), name
+
+
+def test_what_was_measured_before_a_restart_is_kept(make_bundle, tmp_path) -> None:
+    config = settings(epochs=6, checkpoints=2, batch_size=2, micro_batch_size=2)
+    kept = []
+
+    def keep(folder: Path) -> None:
+        kept.append(shutil.copytree(folder, tmp_path / f"kept-{len(kept)}"))
+
+    straight, resumed = make_bundle(), make_bundle()
+    examples, unseen, again = example_table(straight), unseen_of(straight), unseen_of(resumed)
+    progress = Progress(on_checkpoint=keep)
+    train_sft(config, straight, examples, tmp_path / "a", seed=3, progress=progress, unseen=unseen)
+    train_sft(config, resumed, examples, tmp_path / "b", seed=3, resume_from=kept[0], unseen=again)
+    assert [(row["step"], row["loss"]) for row in again.rows] == [(row["step"], row["loss"]) for row in unseen.rows]
+
+
+def test_without_unseen_queries_nothing_is_measured(make_bundle, tmp_path) -> None:
+    bundle = make_bundle()
+    none = UnseenQueries(unseen_of(bundle).queries.slice(0, 0))
+    for config, unseen in ((settings(), none), (settings(validation_queries=0), unseen_of(bundle))):
+        train_sft(config, bundle, example_table(bundle), tmp_path, seed=0, unseen=unseen)
+        assert unseen.rows == []
