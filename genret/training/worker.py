@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import psutil
+import pyarrow as pa
 import pyarrow.parquet as pq
 import ray.train
 import torch
@@ -15,7 +16,7 @@ from ray.train import Checkpoint
 from genret import tables
 from genret.config import DenseConfig, NegativesConfig, PretrainedModel, RpoConfig, SftConfig
 from genret.errors import InputError
-from genret.runs import RunStore
+from genret.runs import RunStore, StageRecord
 from genret.threads import use_threads
 from genret.training.base import load_for_training
 from genret.training.callbacks import Progress
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from genret.training.dense import TrainedEncoder
 
 _WORKERS = "workers.txt"
+_ROWS_A_PART = 100_000
 
 
 def work(config: dict[str, Any]) -> None:
@@ -60,7 +62,10 @@ def work(config: dict[str, Any]) -> None:
             on_log=lambda step, steps, values: rank or config["board"].write.remote(step, steps, dict(values)),
             on_checkpoint=lambda folder: _report(_sealed(folder, setup) if rank == 0 or setup.zero_stage else None),
         )
-        unseen = UnseenQueries(RunStore(task.run_url).read_table(*task.unseen)) if task.unseen is not None else None
+        unseen = None
+        if task.unseen is not None:
+            count = task.section["validation_queries"]
+            unseen = UnseenQueries(evenly_spaced(RunStore(task.run_url), *task.unseen, count))
         bundle, log = _train(task, setup, output / "checkpoints", resume_from, progress, unseen)
         final = output / "final"
         if rank == 0:
@@ -69,6 +74,18 @@ def work(config: dict[str, Any]) -> None:
             if unseen is not None and unseen.rows:
                 pq.write_table(tables.table_from_rows("validation_log", unseen.rows), final / VALIDATION_LOG)
         _report(final if rank == 0 else None)
+
+
+def evenly_spaced(store: RunStore, record: StageRecord, name: str, count: int) -> pa.Table:
+    """At most so many rows of a table, spread evenly over it, of which a part at a time is held."""
+    total, start = record.tables[name]["rows"], 0
+    places = [place * total // count for place in range(count)] if count < total else list(range(total))
+    parts = [tables.SCHEMAS[name].empty_table()]
+    for part in store.read_parts(record, name, _ROWS_A_PART):
+        inside = [place - start for place in places if start <= place < start + part.num_rows]
+        parts.append(part.take(pa.array(inside, pa.int64())))
+        start += part.num_rows
+    return pa.concat_tables(parts)
 
 
 def _sealed(folder: Path, setup: Setup) -> Path:

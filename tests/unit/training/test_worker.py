@@ -1,12 +1,15 @@
-"""Checkpoints know how many workers they are of."""
+"""What a worker reads, and that checkpoints know how many workers they are of."""
 
 from pathlib import Path
 
 import pytest
 
 from genret.errors import InputError
+from genret.runs import RunStore
+from genret.tables import table_from_rows
+from genret.training import worker
 from genret.training.setup import Setup
-from genret.training.worker import _check_workers, _sealed
+from genret.training.worker import _check_workers, _sealed, evenly_spaced
 
 
 def test_with_zero_a_checkpoint_is_of_as_many_workers(tmp_path: Path) -> None:
@@ -19,3 +22,17 @@ def test_with_zero_a_checkpoint_is_of_as_many_workers(tmp_path: Path) -> None:
 def test_without_zero_any_number_goes_on(tmp_path: Path) -> None:
     _sealed(tmp_path, Setup(workers=4))
     _check_workers(tmp_path, Setup(workers=1))
+
+
+@pytest.mark.parametrize("part", [1, 3, 100])
+@pytest.mark.parametrize(
+    ("count", "expected"), [(0, []), (1, [0]), (3, [0, 3, 6]), (10, list(range(10))), (99, list(range(10)))]
+)
+def test_rows_are_taken_evenly_from_a_table_in_parts(tmp_path, monkeypatch, part, count, expected) -> None:
+    monkeypatch.setattr(worker, "_ROWS_A_PART", part)
+    store = RunStore(tmp_path)
+    writer = store.begin("corpus", "0" * 16)
+    rows = [{"query_id": str(number), "text": "x"} for number in range(10)]
+    writer.write_table("test_queries", table_from_rows("test_queries", rows))
+    found = evenly_spaced(store, writer.commit({}), "test_queries", count)
+    assert [int(name) for name in found.column("query_id").to_pylist()] == expected
