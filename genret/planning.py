@@ -349,7 +349,9 @@ def _stages(config: RunConfig, size: CorpusSize, model: Model, budget: Budget | 
                       preference * _ROW_BYTES["pairs"], 4 * model.parameters)  # fmt: skip
     yield from (mined, replace(mined, stage="mining_2"))
     pairs = preference * config.rpo.epochs
-    pair_tokens = pairs * 2 * (_query_tokens(config) + _KEYWORD_TOKENS)
+    # Over the children of the trie both identifiers of a pair are scored in one reading of their query.
+    readings = 1 if config.sft.scoring == "trie" else 2
+    pair_tokens = pairs * readings * (_query_tokens(config) + _KEYWORD_TOKENS)
     preferred = replace(
         trained, stage="rpo", rows=pairs, tokens=pair_tokens,
         work=8 * (pair_tokens * (model.blocks + model.read_a_token) + 2 * pairs * model.read),

@@ -113,15 +113,18 @@ class Collator:
             np.concatenate([np.asarray(prompt, dtype=np.int64), self._suffix(identifier)])
             for prompt, identifier in zip(prompts, identifiers, strict=True)
         ]
-        lengths_read = [len(sequence) for sequence in sequences]
+        # Both sides of a pair have the same prompt: what is the beginning of another sequence is read once, there.
+        # Under the vocabulary every sequence has labels of its own.
+        read, owner = share_beginnings(sequences) if self.scoring == "trie" else (sequences, np.arange(len(sequences)))
+        lengths_read = [len(sequence) for sequence in read]
         rows, columns, shape = lay_out(lengths_read, self.layout)
         input_ids = np.full(shape, self.pad_token_id, dtype=np.int64)
         # Padding counts as sequences of one token each: nothing attends to it.
         position_ids = np.zeros(shape, dtype=np.int64)
-        for sequence, row, column in zip(sequences, rows, columns, strict=True):
+        for sequence, row, column in zip(read, rows, columns, strict=True):
             input_ids[row, column : column + len(sequence)] = sequence
             position_ids[row, column : column + len(sequence)] = np.arange(len(sequence))
-        starts = rows * shape[1] + columns
+        starts = (rows * shape[1] + columns)[owner]
         lengths = np.array([len(prompt) for prompt in prompts], dtype=np.int64)
         batch: dict[str, Tensor | int] = {
             "input_ids": torch.from_numpy(input_ids),
@@ -173,6 +176,26 @@ class Collator:
             "labels": torch.from_numpy(labels.reshape(input_ids.shape)),
             "token_example": torch.from_numpy(token_example.reshape(input_ids.shape)),
         }
+
+
+def share_beginnings(sequences: Sequence[np.ndarray]) -> tuple[list[np.ndarray], np.ndarray]:
+    """Leave out sequences that are the beginning of another one, or the same.
+
+    Args:
+        sequences: int64, each of any length.
+
+    Returns:
+        Those that are left, in their order, and for each sequence which of these begins with it, int64 `(n,)`.
+    """
+    keys = [sequence.tobytes() for sequence in sequences]
+    # In lexicographic order a sequence is followed by those that begin with it.
+    order = sorted(range(len(keys)), key=keys.__getitem__)
+    owner = np.arange(len(keys))
+    for place in range(len(order) - 2, -1, -1):
+        if keys[order[place + 1]].startswith(keys[order[place]]):
+            owner[order[place]] = owner[order[place + 1]]
+    left, places = np.unique(owner, return_inverse=True)
+    return [sequences[number] for number in left], places
 
 
 def lay_out(lengths: Sequence[int], layout: Layout) -> tuple[np.ndarray, np.ndarray, tuple[int, int]]:

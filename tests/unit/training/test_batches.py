@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from genret.decoding.trie import Trie
-from genret.training.batches import IdentifierTokens, find_branchings, pack
+from genret.training.batches import IdentifierTokens, find_branchings, pack, share_beginnings
 
 
 @given(st.lists(st.integers(1, 300), min_size=1, max_size=60))
@@ -18,6 +18,20 @@ def test_packed_sequences_do_not_overlap(lengths: list[int]) -> None:
     assert taken.max() == 1
     assert taken.sum() == sum(lengths)
     assert width <= max(128, max(lengths))
+
+
+@given(st.lists(st.lists(st.integers(0, 2), max_size=4), max_size=12))
+def test_only_the_beginnings_of_others_are_left_out(lists: list[list[int]]) -> None:
+    left, owner = share_beginnings([np.array(numbers, dtype=np.int64) for numbers in lists])
+    assert len(owner) == len(lists)
+    for numbers, place in zip(lists, owner, strict=True):
+        assert left[place][: len(numbers)].tolist() == numbers
+    expected = {
+        tuple(numbers)
+        for numbers in lists
+        if not any(other[: len(numbers)] == numbers and len(other) > len(numbers) for other in lists)
+    }
+    assert sorted(tuple(sequence.tolist()) for sequence in left) == sorted(expected)
 
 
 identifier_sets = st.sets(

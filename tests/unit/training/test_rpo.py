@@ -173,3 +173,17 @@ def test_bf16_computes_the_loss_of_fp32_roughly_and_keeps_the_weights_whole(make
         assert {weight.dtype for weight in bundle.model.parameters()} == {torch.float32}
     assert first["bf16"] != first["fp32"]
     assert first["bf16"] == pytest.approx(first["fp32"], rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("identifier_type", "scoring", "readings"), [("atomic", "trie", 1), ("atomic", "vocabulary", 2)]
+)
+def test_the_prompt_of_a_pair_is_read_once_where_only_choices_count(
+    make_bundle, identifier_type, scoring, readings
+) -> None:
+    bundle = make_bundle(identifier_type, scoring)
+    rows = list(build_rpo_dataset(bundle, pair_table(bundle)))
+    batch = RpoCollator(make_collator(bundle, "completion"))(rows)
+    identifier_tokens = 0 if scoring == "trie" else 2
+    assert batch["n_tokens"] == readings * sum(len(row["prompt"]) for row in rows) + identifier_tokens * len(rows)
+    assert batch["n_examples"] == 2 * len(rows)
