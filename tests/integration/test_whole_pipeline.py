@@ -154,6 +154,27 @@ def test_a_second_round_goes_on_from_the_first(finished: RunStore, tiny_settings
     assert asked.column("passage_id").equals(found.column("passage_id"))
 
 
+@pytest.mark.slow
+def test_without_a_generative_retriever_none_is_trained(tiny_settings: list[str], tmp_path: Path) -> None:
+    settings = [
+        *tiny_settings,
+        *("retrieval.retrievers=[bm25, dense, fusion]", "retrieval.fusion.parts=[bm25, dense]"),
+        *("dense.model.vocabulary_size=500", "dense.model.dimensions=32", "dense.batch_size=16"),
+    ]
+    store, recorder = run_tiny("scratch-semantic", settings, tmp_path / "run")
+    assert recorder.ran == [
+        "corpus", "identifiers", "synthesis", "examples", "base", "bm25", "encoder", "candidates", "negatives",
+        "contrastive", "dense", "embedding", "retrieval", "evaluation", "report",
+    ]  # fmt: skip
+    values = {
+        row["retriever"]: row["value"]
+        for row in store.read_table(store.current()["evaluation"], "measures").to_pylist()
+        if row["measure"] == "HIT@10"
+    }
+    assert values.keys() == {"bm25", "dense", "fusion"}
+    assert min(values.values()) > 0.9
+
+
 def test_a_round_trip_drops_queries_and_says_which(
     finished: RunStore, tiny_settings: list[str], tmp_path: Path
 ) -> None:
