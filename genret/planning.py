@@ -34,7 +34,7 @@ from genret.asking import ASKING_STAGES
 from genret.config import RunConfig, ScratchModel, VllmConfig
 from genret.corpus.chunking import chunk_text
 from genret.errors import InputError
-from genret.examples.sft import row_counts
+from genret.examples.sft import annotated_rows, row_counts
 from genret.llm.base import Request
 from genret.llm.budget import Budget
 from genret.pipeline import planned
@@ -316,7 +316,7 @@ def _stages(config: RunConfig, size: CorpusSize, model: Model, budget: Budget | 
     ranking = pool | {"GPU": compute.gpus_a_worker}
     training = {"CPU": compute.cpus_a_training_worker, "GPU": float(compute.gpus_a_training_worker)}
     text = n * size.words * _BYTES_A_WORD
-    queries, preference, contexts = n * size.queries, n * size.preference, n * size.contexts
+    queries, preference = n * size.queries, n * size.preference
     one, workers, trainers = {"CPU": 1.0}, compute.cpu_workers, compute.training_workers
 
     def stage(name: str, rows: float, work: float, disk: float, **more: float) -> StagePlan:
@@ -332,7 +332,7 @@ def _stages(config: RunConfig, size: CorpusSize, model: Model, budget: Budget | 
         workers=workers, bundle=pool,
     )  # fmt: skip
     yield _asked(config, asked, size, budget)
-    rows = sum(row_counts(config.examples, round(queries), round(contexts)))
+    rows = sum(_row_counts(config, size))
     yield stage("examples", rows, rows, rows * _ROW_BYTES["examples"])
     made = isinstance(config.sft.model, ScratchModel)  # of a pretrained one, only the tokens are there
     base = (4 * model.parameters, 8 * model.parameters) if made else (1e7, 2 * text)
@@ -442,12 +442,17 @@ def _query_tokens(config: RunConfig) -> float:
     return 15 * _TOKENS_A_WORD
 
 
+def _row_counts(config: RunConfig, size: CorpusSize) -> tuple[int, int]:
+    """Query2ID and Context2ID rows. How many queries people wrote is not known before: as few as their share needs."""
+    synthetic = round(size.passages * size.queries)
+    annotated = annotated_rows(config.examples, synthetic, 1) if config.corpus.train_split else 0
+    return row_counts(config.examples, synthetic + annotated, round(size.passages * size.contexts))
+
+
 def _row_tokens(config: RunConfig, size: CorpusSize) -> float:
     """Tokens of a training row, on average: queries and contexts as they are mixed, and an identifier."""
     identifier = 1 if config.identifiers.type == "atomic" else _KEYWORD_TOKENS
-    asked, contexts = row_counts(
-        config.examples, round(size.passages * size.queries), round(size.passages * size.contexts)
-    )
+    asked, contexts = _row_counts(config, size)
     words = config.examples.context_tokens if config.examples.context2id == "chunk" else _WORDS_A_SENTENCE
     context = min(words, size.words / max(size.contexts, 1.0)) * _TOKENS_A_WORD
     mixed = (asked * _query_tokens(config) + contexts * context) / max(1, asked + contexts)

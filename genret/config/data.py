@@ -130,3 +130,6 @@ class ExamplesConfig(Section):
     `concat`: each once."""
     context_share: float = Field(0.5, gt=0.0, lt=1.0)
     """With `interleave`: the share of Context2ID among all rows; 0.5 alternates one to one."""
+    annotated_share: float = Field(0.0, ge=0.0, lt=1.0)
+    """Least share, among the queries, of those that people wrote (`corpus.train_split`), where the corpus has any: they
+    are few, and are repeated until they make it up. 0: each is there once, as a synthetic one is."""

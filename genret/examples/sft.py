@@ -14,6 +14,8 @@ from genret.tables import SCHEMAS, check_table, reject, table_from_rows
 QUERY, CONTEXT = "query2id", "context2id"
 """Kinds of rows."""
 
+_ANNOTATED = "annotated"
+
 _READ_ROWS = 1024
 _ROWS_A_BLOCK = 65_536
 
@@ -23,8 +25,9 @@ def build_sft_examples(
 ) -> dict[str, pa.Table]:
     """Pair queries and passage texts with identifiers.
 
-    Query2ID rows are the queries. Context2ID rows are the chunks (or the sentences) of title and text. They
-    are combined in one of two ways.
+    Query2ID rows are the queries; those that people wrote are repeated, in full passes and the last one cut, until
+    they are `annotated_share` of them. Context2ID rows are the chunks (or the sentences) of title and text. They are
+    combined in one of two ways.
 
     * `concat`: every row once, shuffled together.
     * `interleave`: every row at least once, in the smallest number of rows whose share of Context2ID is
@@ -47,12 +50,28 @@ def build_sft_examples(
         InputError: A query or a passage has no identifier.
     """
     contexts, rejects = _context_rows(config, passages, identifiers)
-    asked = _query_rows(queries, identifiers)
-    order = _order(config, asked.num_rows, contexts.num_rows, np.random.default_rng(seed))
+    rng = np.random.default_rng(seed)
+    asked = _query_rows(_with_repeats(config, queries, rng), identifiers)
+    order = _order(config, asked.num_rows, contexts.num_rows, rng)
     return {
         "sft_examples": _take(pa.concat_tables([asked, contexts]), order),
         "rejects": rejects,
     }
+
+
+def _with_repeats(config: ExamplesConfig, queries: pa.Table, rng: np.random.Generator) -> pa.Table:
+    """The queries, and behind them the repetitions of those that people wrote."""
+    annotated = np.flatnonzero(pc.equal(queries.column("kind"), _ANNOTATED).to_numpy())
+    more = annotated_rows(config, queries.num_rows - len(annotated), len(annotated)) - len(annotated)
+    if not more:
+        return queries
+    return pa.concat_tables([queries, queries.take(pa.array(annotated[_passes(len(annotated), more, rng)]))])
+
+
+def annotated_rows(config: ExamplesConfig, n_synthetic: int, n_annotated: int) -> int:
+    """How many Query2ID rows there will be of queries that people wrote, of so many different ones."""
+    wanted = round(n_synthetic * config.annotated_share / (1 - config.annotated_share))
+    return max(n_annotated, wanted) if n_annotated else 0
 
 
 def _query_rows(queries: pa.Table, identifiers: pa.Table) -> pa.Table:

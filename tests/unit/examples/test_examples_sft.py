@@ -168,3 +168,36 @@ def test_a_query_or_passage_without_an_identifier_is_named():
         build_sft_examples(ExamplesConfig(), passages, identifiers.filter([True, False, True]), queries.slice(0, 1), 0)
     with pytest.raises(InputError, match=r"table queries, row 2: .* found 'p2'"):
         build_sft_examples(ExamplesConfig(), passages.slice(0, 2), identifiers.slice(1), queries, 0)
+
+
+def annotated(queries, count):
+    """The last so many queries are ones that people wrote."""
+    kinds = ["chunk"] * (queries.num_rows - count) + ["annotated"] * count
+    place = queries.schema.get_field_index("kind")
+    return queries.set_column(place, queries.schema.field("kind"), pa.array(kinds, pa.string()))
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(0, 40), st.integers(0, 9), st.sampled_from([0.0, 0.1, 0.3, 0.5, 0.9]))
+def test_queries_that_people_wrote_are_repeated_until_they_have_their_share(synthetic, written, share):
+    passages, identifiers, queries = tables(5, synthetic + written)
+    config = ExamplesConfig(mix="concat", context2id="none", annotated_share=share)
+    rows = build_sft_examples(config, passages, identifiers, annotated(queries, written), 0)["sft_examples"]
+    counts = Counter(rows.column("prompt").to_pylist())
+    repeated = [counts[f"query {n}"] for n in range(synthetic, synthetic + written)]
+    assert all(counts[f"query {n}"] == 1 for n in range(synthetic))
+    assert sum(repeated) == sft.annotated_rows(config, synthetic, written)
+    if written:
+        assert min(repeated) >= 1 and max(repeated) - min(repeated) <= 1
+        # The smallest number of rows that has the share, to the nearest row.
+        assert sum(repeated) == written or abs(sum(repeated) - share * rows.num_rows) <= 0.5
+
+
+def test_repeated_queries_keep_their_identifiers_and_come_in_a_mixed_order():
+    passages, identifiers, queries = tables(4, 40)
+    config = ExamplesConfig(mix="concat", context2id="none", annotated_share=0.5)
+    rows = build_sft_examples(config, passages, identifiers, annotated(queries, 2), 0)["sft_examples"].to_pylist()
+    assert all(row["completion"] == f"id {int(row['prompt'].split()[1]) % 4}" for row in rows)
+    places = [place for place, row in enumerate(rows) if row["prompt"] in ("query 38", "query 39")]
+    assert len(places) == 38
+    assert all(any(low <= place < low + 19 for place in places) for low in range(0, len(rows) - 19, 19))
