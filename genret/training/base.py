@@ -64,9 +64,9 @@ def build_base(
         first_row = max(architecture.vocab_size, len(tokenizer))
         suffix = _encode_suffix(config, config.model.prompt_suffix, tokenizer)
     else:
-        tokenizer = train_tokenizer(
-            [*texts, *names * _IDENTIFIER_REPEATS], config.model.vocabulary_size, config.max_tokens
-        )
+        # Atomic ones are numbers that no one reads as text: they would only take the place of words.
+        written = names * _IDENTIFIER_REPEATS if identifier_type == "semantic" else []
+        tokenizer = train_tokenizer([*texts, *written], config.model.vocabulary_size, config.max_tokens)
         first_row = len(tokenizer)
         suffix = (tokenizer.convert_tokens_to_ids(SEPARATOR),)
     tokens = encode_identifiers(names, identifier_type, tokenizer, first_row)

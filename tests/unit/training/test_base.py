@@ -7,11 +7,12 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from genret.config import PretrainedModel, SftConfig, TuningConfig
+from genret.config import PretrainedModel, ScratchModel, SftConfig, TuningConfig
 from genret.errors import InputError
 from genret.tables import table_from_rows
 from genret.training.base import add_rows, build_base, load_for_training, passage_texts
 from genret.training.bundle import Bundle
+from genret.training.scratch import train_tokenizer
 from genret.training.sft import train_sft
 
 NAMES = {"river": "glacier", "lake": "glacier lake", "bread": "dough", "cake": "oven", "train": "night",
@@ -167,6 +168,14 @@ def test_prompts_must_fit_the_positions(build, tmp_path: Path) -> None:
 def test_a_suffix_must_leave_room(build, checkpoint: Path) -> None:
     with pytest.raises(InputError, match=r"sft.model.prompt_suffix: .* at least one token and fewer than"):
         build(pretrained(checkpoint, max_tokens=8, prompt_suffix="identifier of the passage: "))
+
+
+def test_atomic_identifiers_take_no_place_in_the_vocabulary(build, passages) -> None:
+    model = ScratchModel(vocabulary_size=320, hidden_size=16, intermediate_size=16, layers=1, heads=2)
+    bundle = build(SftConfig(model=model, max_tokens=64), "atomic")
+    expected = train_tokenizer(passage_texts(passages), 320, 64)
+    assert bundle.tokenizer.get_vocab() == expected.get_vocab()
+    assert bundle.settings.first_row == len(expected)
 
 
 def test_texts_are_title_and_text() -> None:
