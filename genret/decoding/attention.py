@@ -12,7 +12,8 @@ query, in a function of our own that transformers calls in every layer
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ from torch import nn
 from transformers import AttentionInterface
 
 from genret.decoding.bare import BareDecoder, is_bare
+from genret.decoding.packed import Projections, can_pack
 from genret.decoding.trie import Ints, ranges
 from genret.errors import InputError
 
@@ -34,6 +36,8 @@ FIRST_ROOM = 64
 # How far the same computation may stray when it is done in another order, relative to its largest value.
 TOLERANCE = {torch.float64: 1e-5, torch.float32: 1e-3}
 LOW_PRECISION_TOLERANCE = 5e-2
+# Logits that are only summed over are made for so many tokens of the vocabulary at a time.
+SLAB = 4096
 LAYER_TYPES = {"full_attention", "sliding_attention"}
 
 Mask = npt.NDArray[np.bool_]
@@ -81,6 +85,7 @@ class _Pass:
         places: `[tokens]`, row * width + place of each token in its row; None where no row has fewer than `width`.
         masks: By window, `[rows, 1, width, columns]`, what is added to attention scores; None for causal attention in
             rows of `width` columns.
+        repeated: Masks for so many heads that share keys, kept from layer to layer.
     """
 
     layers: Sequence[_LayerCache]
@@ -92,6 +97,7 @@ class _Pass:
     width: int
     places: torch.Tensor | None
     masks: Mapping[int | None, torch.Tensor | None]
+    repeated: dict[tuple[int | None, int], torch.Tensor] = field(default_factory=dict)
 
     def by_row(self, states: torch.Tensor) -> torch.Tensor:
         """States `[tokens, ...]` as `[rows, width, ...]`."""
@@ -132,14 +138,25 @@ class _Pass:
         layer.write((key, value), self.slots, self.rows, self.room)
         keys, values = (buffer[:, : self.columns].transpose(1, 2) for buffer in (layer.keys, layer.values))
         asking = self.by_row(query).transpose(1, 2)
-        mask = self.masks[self.windows[number]]
-        if mask is None and softcap is None:
+        window, shared = self.windows[number], asking.shape[1] // keys.shape[1]
+        if self.masks[window] is None and softcap is None:
             mixed = nn.functional.scaled_dot_product_attention(
-                asking, keys, values, is_causal=True, scale=scaling, enable_gqa=keys.shape[1] != asking.shape[1]
+                asking, keys, values, is_causal=True, scale=scaling, enable_gqa=shared > 1
             )
         else:
-            mixed = _masked_attention(asking, keys, values, mask, scaling, softcap)
+            mixed = _masked_attention(asking, keys, values, self._mask(window, shared), scaling, softcap)
         return self.by_token(mixed.transpose(1, 2))
+
+    def _mask(self, window: int | None, shared: int) -> torch.Tensor:
+        """What is added to attention scores where heads that share keys count as further queries."""
+        if (window, shared) not in self.repeated:
+            mask = self.masks[window]
+            if mask is None:
+                visible = torch.ones(self.width, self.columns, dtype=torch.bool, device=self.slots.device).tril()
+                mask = torch.zeros_like(visible, dtype=self.layers[0].keys.dtype)
+                mask = mask.masked_fill_(~visible, -torch.inf)[None, None]
+            self.repeated[window, shared] = mask.repeat(1, 1, shared, 1)
+        return self.repeated[window, shared]
 
 
 _CURRENT: ContextVar[_Pass] = ContextVar("the pass that a model is in")
@@ -177,18 +194,13 @@ def _masked_attention(
     query: torch.Tensor,
     keys: torch.Tensor,
     values: torch.Tensor,
-    mask: torch.Tensor | None,
+    mask: torch.Tensor,
     scaling: float | None,
     softcap: float | None,
 ) -> torch.Tensor:
     """Attention `[rows, heads, width, head_dim]` under a mask; heads that share keys count as further queries."""
     rows, heads, width, size = query.shape
-    shared = heads // keys.shape[1]
-    query = query.reshape(rows, keys.shape[1], shared * width, size)
-    if mask is None:
-        visible = torch.ones(width, keys.shape[2], dtype=torch.bool, device=query.device).tril()
-        mask = torch.zeros_like(visible, dtype=query.dtype).masked_fill(~visible, -torch.inf)[None, None]
-    mask = mask.repeat(1, 1, shared, 1)
+    query = query.reshape(rows, keys.shape[1], heads // keys.shape[1] * width, size)
     if softcap is None:
         mixed = nn.functional.scaled_dot_product_attention(query, keys, values, attn_mask=mask, scale=scaling)
     else:
@@ -242,6 +254,15 @@ class TreeDecoder:
                 self.vocabulary_size = min(self.vocabulary_size, self.head.out_features)
                 self.bare = BareDecoder(self.decoder) if is_bare(self.decoder) else None
             self._check_tree()
+
+    @cached_property
+    def slabs(self) -> list[Projections]:
+        """The head in parts of the vocabulary whose logits fit into a CPU's cache; one part on a GPU."""
+        assert self.head is not None
+        count = -(-self.head.out_features // SLAB) if self.device.type == "cpu" else 1
+        size = -(-self.head.out_features // count)
+        packed = can_pack([self.head])
+        return [Projections([self.head], packed, slice(at, at + size)) for at in range(0, size * count, size)]
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:

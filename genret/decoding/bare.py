@@ -15,6 +15,8 @@ from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaMod
 from transformers.models.mistral.modeling_mistral import MistralDecoderLayer, MistralModel
 from transformers.models.qwen2.modeling_qwen2 import Qwen2DecoderLayer, Qwen2Model
 
+from genret.decoding.packed import Projections, can_pack, padded
+
 Attend: TypeAlias = Callable[[int, Tensor, Tensor, Tensor, float], Tensor]
 """Layer, queries `[tokens, heads, head_dim]`, keys and values `[tokens, key_heads, head_dim]`, factor of the scores;
 gives `[tokens, heads, head_dim]`."""
@@ -26,10 +28,12 @@ class BareDecoder:
     """A decoder's weights, and its forward pass."""
 
     def __init__(self, decoder: Any) -> None:
-        """Take a decoder of which `is_bare` is true; its weights are not copied."""
+        """Take a decoder of which `is_bare` is true; its weights are copied only where that makes them faster."""
         self._embedding = decoder.embed_tokens.weight
         self._rotary = decoder.rotary_emb
-        self._layers = list(decoder.layers)
+        linears = [module for layer in decoder.layers for module in layer.modules() if type(module) is nn.Linear]
+        self._packed = can_pack(linears)
+        self._layers = [_Layer(layer, number, self._packed) for number, layer in enumerate(decoder.layers)]
         self._norm = decoder.norm
 
     def forward(self, ids: Tensor, positions: Tensor, attend: Attend) -> Tensor:
@@ -43,14 +47,53 @@ class BareDecoder:
         Returns:
             `[tokens, width]`.
         """
+        count = len(ids)
+        if self._packed:
+            # By tokens that attention does not get to see.
+            ids, positions, attend = padded(ids), padded(positions), _without_padding(attend, count)
         states = nn.functional.embedding(ids, self._embedding)
         cosine, sine = (part[0, :, None] for part in self._rotary(states[None], positions[None]))
-        for number, layer in enumerate(self._layers):
-            states = states + _attention(
-                layer.self_attn, number, _normed(layer.input_layernorm, states), cosine, sine, attend
-            )
-            states = states + _feed_forward(layer.mlp, _normed(layer.post_attention_layernorm, states))
-        return _normed(self._norm, states)
+        for layer in self._layers:
+            states = layer.forward(states, cosine, sine, attend)
+        return _normed(self._norm, states)[:count]
+
+
+def _without_padding(attend: Attend, count: int) -> Attend:
+    def attend_to_tokens(number: int, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
+        return padded(attend(number, query[:count], key[:count], value[:count], scaling))
+
+    return attend_to_tokens
+
+
+class _Layer:
+    """One layer: attention and the gated feed-forward layer."""
+
+    def __init__(self, layer: Any, number: int, packed: bool) -> None:
+        self._number, self._layer = number, layer
+        attention, feed_forward = layer.self_attn, layer.mlp
+        self._head_dim, self._scaling = attention.head_dim, attention.scaling
+        self._activation = feed_forward.act_fn
+        self._to_heads = Projections([attention.q_proj, attention.k_proj, attention.v_proj], packed)
+        self._from_heads = Projections([attention.o_proj], packed)
+        self._widen = Projections([feed_forward.gate_proj, feed_forward.up_proj], packed)
+        self._narrow = Projections([feed_forward.down_proj], packed)
+
+    def forward(self, states: Tensor, cosine: Tensor, sine: Tensor, attend: Attend) -> Tensor:
+        """States `[tokens, width]` after this layer, from those before it."""
+        states = states + self._attention(_normed(self._layer.input_layernorm, states), cosine, sine, attend)
+        return states + self._feed_forward(_normed(self._layer.post_attention_layernorm, states))
+
+    def _attention(self, states: Tensor, cosine: Tensor, sine: Tensor, attend: Attend) -> Tensor:
+        queries, keys, values = (heads.unflatten(-1, (-1, self._head_dim)) for heads in self._to_heads(states))
+        queries, keys = _rotated(queries, cosine, sine), _rotated(keys, cosine, sine)
+        (mixed,) = self._from_heads(attend(self._number, queries, keys, values, self._scaling).flatten(1))
+        return mixed
+
+    def _feed_forward(self, states: Tensor) -> Tensor:
+        """The gated layer (arXiv 2002.05202, equation 6), with the model's own activation."""
+        gate, up = self._widen(states)
+        (narrowed,) = self._narrow(self._activation(gate) * up)
+        return narrowed
 
 
 def is_bare(decoder: Any) -> bool:
@@ -78,26 +121,7 @@ def _normed(norm: Any, states: Tensor) -> Tensor:
     return norm.weight * normed.to(states.dtype)
 
 
-def _attention(module: Any, number: int, states: Tensor, cosine: Tensor, sine: Tensor, attend: Attend) -> Tensor:
-    queries, keys, values = (
-        _projected(projection, states).unflatten(-1, (-1, module.head_dim))
-        for projection in (module.q_proj, module.k_proj, module.v_proj)
-    )
-    mixed = attend(number, _rotated(queries, cosine, sine), _rotated(keys, cosine, sine), values, module.scaling)
-    return _projected(module.o_proj, mixed.flatten(1))
-
-
 def _rotated(states: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
     """Rotary position embedding (arXiv 2104.09864, equation 34), the halves of a head as pairs."""
     left, right = states.chunk(2, dim=-1)
     return states * cosine + torch.cat((-right, left), dim=-1) * sine
-
-
-def _feed_forward(module: Any, states: Tensor) -> Tensor:
-    """The gated layer (arXiv 2002.05202, equation 6), with the model's own activation."""
-    gate = module.act_fn(_projected(module.gate_proj, states))
-    return _projected(module.down_proj, gate * _projected(module.up_proj, states))
-
-
-def _projected(linear: Any, states: Tensor) -> Tensor:
-    return nn.functional.linear(states, linear.weight, linear.bias)

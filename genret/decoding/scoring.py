@@ -8,6 +8,7 @@ import numpy.typing as npt
 import torch
 
 from genret.decoding.attention import TreeDecoder
+from genret.decoding.packed import padded
 from genret.decoding.trie import IntArray, Paths, ranges
 from genret.errors import InputError
 
@@ -19,10 +20,9 @@ WIDE = 256
 # Elements of the largest temporary tensor: gathered rows of the output layer, or logits over the vocabulary where a
 # model gives nothing else.
 CHUNK_ELEMENTS = 1 << 24
-# Logits that are only summed over are made by so many at a time: few enough to stay in a CPU's cache, many enough for
-# a matrix product to be worth it. A GPU takes all that fit in CHUNK_ELEMENTS.
-CACHED_ELEMENTS = 1 << 18
-LEAST_SLAB = 1024
+# Logits that are only summed over are made for so many states at a time, few enough to stay in a CPU's cache. A GPU
+# takes all that fit in CHUNK_ELEMENTS.
+CACHED_STATES = 128
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
@@ -177,25 +177,17 @@ class Scorer:
     def _normaliser(self, states: torch.Tensor) -> Floats:
         """`[s]`, the logarithm of the sum of exponentials of all logits: what vocabulary scoring divides by.
 
-        The sum is made slab by slab of the vocabulary (the online softmax of arXiv 1805.02867), so that logits that
-        nobody asks for never leave the cache.
+        The sum is made part by part of the vocabulary (after the online softmax of arXiv 1805.02867), so that logits
+        that nobody asks for never leave the cache.
         """
-        head = self.decoder.head
-        if head is None:
-            return _numpy(states.logsumexp(-1))
-        elements = CACHED_ELEMENTS if states.device.type == "cpu" else CHUNK_ELEMENTS
-        slab = max(LEAST_SLAB, elements // max(1, len(states)))
-        highest = torch.full((len(states), 1), -torch.inf, dtype=self.dtype, device=states.device)
-        total = torch.zeros_like(highest)
-        for at in range(0, head.out_features, slab):
-            bias = None if head.bias is None else head.bias[at : at + slab]
-            logits = torch.nn.functional.linear(states, head.weight[at : at + slab], bias).to(self.dtype)
-            above = torch.maximum(highest, logits.amax(-1, keepdim=True))
-            # Nothing but -inf so far: any finite number keeps the exponentials at 0.
-            level = above.masked_fill(above.isneginf(), 0)
-            total = total * (highest - level).exp() + logits.sub_(level).exp_().sum(-1, keepdim=True)
-            highest = above
-        return _numpy((highest + total.log())[:, 0])
+        if self.dense:
+            return _numbers(_numpy(states.logsumexp(-1)))
+        step = CACHED_STATES if states.device.type == "cpu" else max(1, CHUNK_ELEMENTS // self.decoder.vocabulary_size)
+        parts = [
+            torch.stack([slab(some)[0].to(self.dtype).logsumexp(-1) for slab in self.decoder.slabs]).logsumexp(0)
+            for some in padded(states).split(step)
+        ]
+        return _numbers(_numpy(torch.cat(parts)[: len(states)]))
 
     def _rows(self, node: int) -> tuple[torch.Tensor, torch.Tensor | None]:
         """The output layer's rows and biases for a node's children: a view where they are contiguous."""
@@ -266,14 +258,19 @@ def _log_softmax(raw: Floats, count: Ints) -> Floats:
 
 def _collect(target: Floats, parts: list[tuple[Ints, Ints, Floats]], leaf_filter: LeafFilter | None) -> Scores:
     owner, child, logprob = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
-    if np.isnan(target).any() or np.isnan(logprob).any():
-        raise FloatingPointError("the model's logits hold NaN or +inf; expected numbers or -inf")
-    keep = logprob > -np.inf
+    keep = _numbers(logprob) > -np.inf
     if leaf_filter is not None:
         keep &= leaf_filter.children(child)
     kept = np.flatnonzero(keep)
     kept = kept[np.argsort(owner[kept], kind="stable")]
-    return Scores(target, owner[kept], child[kept], logprob[kept])
+    return Scores(_numbers(target), owner[kept], child[kept], logprob[kept])
+
+
+def _numbers(found: Floats) -> Floats:
+    """What was found, if it was made of numbers."""
+    if np.isnan(found).any() or np.isposinf(found).any():
+        raise FloatingPointError("the model's logits hold NaN or +inf; expected numbers or -inf")
+    return found
 
 
 def _numpy(tensor: torch.Tensor) -> npt.NDArray[Any]:

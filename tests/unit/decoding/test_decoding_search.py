@@ -466,6 +466,17 @@ def test_logits_that_are_not_numbers_are_an_error(how: scoring.Scoring, mode: se
             finder.search(some_prompts(3), k=5, mode=mode)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+def test_nor_may_logits_be_that_no_identifier_asks_for(bad: float, dtype: torch.dtype) -> None:
+    model = build(PhiConfig(**SHAPE), dtype)
+    finder = TrieSearch(model, Trie.from_sequences([[3, 4], [3, 5], [6, 7, 8]]), "vocabulary")
+    with torch.no_grad():
+        model.lm_head.bias[VOCABULARY - 1] = bad
+    with pytest.raises(FloatingPointError, match=r"NaN or \+inf"):
+        finder.search([[9, 10]], k=3)
+
+
 @pytest.mark.parametrize("mode", ["beam", "exact"])
 @pytest.mark.parametrize("how", SCORINGS)
 def test_impossible_tokens_are_never_returned(how: scoring.Scoring, mode: search.Mode) -> None:

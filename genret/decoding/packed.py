@@ -1,0 +1,94 @@
+"""Linear layers with their weights laid out once for the CPU's matrix product.
+
+A pass of a search multiplies a few dozen states with each weight matrix. Where weights stand as the model has them, a
+product reads them in an order that does not suit it, or lays them out anew each time. oneDNN can lay them out once
+(https://uxlfoundation.github.io/oneDNN/dev_guide_inference.html), and layers that read the same states become one
+product. The price is a copy of the weights.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+# Weights of more bytes together stay as they are: a second copy of them costs more than it gains.
+LARGEST_COPY = 2 << 30
+# oneDNN compiles a product for each number of states. Numbers are rounded up, by an eighth at most but to a multiple
+# of this at least, so that there are few of them.
+LEAST_STEP = 4
+
+
+def can_pack(linears: Sequence[nn.Linear]) -> bool:
+    """Whether weights can be laid out for oneDNN, and a copy is not too large: single precision on a CPU."""
+    weights = [linear.weight for linear in linears]
+    plain = all(weight.device.type == "cpu" and weight.dtype == torch.float32 for weight in weights)
+    return plain and sum(weight.nbytes for weight in weights) <= LARGEST_COPY and _has_products()
+
+
+def _has_products() -> bool:
+    """Whether this build of torch has the products that its own compiler uses for frozen weights."""
+    if not (torch.backends.mkldnn.is_available() and torch.backends.cpu.get_cpu_capability().startswith("AVX")):
+        return False
+    return all(hasattr(torch.ops.mkldnn, name) for name in ("_reorder_linear_weight", "_linear_pointwise"))
+
+
+def rounded_up(count: int) -> int:
+    """The number of states that a product of `count` states is made for, eight of them to a power of two."""
+    step = max(LEAST_STEP, (1 << max(0, count - 1).bit_length()) >> 4)
+    return -(-count // step) * step
+
+
+def padded(states: Tensor) -> Tensor:
+    """States `[count, ...]` with zeros behind them, `[rounded_up(count), ...]`."""
+    more = rounded_up(len(states)) - len(states)
+    return states if more == 0 else torch.cat((states, states.new_zeros(more, *states.shape[1:])))
+
+
+class Projections:
+    """Linear layers that read the same states: one product of packed weights, or one each of weights as they are.
+
+    Follows the weights when training changes them.
+    """
+
+    def __init__(self, linears: Sequence[nn.Linear], packed: bool, rows: slice | None = None) -> None:
+        """Take layers, and lay their weights out.
+
+        Args:
+            linears: Of one width.
+            packed: Whether to lay the weights out, of which `can_pack` is true then.
+            rows: Which outputs of each layer are wanted; None for all.
+        """
+        self._linears, self._rows = linears, rows
+        self._packed: Tensor | None = None
+        if packed:
+            self._pack()
+
+    def __call__(self, states: Tensor) -> Sequence[Tensor]:
+        """The outputs of each layer, `[states, out]`, for states `[states, width]`."""
+        if self._packed is None:
+            return [nn.functional.linear(states, *self._weights(linear)) for linear in self._linears]
+        if self._seen != self._versions():
+            self._pack()
+        outputs = torch.ops.mkldnn._linear_pointwise(states, self._packed, self._bias, "none", [], "")
+        return outputs.split(self._sizes, -1) if len(self._sizes) > 1 else (outputs,)
+
+    def _weights(self, linear: nn.Linear) -> tuple[Tensor, Tensor | None]:
+        if self._rows is None:
+            return linear.weight, linear.bias
+        return linear.weight[self._rows], None if linear.bias is None else linear.bias[self._rows]
+
+    def _pack(self) -> None:
+        self._seen = self._versions()
+        weights, biases = zip(*map(self._weights, self._linears), strict=True)
+        self._sizes = [len(weight) for weight in weights]
+        self._bias = None
+        if any(bias is not None for bias in biases):
+            pairs = zip(weights, biases, strict=True)
+            self._bias = torch.cat([weight.new_zeros(len(weight)) if bias is None else bias for weight, bias in pairs])
+            self._bias = self._bias.detach()
+        self._packed = torch.ops.mkldnn._reorder_linear_weight(torch.cat(weights).detach(), None)
+
+    def _versions(self) -> list[tuple[int, int]]:
+        """Where the layers' weights are, and how often they were written to."""
+        tensors = [tensor for linear in self._linears for tensor in (linear.weight, linear.bias) if tensor is not None]
+        return [(tensor.data_ptr(), 0 if tensor.is_inference() else tensor._version) for tensor in tensors]

@@ -1,0 +1,133 @@
+"""Packed linear layers: the numbers of the layers that they are made of, also after training."""
+
+from copy import deepcopy
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from transformers import AutoModelForCausalLM, LlamaConfig
+
+from genret.decoding import attention, packed, scoring
+from genret.decoding.attention import TreeDecoder
+from genret.decoding.packed import Projections, can_pack, padded, rounded_up
+from genret.decoding.search import TrieSearch
+from genret.decoding.trie import Trie
+
+PACKS = can_pack([nn.Linear(2, 2)])
+needs_packing = pytest.mark.skipif(not PACKS, reason="this torch has no packed products")
+BOTH_WAYS = [pytest.param(True, marks=needs_packing), False]
+VOCABULARY = 64
+SCORINGS: tuple[scoring.Scoring, ...] = ("trie", "vocabulary")
+
+
+def some_linears(bias: bool) -> list[nn.Linear]:
+    torch.manual_seed(0)
+    return [nn.Linear(24, 40, bias=bias), nn.Linear(24, 8, bias=False), nn.Linear(24, 16, bias=bias)]
+
+
+def farthest(projections: Projections, linears: list[nn.Linear], states: torch.Tensor, rows: slice) -> float:
+    """The largest difference from the layers in double precision."""
+    with torch.inference_mode():
+        expected = [deepcopy(linear).double()(states.double())[:, rows] for linear in linears]
+        found = projections(states)
+    assert [output.shape for output in found] == [output.shape for output in expected]
+    return max(float((one - two).abs().max()) for one, two in zip(found, expected, strict=True))
+
+
+@pytest.mark.parametrize("rows", [None, slice(3, 11)])
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("packs", BOTH_WAYS)
+def test_outputs_are_those_of_the_layers(packs: bool, bias: bool, rows: slice | None) -> None:
+    linears = some_linears(bias)
+    projections = Projections(linears, packs, rows)
+    for count in (1, 3, 8, 33, 200):
+        assert farthest(projections, linears, torch.randn(count, 24), rows or slice(None)) < 1e-5
+
+
+@pytest.mark.parametrize("packs", BOTH_WAYS)
+def test_weights_that_change_are_seen(packs: bool) -> None:
+    linears, states = some_linears(True), torch.randn(5, 24)
+    projections = Projections(linears, packs)
+    with torch.no_grad():
+        linears[1].weight.mul_(3)
+    assert farthest(projections, linears, states, slice(None)) < 1e-5
+    with torch.no_grad():
+        linears[2].bias.add_(1)
+    assert farthest(projections, linears, states, slice(None)) < 1e-5
+    linears[0].weight = nn.Parameter(torch.randn(40, 24))
+    assert farthest(projections, linears, states, slice(None)) < 1e-5
+
+
+def test_numbers_of_states_are_few_and_close() -> None:
+    for count in range(1, 5000):
+        assert count <= rounded_up(count) <= max(count + 3, count * 9 / 8)
+        assert rounded_up(rounded_up(count)) == rounded_up(count)
+    assert len({rounded_up(count) for count in range(1, 4097)}) <= 8 * 12
+    states = torch.randn(9, 2, 3)
+    assert padded(states).shape == (12, 2, 3) and padded(states[:8]) is not states
+    assert torch.equal(padded(states)[:9], states) and not padded(states)[9:].any()
+
+
+def test_only_single_precision_on_a_cpu_is_packed(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert not can_pack([nn.Linear(2, 2).double()]) and not can_pack([nn.Linear(2, 2).bfloat16()])
+    assert not can_pack([nn.Linear(2, 2), nn.Linear(2, 2, device="meta")])
+    monkeypatch.setattr(packed, "LARGEST_COPY", 4 * 24 * 64 - 1)
+    assert not can_pack(some_linears(False)) and can_pack(some_linears(False)[:2]) == PACKS
+
+
+def a_model() -> Any:
+    torch.manual_seed(1)
+    config = LlamaConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        attention_bias=True,
+        mlp_bias=True,
+        initializer_range=0.15,
+    )
+    return AutoModelForCausalLM.from_config(config).eval()
+
+
+@pytest.mark.parametrize("how", SCORINGS)
+@pytest.mark.parametrize("packs", BOTH_WAYS)
+def test_scores_are_those_of_double_precision(packs: bool, how: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Several parts of the vocabulary, the last of them smaller, and several groups of states.
+    monkeypatch.setattr(attention, "SLAB", 24)
+    monkeypatch.setattr(scoring, "CACHED_STATES", 8)
+    monkeypatch.setattr(packed, "_has_products", lambda: packs)
+    random = np.random.default_rng(0)
+    trie = Trie.from_sequences([list(found) for found in {tuple(random.integers(3, 12, size=7)) for _ in range(200)}])
+    prompts = [random.integers(3, VOCABULARY, size=length).tolist() for length in (1, 4, 11)]
+    model = a_model()
+    found = TrieSearch(model, trie, how).search(prompts, k=10)
+    expected = TrieSearch(deepcopy(model).double(), trie, how).search(prompts, k=10)
+    for one, two in zip(found, expected, strict=True):
+        assert one.indices.tolist() == two.indices.tolist()
+        np.testing.assert_allclose(one.scores, two.scores, atol=1e-4)
+
+
+@needs_packing
+def test_a_search_follows_training() -> None:
+    model, trie = a_model(), Trie.from_sequences([[3, 4], [3, 5], [6, 7, 8]])
+    kept = TrieSearch(model, trie, "vocabulary")
+    (before,) = kept.search([[9, 10]], k=3)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.1)
+    (after,) = kept.search([[9, 10]], k=3)
+    (anew,) = TrieSearch(model, trie, "vocabulary").search([[9, 10]], k=3)
+    assert after.scores.tolist() == anew.scores.tolist() != before.scores.tolist()
+
+
+def test_parts_of_the_vocabulary_make_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attention, "SLAB", 24)
+    decoder, states = TreeDecoder(a_model()), torch.randn(4, 32)
+    assert decoder.head is not None and len(decoder.slabs) == 3
+    with decoder.evaluating():
+        parts = torch.cat([slab(states)[0] for slab in decoder.slabs], dim=1)
+        assert torch.allclose(parts, decoder.head(states), atol=1e-5)
