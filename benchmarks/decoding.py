@@ -45,7 +45,8 @@ def main() -> None:
         if arguments.json is not None:
             write_json(arguments.json, collected)
         if arguments.write is not None and collected[name]:
-            update_file(arguments.write, f"decoding {name}", section(name, collected[name], settings))
+            cells = f" {settings.cells.pattern}" if name == "speed" and settings.cells.pattern else ""
+            update_file(arguments.write, f"decoding {name}{cells}", section(name, collected[name], settings))
 
 
 def parse_arguments() -> argparse.Namespace:

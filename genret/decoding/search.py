@@ -340,10 +340,7 @@ class _Batch:
         """
         hypotheses["expansion"] = len(self.paths) + np.arange(len(hypotheses))
         if self.over_vocabulary:
-            ahead = hypotheses["start"] + max(1, self.tokens_per_pass // len(hypotheses))
-            hypotheses["stop"] = np.minimum(
-                hypotheses["choice"], ahead if needed is None else np.maximum(ahead, needed)
-            )
+            hypotheses["stop"] = self._reading_ahead(hypotheses, needed)
         start = hypotheses["start"].astype(np.int64)
         length = hypotheses["stop"] - start
         tokens = self.trie.read(hypotheses["leaf"], start, length)
@@ -352,6 +349,22 @@ class _Batch:
         self.paths = np.concatenate((self.paths, paths))
         self.expanded += np.bincount(hypotheses["query"], minlength=self.size)
         return self._score(hypotheses, states, length)
+
+    def _reading_ahead(self, hypotheses: Hypotheses, needed: Ints | None) -> Ints:
+        """How far to read: the most probable stretches to their ends while a pass has room, the others as needed.
+
+        A part of a stretch beyond that would spare no pass: the rest takes one too.
+        """
+        least = hypotheses["start"].astype(np.int64) + 1
+        if needed is not None:
+            least = np.maximum(least, needed)
+        least = np.minimum(hypotheses["choice"], least)
+        more = hypotheses["choice"] - least
+        sequence = np.argsort(-hypotheses["score"], kind="stable")
+        room = self.tokens_per_pass - (least - hypotheses["start"]).sum()
+        fits = np.empty(len(more), dtype=bool)
+        fits[sequence] = np.cumsum(more[sequence]) <= room
+        return np.where(fits, hypotheses["choice"], least)
 
     def _look_ahead(self, hypotheses: Hypotheses) -> None:
         """Set `choice`, and `stop` with it."""
