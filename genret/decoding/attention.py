@@ -57,7 +57,7 @@ class _LayerCache:
         elif self.keys.shape[1] < room:
             self.keys, self.values = (_widened(buffer, room) for buffer in (self.keys, self.values))
         for buffer, state in zip((self.keys, self.values), states, strict=True):
-            buffer.flatten(0, 1)[slots] = state
+            buffer.flatten(0, 1).index_copy_(0, slots, state)
 
     def keep(self, rows: torch.Tensor) -> None:
         """Forget all other rows."""
@@ -104,13 +104,13 @@ class _Pass:
         if self.places is None:
             return states.unflatten(0, (self.rows, self.width))
         padded = states.new_zeros(self.rows * self.width, *states.shape[1:])
-        padded[self.places] = states
+        padded.index_copy_(0, self.places, states)
         return padded.unflatten(0, (self.rows, self.width))
 
     def by_token(self, states: torch.Tensor) -> torch.Tensor:
         """States `[rows, width, ...]` as `[tokens, ...]`."""
         flat = states.flatten(0, 1)
-        return flat if self.places is None else flat[self.places]
+        return flat if self.places is None else flat.index_select(0, self.places)
 
     def attend(
         self,
@@ -267,13 +267,16 @@ class TreeDecoder:
     @contextmanager
     def evaluating(self) -> Iterator[None]:
         """Evaluation mode without gradients; the model's own mode comes back afterwards."""
-        training = self.model.training
-        self.model.eval()
+        # A bare decoder calls no module that has modes, and to set them takes a while.
+        training, modes = self.model.training, self.bare is None
+        if modes:
+            self.model.eval()
         try:
             with torch.inference_mode():
                 yield
         finally:
-            self.model.train(training)
+            if modes:
+                self.model.train(training)
 
     def begin(self, prompts: Sequence[npt.ArrayLike], prefix: npt.ArrayLike) -> tuple["TreeSession", torch.Tensor]:
         """Put prompts, and tokens that follow all of them, into a cache.

@@ -21,6 +21,9 @@ Attend: TypeAlias = Callable[[int, Tensor, Tensor, Tensor, float], Tensor]
 """Layer, queries `[tokens, heads, head_dim]`, keys and values `[tokens, key_heads, head_dim]`, factor of the scores;
 gives `[tokens, heads, head_dim]`."""
 
+Rotation: TypeAlias = tuple[Tensor, Tensor]
+"""What queries and keys are multiplied with, and with their halves exchanged, `[tokens, 1, head_dim]` each."""
+
 _LAYERS = {LlamaModel: LlamaDecoderLayer, MistralModel: MistralDecoderLayer, Qwen2Model: Qwen2DecoderLayer}
 
 
@@ -52,9 +55,9 @@ class BareDecoder:
             # By tokens that attention does not get to see.
             ids, positions, attend = padded(ids), padded(positions), _without_padding(attend, count)
         states = nn.functional.embedding(ids, self._embedding)
-        cosine, sine = (part[0, :, None] for part in self._rotary(states[None], positions[None]))
+        rotation = _rotation(*(part[0, :, None] for part in self._rotary(states[None], positions[None])))
         for layer in self._layers:
-            states = layer.forward(states, cosine, sine, attend)
+            states = layer.forward(states, rotation, attend)
         return _normed(self._norm, states)[:count]
 
 
@@ -72,28 +75,30 @@ class _Layer:
         self._number, self._layer = number, layer
         attention, feed_forward = layer.self_attn, layer.mlp
         self._head_dim, self._scaling = attention.head_dim, attention.scaling
+        features = [linear.out_features for linear in (attention.q_proj, attention.k_proj, attention.v_proj)]
+        self._heads = [size // attention.head_dim for size in features]
         self._activation = feed_forward.act_fn
         self._to_heads = Projections([attention.q_proj, attention.k_proj, attention.v_proj], packed)
         self._from_heads = Projections([attention.o_proj], packed)
         self._widen = Projections([feed_forward.gate_proj, feed_forward.up_proj], packed)
         self._narrow = Projections([feed_forward.down_proj], packed)
 
-    def forward(self, states: Tensor, cosine: Tensor, sine: Tensor, attend: Attend) -> Tensor:
+    def forward(self, states: Tensor, rotation: Rotation, attend: Attend) -> Tensor:
         """States `[tokens, width]` after this layer, from those before it."""
-        states = states + self._attention(_normed(self._layer.input_layernorm, states), cosine, sine, attend)
+        states = states + self._attention(_normed(self._layer.input_layernorm, states), rotation, attend)
         return states + self._feed_forward(_normed(self._layer.post_attention_layernorm, states))
 
-    def _attention(self, states: Tensor, cosine: Tensor, sine: Tensor, attend: Attend) -> Tensor:
-        queries, keys, values = (heads.unflatten(-1, (-1, self._head_dim)) for heads in self._to_heads(states))
-        queries, keys = _rotated(queries, cosine, sine), _rotated(keys, cosine, sine)
-        (mixed,) = self._from_heads(attend(self._number, queries, keys, values, self._scaling).flatten(1))
-        return mixed
+    def _attention(self, states: Tensor, rotation: Rotation, attend: Attend) -> Tensor:
+        asking, keyed, _ = self._heads
+        heads = self._to_heads(states).unflatten(-1, (-1, self._head_dim))
+        queries, keys = _rotated(heads[:, : asking + keyed], rotation).split([asking, keyed], 1)
+        mixed = attend(self._number, queries, keys, heads[:, asking + keyed :], self._scaling)
+        return self._from_heads(mixed.flatten(1))
 
     def _feed_forward(self, states: Tensor) -> Tensor:
         """The gated layer (arXiv 2002.05202, equation 6), with the model's own activation."""
-        gate, up = self._widen(states)
-        (narrowed,) = self._narrow(self._activation(gate) * up)
-        return narrowed
+        gate, up = self._widen(states).chunk(2, -1)
+        return self._narrow(self._activation(gate) * up)
 
 
 def is_bare(decoder: Any) -> bool:
@@ -117,11 +122,20 @@ def _is_watched(module: nn.Module) -> bool:
 
 def _normed(norm: Any, states: Tensor) -> Tensor:
     """RMSNorm in 32 bits whatever the model's type, as these models have it (arXiv 1910.07467, equation 4)."""
+    if states.dtype == torch.float32:
+        return nn.functional.rms_norm(states, states.shape[-1:], norm.weight, norm.variance_epsilon)
     normed = nn.functional.rms_norm(states.float(), states.shape[-1:], eps=norm.variance_epsilon)
     return norm.weight * normed.to(states.dtype)
 
 
-def _rotated(states: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
+def _rotation(cosine: Tensor, sine: Tensor) -> Rotation:
+    """From `[tokens, 1, head_dim]` each; the sine takes the sign of the half that it is for."""
+    left, right = sine.chunk(2, dim=-1)
+    return cosine, torch.cat((-left, right), dim=-1)
+
+
+def _rotated(states: Tensor, rotation: Rotation) -> Tensor:
     """Rotary position embedding (arXiv 2104.09864, equation 34), the halves of a head as pairs."""
+    cosine, sine = rotation
     left, right = states.chunk(2, dim=-1)
-    return states * cosine + torch.cat((-right, left), dim=-1) * sine
+    return torch.addcmul(states * cosine, torch.cat((right, left), dim=-1), sine)

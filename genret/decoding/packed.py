@@ -45,7 +45,7 @@ def padded(states: Tensor) -> Tensor:
 
 
 class Projections:
-    """Linear layers that read the same states: one product of packed weights, or one each of weights as they are.
+    """Linear layers that read the same states: one product of packed weights, or one each with weights as they are.
 
     Follows the weights when training changes them.
     """
@@ -63,14 +63,14 @@ class Projections:
         if packed:
             self._pack()
 
-    def __call__(self, states: Tensor) -> Sequence[Tensor]:
-        """The outputs of each layer, `[states, out]`, for states `[states, width]`."""
+    def __call__(self, states: Tensor) -> Tensor:
+        """The outputs of all layers side by side, `[states, out]`, for states `[states, width]`."""
         if self._packed is None:
-            return [nn.functional.linear(states, *self._weights(linear)) for linear in self._linears]
+            outputs = [nn.functional.linear(states, *self._weights(linear)) for linear in self._linears]
+            return outputs[0] if len(outputs) == 1 else torch.cat(outputs, -1)
         if self._seen != self._versions():
             self._pack()
-        outputs = torch.ops.mkldnn._linear_pointwise(states, self._packed, self._bias, "none", [], "")
-        return outputs.split(self._sizes, -1) if len(self._sizes) > 1 else (outputs,)
+        return torch.ops.mkldnn._linear_pointwise(states, self._packed, self._bias, "none", [], "")
 
     def _weights(self, linear: nn.Linear) -> tuple[Tensor, Tensor | None]:
         if self._rows is None:
@@ -80,7 +80,6 @@ class Projections:
     def _pack(self) -> None:
         self._seen = self._versions()
         weights, biases = zip(*map(self._weights, self._linears), strict=True)
-        self._sizes = [len(weight) for weight in weights]
         self._bias = None
         if any(bias is not None for bias in biases):
             pairs = zip(weights, biases, strict=True)

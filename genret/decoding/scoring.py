@@ -184,7 +184,7 @@ class Scorer:
             return _numbers(_numpy(states.logsumexp(-1)))
         step = CACHED_STATES if states.device.type == "cpu" else max(1, CHUNK_ELEMENTS // self.decoder.vocabulary_size)
         parts = [
-            torch.stack([slab(some)[0].to(self.dtype).logsumexp(-1) for slab in self.decoder.slabs]).logsumexp(0)
+            torch.stack([slab(some).to(self.dtype).logsumexp(-1) for slab in self.decoder.slabs]).logsumexp(0)
             for some in padded(states).split(step)
         ]
         return _numbers(_numpy(torch.cat(parts)[: len(states)]))
