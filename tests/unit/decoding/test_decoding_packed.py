@@ -93,6 +93,16 @@ def a_model() -> Any:
     return AutoModelForCausalLM.from_config(config).eval()
 
 
+def a_trie() -> Trie:
+    random = np.random.default_rng(0)
+    return Trie.from_sequences([list(found) for found in {tuple(random.integers(3, 12, size=7)) for _ in range(200)}])
+
+
+def some_prompts() -> list[list[int]]:
+    random = np.random.default_rng(1)
+    return [random.integers(3, VOCABULARY, size=length).tolist() for length in (1, 4, 11, 2, 6)]
+
+
 @pytest.mark.parametrize("how", SCORINGS)
 @pytest.mark.parametrize("packs", BOTH_WAYS)
 def test_scores_are_those_of_double_precision(packs: bool, how: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -100,15 +110,25 @@ def test_scores_are_those_of_double_precision(packs: bool, how: Any, monkeypatch
     monkeypatch.setattr(attention, "SLAB", 24)
     monkeypatch.setattr(scoring, "CACHED_STATES", 8)
     monkeypatch.setattr(packed, "_has_products", lambda: packs)
-    random = np.random.default_rng(0)
-    trie = Trie.from_sequences([list(found) for found in {tuple(random.integers(3, 12, size=7)) for _ in range(200)}])
-    prompts = [random.integers(3, VOCABULARY, size=length).tolist() for length in (1, 4, 11)]
-    model = a_model()
+    model, trie, prompts = a_model(), a_trie(), some_prompts()
     found = TrieSearch(model, trie, how).search(prompts, k=10)
     expected = TrieSearch(deepcopy(model).double(), trie, how).search(prompts, k=10)
     for one, two in zip(found, expected, strict=True):
         assert one.indices.tolist() == two.indices.tolist()
         np.testing.assert_allclose(one.scores, two.scores, atol=1e-4)
+
+
+@pytest.mark.parametrize("how", SCORINGS)
+def test_padding_and_batch_do_not_matter(how: Any) -> None:
+    prompts = some_prompts()
+    finder = TrieSearch(a_model(), a_trie(), how)
+    together = finder.search(prompts, k=10)
+    backwards = finder.search(prompts[::-1], k=10)[::-1]
+    alone = [finder.search([prompt], k=10)[0] for prompt in prompts]
+    for other in (backwards, alone):
+        for one, two in zip(together, other, strict=True):
+            assert one.indices.tolist() == two.indices.tolist()
+            np.testing.assert_allclose(one.scores, two.scores, atol=1e-4)
 
 
 @needs_packing

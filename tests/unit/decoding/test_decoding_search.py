@@ -238,13 +238,15 @@ def test_reading_ahead_changes_the_work_and_not_the_result(
     finder = TrieSearch(model, Trie.from_sequences(identifiers), "vocabulary")
     prompts = some_prompts(2, 11, 5)
     results = []
-    for tokens in (1, 10_000):
+    for tokens in (1, 20, 10_000):
         monkeypatch.setitem(search.TOKENS_PER_PASS, "cpu", tokens)
         results.append(finder.search(prompts, k=5, mode=mode, beam=5))
-    for one, two in zip(*results, strict=True):
-        assert one.indices.tolist() == two.indices.tolist()
+    for one, two, three in zip(*results, strict=True):
+        assert one.indices.tolist() == two.indices.tolist() == three.indices.tolist()
         np.testing.assert_allclose(one.scores, two.scores, atol=1e-9)
-    assert sum(one.expansions for one in results[0]) > sum(two.expansions for two in results[1])
+        np.testing.assert_allclose(one.scores, three.scores, atol=1e-9)
+    expansions = [sum(one.expansions for one in found) for found in results]
+    assert expansions[0] > expansions[1] > expansions[2]
 
 
 @pytest.mark.parametrize("mode", ["beam", "exact"])
@@ -262,6 +264,27 @@ def test_a_filter_is_a_filter_of_brute_force(model: Any, how: scoring.Scoring, m
         scores = np.where(allowed, brute_force(model, identifiers, prompt, how), -np.inf)
         assert_top(result, scores, 10)
         assert result.exact
+
+
+@pytest.mark.parametrize("how", SCORINGS)
+@settings(max_examples=20, deadline=None)
+@given(identifiers=identifier_lists, prompts=prompt_lists, k=st.integers(1, 12), data=st.data())
+def test_any_filter_is_a_filter_of_brute_force(
+    model: Any,
+    how: scoring.Scoring,
+    identifiers: list[list[int]],
+    prompts: list[list[int]],
+    k: int,
+    data: st.DataObject,
+) -> None:
+    count = len(identifiers)
+    allowed = np.array(data.draw(st.lists(st.booleans(), min_size=count, max_size=count)))
+    finder = TrieSearch(model, Trie.from_sequences(identifiers), how)
+    found = finder.search(prompts, k=k, mode="exact", beam=2, allowed=allowed)
+    narrow = finder.search(prompts, k=k, beam=1, allowed=allowed)
+    for prompt, result, some in zip(prompts, found, narrow, strict=True):
+        assert_top(result, np.where(allowed, brute_force(model, identifiers, prompt, how), -np.inf), k)
+        assert allowed[result.indices].all() and allowed[some.indices].all()
 
 
 def test_a_narrow_beam_stays_within_the_filter(model: Any) -> None:
