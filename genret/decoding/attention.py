@@ -4,9 +4,8 @@ Every appended token sees the prompt, its own ancestors and itself, by a mask, a
 nothing in the cache is copied or reordered when hypotheses branch (the technique of SpecInfer, arXiv
 2305.09781).
 
-The tokens of all queries go through the model as one row, without padding: only attention itself lays them out by
-query, in a function of our own that transformers calls in every layer
-(https://huggingface.co/docs/transformers/attention_interface).
+The tokens of all queries go through the model as one row: only attention itself lays them out by query, in a function
+of our own that transformers calls in every layer (https://huggingface.co/docs/transformers/attention_interface).
 """
 
 from collections.abc import Iterator, Mapping, Sequence

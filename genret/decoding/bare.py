@@ -1,9 +1,9 @@
 """The forward pass of decoders of Llama's shape, as a plain sequence of tensor operations.
 
 A search makes many short passes, and a pass of a small model over a few tokens is mostly Python: calls of nested
-modules, hooks, masks and caches that tree attention does without. Here the weights are the model's own, its modules
-are not called, and the numbers are the same. Other decoders, and those with adapters, hooks or quantised weights, go
-through their modules.
+modules, hooks, masks and caches that tree attention does without. Here the weights are the model's own, or their copies
+in another layout where that is faster (`packed`), its modules are not called, and the numbers are the same but for
+rounding. Other decoders, and those with adapters, hooks or quantised weights, go through their modules.
 """
 
 from collections.abc import Callable
