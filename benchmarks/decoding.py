@@ -1,7 +1,7 @@
 """What decoding costs and whether it is right, beside transformers' `generate` and other references in the same run.
 
     python benchmarks/decoding.py [--part speed floor exact scale filters gpu] [--quick] [--run FOLDER]
-                                  [--cells PATTERN] [--threads N] [--json FILE] [--write FILE]
+                                  [--cells PATTERN] [--queries N] [--threads N] [--json FILE] [--write FILE]
 
 - speed: queries a second against `generate` and a masked beam search, on the CPU, and whether the results agree.
 - floor: time outside the model's forward passes, and the whole search against the passes alone on the bare model.
@@ -36,7 +36,9 @@ def main() -> None:
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     limits = Limits(arguments.repeats, arguments.budget)
-    settings = Settings(limits, arguments.quick, arguments.run, arguments.identifiers, arguments.cells)
+    settings = Settings(
+        limits, arguments.quick, arguments.run, arguments.identifiers, arguments.cells, arguments.queries
+    )
     print(f"{machine()}; at most {limits.repeats} repeats and {limits.budget_seconds:g} s a side")
     collected: dict[str, list[Table]] = {}
     for name in arguments.part:
@@ -59,6 +61,7 @@ def parse_arguments() -> argparse.Namespace:
         "--cells", type=re.compile, default="", metavar="PATTERN",
         help='cells of the part speed: "MODEL VOCABULARY IDENTIFIERS SCORING BATCH", as in "^2x256" or "5000 trie 32$"',
     )  # fmt: skip
+    parser.add_argument("--queries", type=int, default=200, help="of the part exact (default: 200)")
     parser.add_argument("--repeats", type=int, default=5, help="measured runs of each side (default: 5)")
     parser.add_argument("--budget", type=float, default=60.0, help="seconds after which a side is not repeated")
     parser.add_argument("--threads", type=int, help="CPU threads (default: torch's own choice)")
@@ -80,6 +83,7 @@ def section(name: str, of_part: list[Table], settings: Settings) -> str:
     command += " --quick" if settings.quick else ""
     command += f" --cells '{settings.cells.pattern}'" if name == "speed" and settings.cells.pattern else ""
     command += f" --threads {torch.get_num_threads()}"
+    command += f" --queries {settings.queries}" if name == "exact" else ""
     command += f" --run {settings.run.name}" if settings.run is not None and name == "exact" else ""
     command += f" --identifiers {settings.identifiers}" if name == "scale" else ""
     head = f"## Decoding: {name}\n\n    {command}\n\n{machine()}. Seeds are fixed.\n"

@@ -36,7 +36,7 @@ the best identifiers are scattered over the trie: a hard case for both searches,
 
 MODEL = (2, 128, 2000)
 IDENTIFIERS = 5_000
-QUERIES, QUICK_QUERIES = 200, 20
+QUICK_QUERIES = 20
 BATCH = 32
 
 
@@ -56,7 +56,7 @@ class Searched:
 def run(settings: Settings) -> list[Table]:
     """Compare on a random model, and on the model of a finished run if one is given."""
     size = shape(*MODEL)
-    n_queries = QUICK_QUERIES if settings.quick else QUERIES
+    n_queries = min(settings.queries, QUICK_QUERIES) if settings.quick else settings.queries
     where = f"Model {size}, vocabulary {size.vocabulary:,}, {IDENTIFIERS:,} identifiers, {n_queries} queries."
     truths = Table("Exact search against brute force", f"{FORCE_NOTE} {where}")
     misses = Table("Beam against exact search, random weights", f"{MISSES_NOTE} {RANDOM_NOTE} {where}")
@@ -70,10 +70,10 @@ def run(settings: Settings) -> list[Table]:
         add_truth(truths, scoring, exact[scoring].results, [best(of_query[scoring], WIDTH) for of_query in scores])
     for scoring in SCORINGS:
         add_misses(misses, scoring, searched(TrieSearch(model, trie, scoring), queries, "beam"), exact[scoring])
-    return [truths, misses, *([] if settings.run is None else [of_run(settings.run)])]
+    return [truths, misses, *([] if settings.run is None else [of_run(settings.run, settings.queries)])]
 
 
-def of_run(folder: Path) -> Table:
+def of_run(folder: Path, n_queries: int) -> Table:
     """Beam against exact search for the model, the identifiers and the test queries of a finished run."""
     store = RunStore.open_existing(folder)
     records = store.current()
@@ -81,7 +81,7 @@ def of_run(folder: Path) -> Table:
     bundle = Bundle.load(store.local_folder(records[stage], stage))
     assert bundle.model is not None
     texts = store.read_table(records["corpus"], "test_queries").column("text").to_pylist()
-    queries = encode_prompts(texts[:QUERIES], bundle.tokenizer, bundle.settings.suffix, bundle.settings.max_tokens)
+    queries = encode_prompts(texts[:n_queries], bundle.tokenizer, bundle.settings.suffix, bundle.settings.max_tokens)
     where = (
         f"Run {folder.name}, stage {stage}: model {bundle.model.config.num_hidden_layers} x "
         f"{bundle.model.config.hidden_size}, {len(bundle.trie):,} {bundle.settings.identifier_type} identifiers, "

@@ -18,6 +18,7 @@ class Settings:
         identifiers: How many the part `scale` has at its largest.
         cells: What is measured in the part `speed`: cells whose name, such as "2x256 12000 5000 trie 32" (model,
             vocabulary, identifiers, scoring, batch), this finds a match in.
+        queries: How many the part `exact` has.
     """
 
     limits: Limits
@@ -25,3 +26,4 @@ class Settings:
     run: Path | None
     identifiers: int
     cells: re.Pattern[str] = re.compile("")
+    queries: int = 200
