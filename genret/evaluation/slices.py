@@ -1,4 +1,4 @@
-"""The measures on parts of the test queries: the short and the long ones, and those on one topic."""
+"""The measures on parts of the test queries: short and long ones, those on one topic, those that training was about."""
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
@@ -17,6 +17,9 @@ from genret.tables import check_table, table_from_rows
 
 QUERY_LENGTH = "query length (words)"
 """How slices by the length of the queries are called."""
+TRAINED_ON = "relevant passage has training queries that people wrote"
+"""How slices by what training was about are called."""
+YES, NO = "yes", "no"
 NONE, OTHER = "(none)", "(other)"
 """Slices of the queries without a value, and of those with a rare one."""
 
@@ -82,6 +85,37 @@ def slice_queries(
             {query_id: _values(field, own.get(query_id, {}), found[query_id]) for query_id in query_ids}
         )
     return slices
+
+
+def slice_by_training(
+    query_ids: Sequence[str], qrels: pa.Table, passages: pa.Table, annotated_queries: pa.Table
+) -> Slices:
+    """Cut the test queries by whether people wrote training queries for a passage that is relevant to them.
+
+    Where training and test splits judge the same few documents, what is measured over all queries says little of
+    documents that nobody has asked for yet.
+
+    Args:
+        query_ids: The queries to cut up.
+        qrels: Table `qrels`.
+        passages: Table `passages`.
+        annotated_queries: Table `annotated_queries`.
+
+    Returns:
+        Slices `YES` and `NO`; none is empty.
+
+    Raises:
+        InputError: A table does not fit its schema.
+    """
+    document_of = _column_by(check_table("passages", passages), "passage_id", "doc_id")
+    annotated = check_table("annotated_queries", annotated_queries)["passage_id"].to_pylist()
+    asked_for = {document_of[passage_id] for passage_id in annotated}
+    judged = judgements(qrels)
+    slices: Slices = {YES: [], NO: []}
+    for query_id in query_ids:
+        relevant = (doc_id for doc_id, relevance in judged.get(query_id, {}).items() if relevance > 0)
+        slices[YES if any(doc_id in asked_for for doc_id in relevant) else NO].append(query_id)
+    return {name: found for name, found in slices.items() if found}
 
 
 def slice_measures(

@@ -11,7 +11,7 @@ from genret.evaluation.measures import evaluate, rank_documents
 from genret.evaluation.report import ReportInputs, write_report
 from genret.evaluation.significance import compare_retrievers
 from genret.evaluation.similarity import query_sets, win_rates
-from genret.evaluation.slices import slice_measures, slice_queries
+from genret.evaluation.slices import TRAINED_ON, slice_by_training, slice_measures, slice_queries
 from genret.evaluation.statistics import dataset_statistics, identifier_depths, identifier_statistics, rank_moves
 from genret.evaluation.trec import write_qrels, write_run
 from genret.runs import StageRecord, StageWriter
@@ -48,14 +48,13 @@ def _analyses(context: Context, query_measures: pa.Table) -> dict[str, pa.Table]
     ranking, qrels = context.table("retrieval", "run"), context.table("corpus", "qrels")
     passages, test_queries = context.table("corpus", "passages"), context.table("corpus", "test_queries")
     queries, identifiers = context.table("synthesis", "queries"), context.table("identifiers", "identifiers")
+    measured = query_measures.column("query_id").unique().to_pylist()
     slices = slice_queries(
-        config.slice_fields,
-        query_measures.column("query_id").unique().to_pylist(),
-        test_queries,
-        context.gather("query_metadata"),
-        qrels,
-        passages,
+        config.slice_fields, measured, test_queries, context.gather("query_metadata"), qrels, passages
     )
+    if "annotated_queries" in context.records["corpus"].tables:
+        annotated = context.table("corpus", "annotated_queries")
+        slices[TRAINED_ON] = slice_by_training(measured, qrels, passages, annotated)
     moves = tables.table_from_rows("rank_moves", [])
     if {"sft", "rpo"} <= set(retrievers):
         moves = rank_moves(ranking, qrels, test_queries, passages, "sft", "rpo")

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from genret.config import EvaluationConfig
 from genret.errors import InputError
 from genret.evaluation.intervals import bootstrap_intervals
-from genret.evaluation.slices import QUERY_LENGTH, Slices, slice_measures, slice_queries
+from genret.evaluation.slices import NO, QUERY_LENGTH, YES, Slices, slice_by_training, slice_measures, slice_queries
 from genret.tables import SCHEMAS, passages_to_table, table_from_rows
 from genret.types import Passage
 
@@ -163,3 +163,28 @@ def test_measures_on_slices() -> None:
 
 def test_no_slices_and_no_queries_are_an_empty_table() -> None:
     assert slice_measures(EvaluationConfig(), query_measures({}), {}).num_rows == 0
+
+
+def slices_by_training(relevant: dict[str, dict[str, int]], asked_for: list[str]) -> Slices:
+    qrels = [
+        {"query_id": name, "doc_id": doc_id, "relevance": relevance}
+        for name, judged in relevant.items()
+        for doc_id, relevance in judged.items()
+    ]
+    annotated = [
+        {"query_id": str(number), "passage_id": name, "text": "?", "kind": "annotated", "generator": "person"}
+        for number, name in enumerate(asked_for)
+    ]
+    return slice_by_training(
+        list(relevant),
+        table_from_rows("qrels", qrels),
+        passages_to_table(Passage(f"{name}#{number}", name, "") for name in "abc" for number in range(2)),
+        table_from_rows("annotated_queries", annotated),
+    )
+
+
+def test_queries_are_told_apart_by_whether_people_asked_for_a_relevant_document_in_training() -> None:
+    relevant = {"old": {"a": 1}, "new": {"b": 1}, "both": {"b": 1, "a": 2}, "irrelevant": {"a": 0, "c": 1}}
+    assert slices_by_training(relevant, ["a#1"]) == {YES: ["old", "both"], NO: ["new", "irrelevant"]}
+    assert slices_by_training(relevant, []) == {NO: list(relevant)}
+    assert slices_by_training({}, ["a#0"]) == {}
