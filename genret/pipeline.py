@@ -12,13 +12,14 @@ from genret.leases import driving
 from genret.llm.budget import Budget
 from genret.placement import Demand
 from genret.retrieval.names import TRAINED
+from genret.retrieval.packages import check_faiss
 from genret.runs import RunStore, StageRecord, fingerprint
 from genret.stages import dense, evaluation, ranking, settings, texts, training
 from genret.stages.context import Context, Reporter, Stage, versions
 from genret.stages.engines import COMPLETIONS
 
 # Raised when a change of the code changes what some stage makes of the same input.
-_REVISION = 1
+_REVISION = 2
 # What keeps the parts of its work that are done, to go on from there.
 _RESUMED = frozenset({*TRAINED, "mining", "mining_2", "dense", "embedding", "base_embedding"})
 
@@ -44,11 +45,13 @@ def run(
         The record of every stage up to `until`, by name.
 
     Raises:
-        InputError: Bad input; what was done before stays done.
+        InputError: Bad input, or a package that the configuration needs is missing; what was done before stays done.
         RunBusyError: Another process works on the run.
         EngineError: A language model no longer answers; likewise, and its answers are kept.
     """
     stages = planned(config, until)
+    if settings.has_dense(config) and config.dense.index == "lists":
+        check_faiss()  # the stage that needs it comes after hours of training
     context = Context(config, store, reporter)
     with ExitStack() as stack:
         context.driving = stack.enter_context(driving(store.url, submission_id()))

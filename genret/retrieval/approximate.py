@@ -1,7 +1,6 @@
 """Search of the lists nearest to a query instead of all vectors: faiss, for corpora above some million passages."""
 
 import math
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -10,26 +9,26 @@ import torch
 from torch import Tensor
 
 from genret.errors import InputError
+from genret.retrieval.packages import check_faiss
 from genret.retrieval.vectors import DenseIndex, best_places
 
 LISTS = "lists.faiss"
 """The file beside the vectors."""
 
-# Vectors to a centroid in its training: fewer than the first faiss warns of, more than the second it does not read.
-_FEWEST_A_LIST, _MOST_A_LIST = 39, 256
+# Vectors to a centroid in its training: faiss warns of fewer than the first; the second, which bounds what is held of a
+# large corpus, is well above that.
+_FEWEST_A_LIST, _MOST_A_LIST = 39, 64
 # The lists hold numbers of eight bits; of so many times the candidates the scores are computed from the vectors.
 _OVERSAMPLING = 4
 _ADDED_ROWS = 65_536
 
 
-def check_faiss() -> None:
-    """Refuse what needs faiss where it is not installed.
+def _faiss() -> Any:
+    """The package faiss: optional, and slow to start, so that only what needs it imports it."""
+    check_faiss()
+    import faiss
 
-    Raises:
-        InputError: Says how to install it.
-    """
-    if find_spec("faiss") is None:
-        raise InputError("dense.index: lists needs the package faiss, found none; pip install 'genret[faiss]'")
+    return faiss
 
 
 def build_lists(vectors: DenseIndex, seed: int) -> Any:
@@ -43,9 +42,11 @@ def build_lists(vectors: DenseIndex, seed: int) -> Any:
 
     Returns:
         faiss' index.
-    """
-    import faiss  # optional, and slow to start
 
+    Raises:
+        InputError: faiss is not installed.
+    """
+    faiss = _faiss()
     count, width = len(vectors), vectors.dimensions
     lists = max(1, min(round(4 * math.sqrt(count)), count // _FEWEST_A_LIST))
     index = faiss.IndexIVFScalarQuantizer(
@@ -62,11 +63,9 @@ def build_lists(vectors: DenseIndex, seed: int) -> Any:
 
 def write_lists(folder: Path, seed: int) -> None:
     """Write the lists of a saved index beside its vectors; of no vectors there are none."""
-    import faiss
-
     vectors = DenseIndex.load(folder)
     if len(vectors):
-        faiss.write_index(build_lists(vectors, seed), str(folder / LISTS))
+        _faiss().write_index(build_lists(vectors, seed), str(folder / LISTS))
 
 
 class ApproximateIndex:
@@ -92,9 +91,7 @@ class ApproximateIndex:
         Raises:
             InputError: faiss is not installed, a file is missing, or they do not belong together.
         """
-        check_faiss()
-        import faiss
-
+        faiss = _faiss()
         vectors = DenseIndex.load(folder)
         if not len(vectors):
             return cls(None, vectors, probes)
@@ -120,7 +117,11 @@ class ApproximateIndex:
 
         Returns:
             Places (int64) and scores (float32) a query, best first; equal ones in the order of their places.
+
+        Raises:
+            InputError: The queries are of another width than the vectors.
         """
+        self._vectors.check_width(queries)
         if self._lists is None:
             return self._vectors.search(queries, k)
         rows = np.ascontiguousarray(queries.cpu().float().numpy())

@@ -106,7 +106,18 @@ class DenseIndex:
 
     def rows(self, places: np.ndarray) -> np.ndarray:
         """The vectors at some places, float32 `(places, dimensions)`."""
-        return self._vectors.values[places].astype(np.float32) * self._vectors.scales[places, None]
+        rows: np.ndarray = self._vectors.values[places].astype(np.float32)
+        rows *= self._vectors.scales[places, None]
+        return rows
+
+    def check_width(self, queries: Tensor) -> None:
+        """Refuse queries `(q, dimensions)` of another width than the vectors.
+
+        Raises:
+            InputError: Names both.
+        """
+        if queries.shape[1] != self.dimensions:
+            raise InputError(f"dense index: expected {self.dimensions} dimensions, found {queries.shape[1]}")
 
     @torch.inference_mode()
     def search(self, queries: Tensor, k: int) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -118,9 +129,11 @@ class DenseIndex:
 
         Returns:
             Places (int64) and scores (float32) a query, best first; equal ones in the order of their places.
+
+        Raises:
+            InputError: The queries are of another width than the vectors.
         """
-        if queries.shape[1] != self.dimensions:
-            raise InputError(f"dense index: expected {self.dimensions} dimensions, found {queries.shape[1]}")
+        self.check_width(queries)
         device = choose_device()
         queries = queries.to(device, torch.float32)
         places: list[list[Tensor]] = [[] for _ in range(len(queries))]

@@ -15,6 +15,7 @@ from genret.examples.contrastive import (
     hard_negatives,
     sample_queries,
 )
+from genret.retrieval.packages import check_faiss
 from genret.runs import StageWriter
 from genret.stages.context import Context, write_tables
 from genret.stages.engines import open_engine, query_limits, told_of_engine, told_of_rejects
@@ -129,13 +130,12 @@ def run_base_embedding(context: Context, writer: StageWriter) -> dict[str, Any]:
 
 def _embed(context: Context, writer: StageWriter, stage: str, *, base: bool) -> dict[str, Any]:
     """An index of all passages; blocks that an attempt before finished are not embedded again."""
-    from genret.retrieval.approximate import check_faiss
     from genret.retrieval.dense import BLOCK, missing_blocks, open_embedder, write_index
     from genret.training.encoder import EncoderPlace
 
     compute, passages = context.config.compute, context.table("corpus", "passages")
     section = context.config.dense.model_copy(update={"index": "exact"}) if base else context.config.dense
-    if section.index == "lists":
+    if section.index == "lists":  # once more: a driver that goes on may be another machine
         check_faiss()
     place = EncoderPlace.of(str(context.store.url), section, base=base)
     scratch = context.store.scratch(stage, context.mark)

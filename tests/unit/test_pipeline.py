@@ -13,6 +13,7 @@ from genret.llm.http import HttpSender
 from genret.llm.journal import Completion, JournalWriter
 from genret.llm.prompts import prompt_digest, render
 from genret.pipeline import STAGES, plan, planned, run, stage_fingerprint
+from genret.retrieval import packages
 from genret.runs import RunStore, StageRecord
 
 ALL = [stage.name for stage in STAGES]
@@ -384,6 +385,15 @@ def test_an_empty_path_is_named_before_anything_is_written(tmp_path: Path) -> No
     with pytest.raises(InputError, match=r"corpus.path: a corpus of type beir needs a path, found none"):
         run(parse_config(DEFAULTS, "defaults"), RunStore(tmp_path / "run"), Recorder(), "corpus")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_missing_package_is_named_before_anything_is_written(config_of, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(packages, "find_spec", lambda name: None)
+    lists = "dense.index=lists"
+    with pytest.raises(InputError, match=r"dense\.index: lists needs the package faiss, found none"):
+        run(config_of(lists), RunStore(tmp_path / "run"), Recorder(), "corpus")
+    assert not (tmp_path / "run").exists()
+    run(config_of(lists, "retrieval.retrievers=[bm25]"), RunStore(tmp_path / "run"), Recorder(), "corpus")
 
 
 def write_records(store: RunStore, config: RunConfig) -> None:

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from genret.errors import InputError
-from genret.retrieval import approximate
-from genret.retrieval.approximate import LISTS, ApproximateIndex, build_lists, check_faiss, write_lists
+from genret.retrieval import approximate, packages
+from genret.retrieval.approximate import LISTS, ApproximateIndex, build_lists, write_lists
 from genret.retrieval.vectors import DenseIndex, quantise
 
 pytest.importorskip("faiss", reason="faiss is not installed")
@@ -101,7 +101,33 @@ def test_what_does_not_belong_together_is_refused(tmp_path) -> None:
         ApproximateIndex.load(tmp_path / "index", 1)
 
 
-def test_a_missing_package_is_named(monkeypatch) -> None:
-    monkeypatch.setattr(approximate, "find_spec", lambda name: None)
-    with pytest.raises(InputError, match=r"dense\.index: lists needs the package faiss.*genret\[faiss\]"):
-        check_faiss()
+class Counted(DenseIndex):
+    """Remembers how many vectors are asked for at a time."""
+
+    def rows(self, places: np.ndarray) -> np.ndarray:
+        self.asked = [*getattr(self, "asked", []), len(places)]
+        return super().rows(places)
+
+
+def test_centroids_are_found_with_a_sample(monkeypatch) -> None:
+    monkeypatch.setattr(approximate, "_FEWEST_A_LIST", 1000)  # so that there are few lists
+    vectors = Counted(quantise(clustered(), "fp16"))
+    lists = build_lists(vectors, seed=0)
+    assert (lists.nlist, lists.ntotal) == (3, COUNT)
+    assert vectors.asked == [3 * 64, COUNT]
+
+
+def test_queries_of_another_width_are_refused(tmp_path) -> None:
+    saved(tmp_path / "index")
+    index = ApproximateIndex.load(tmp_path / "index", 1)
+    with pytest.raises(InputError, match="dense index: expected 16 dimensions, found 8"):
+        index.search(torch.ones(1, 8), 5)
+
+
+def test_without_the_package_nothing_is_built_or_opened(tmp_path, monkeypatch) -> None:
+    index = saved(tmp_path / "index")
+    monkeypatch.setattr(packages, "find_spec", lambda name: None)
+    with pytest.raises(InputError, match=r"dense\.index: lists needs the package faiss"):
+        build_lists(index, seed=0)
+    with pytest.raises(InputError, match=r"dense\.index: lists needs the package faiss"):
+        ApproximateIndex.load(tmp_path / "index", 1)

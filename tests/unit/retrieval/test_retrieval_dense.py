@@ -1,5 +1,7 @@
 """The dense retriever: search against brute force, embedding that goes on where it stopped, and odd queries."""
 
+import tracemalloc
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -67,6 +69,19 @@ def test_zero_vectors_stay_zero() -> None:
 def test_vectors_that_cannot_be_stored_are_refused(number) -> None:
     with pytest.raises(InputError, match="expected"):
         quantise(torch.tensor([[number]]), "fp16")
+
+
+@pytest.mark.parametrize("kind", ["fp16", "int8"])
+def test_rows_are_held_once(kind) -> None:
+    index = DenseIndex(quantise(torch.randn(2000, 64, generator=torch.Generator().manual_seed(0)), kind))
+    places = np.arange(2000)
+    tracemalloc.start()
+    rows = index.rows(places)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert rows.dtype == np.float32
+    # Beside the numbers as they are stored, of which there is a copy as well.
+    assert peak < 1.75 * rows.nbytes
 
 
 def test_queries_of_another_width_are_refused() -> None:
