@@ -1,7 +1,8 @@
 """What happens beside the optimiser's steps: the log, and checkpoints to resume from."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,21 +34,39 @@ class Meter:
         flops: FLOPs a token.
         rate: FLOPs a second that each worker's device can do.
         memory: Most bytes that this process has had on its device.
+        finish: Waits for what the device was given to do.
     """
 
     def __init__(
-        self, tokens_read: Callable[[], int], workers: int, flops: float, rate: float, memory: Callable[[], int]
+        self,
+        tokens_read: Callable[[], int],
+        workers: int,
+        flops: float,
+        rate: float,
+        memory: Callable[[], int],
+        finish: Callable[[], None] = lambda: None,
     ) -> None:
         self._tokens_read = tokens_read
         self._workers = workers
         self._flops = flops
         self._rate = rate
         self._memory = memory
+        self._finish = finish
         self._last = (0, time.perf_counter())
 
     def start(self) -> None:
         """Count from here."""
         self._last = (self._tokens_read(), time.perf_counter())
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """What is done meanwhile is no training: its time does not count."""
+        self._finish()  # what training has left to do does count
+        begin = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._last = (self._last[0], self._last[1] + time.perf_counter() - begin)
 
     def read(self) -> dict[str, float]:
         """Values of the last columns of the `training_log` table, since the last call."""
@@ -65,7 +84,7 @@ class Meter:
 class ProgressCallback(TrainerCallback):
     """Hands the trainer's log and checkpoints to a `Progress`."""
 
-    def __init__(self, progress: Progress, meter: "Meter | None" = None) -> None:
+    def __init__(self, progress: Progress, meter: Meter | None = None) -> None:
         self._progress = progress
         self._meter = meter
         self._begin = time.perf_counter()
@@ -73,8 +92,8 @@ class ProgressCallback(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Start the clock."""
-        self._begin = time.perf_counter()
+        """Start the clock, or go on from where it stood."""
+        self._begin = time.perf_counter() - seconds_before(state)
         if self._meter is not None:
             self._meter.start()
 
@@ -107,6 +126,22 @@ class ProgressCallback(TrainerCallback):
         self._progress.on_checkpoint(Path(args.output_dir) / f"checkpoint-{state.global_step}")
 
 
+def seconds_before(state: TrainerState) -> float:
+    """The time of a training that is resumed, by the last entry of its history; 0 for a new one."""
+    return next((float(entry["seconds"]) for entry in reversed(state.log_history) if "seconds" in entry), 0.0)
+
+
+def is_due(step: int, steps: int, times: int) -> bool:
+    """Whether to do something after a step that is done so many times, evenly over the steps and after the last.
+
+    Args:
+        step: From 1.
+        steps: All; where there are fewer than `times`, each is due.
+        times: How often.
+    """
+    return step * times // steps > (step - 1) * times // steps
+
+
 class Validation(TrainerCallback):
     """Measures a model that is being trained, evenly over the training, before its first step and after its last.
 
@@ -115,31 +150,34 @@ class Validation(TrainerCallback):
     Args:
         measure: The loss of the model as it is. Called by all workers at the same steps.
         times: How often, beside the first one.
+        meter: Does not count the time that measuring takes.
     """
 
-    def __init__(self, measure: Callable[[], float], times: int) -> None:
+    def __init__(self, measure: Callable[[], float], times: int, meter: Meter) -> None:
         self._measure = measure
         self._times = times
+        self._meter = meter
         self._begin = time.perf_counter()
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Measure where training starts, unless it goes on."""
+        """Measure where training starts, unless it goes on; the clock starts behind that, as that of the log does."""
         self._begin = time.perf_counter()
         if state.global_step == 0:
             self._note(state)
+        self._begin = time.perf_counter() - seconds_before(state)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Measure, if it is time."""
-        every = max(1, state.max_steps // self._times)
-        if state.global_step % every == 0 or state.global_step == state.max_steps:
+        if is_due(state.global_step, state.max_steps, self._times):
             self._note(state)
 
     def _note(self, state: TrainerState) -> None:
-        begin = time.perf_counter()
-        entry = {"step": state.global_step, "validation_loss": self._measure(), "seconds": begin - self._begin}
-        state.log_history.append(entry)
+        seconds = time.perf_counter() - self._begin
+        with self._meter.paused():
+            loss = self._measure()
+        state.log_history.append({"step": state.global_step, "validation_loss": loss, "seconds": seconds})
 
 
 def validation_log(stage: str, state: TrainerState) -> list[LogRow]:

@@ -2,8 +2,9 @@
 
 import json
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,7 +20,7 @@ from genret.errors import InputError
 from genret.examples.contrastive import SYNTHETIC
 from genret.tables import table_from_rows
 from genret.training.base import passage_texts
-from genret.training.callbacks import LogRow, Progress, ProgressCallback, training_log
+from genret.training.callbacks import LogRow, Meter, Progress, ProgressCallback, is_due, training_log
 from genret.training.contrastive import batch_losses, false_negatives
 from genret.training.encoder import Encoder
 from genret.training.setup import SINGLE, Setup
@@ -292,13 +293,15 @@ class DenseTrainer(Trainer):
 class _Validation(TrainerCallback):
     """Moves the share of synthetic negatives a few times in a training, and keeps it beside every checkpoint."""
 
-    def __init__(self, share: SyntheticShare, every: int, measure: Any) -> None:
-        self._share, self._every, self._measure = share, every, measure
+    def __init__(self, share: SyntheticShare, times: int, measure: Callable[[], float], meter: Meter) -> None:
+        self._share, self._times, self._measure, self._meter = share, times, measure, meter
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Validate, if it is time."""
-        if state.global_step % self._every == 0:
-            self._share.observe(self._measure())
+        # Not after the last step, where there is nothing left to train with another share.
+        if state.global_step < state.max_steps and is_due(state.global_step, state.max_steps, self._times + 1):
+            with self._meter.paused():
+                self._share.observe(self._measure())
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Write the share into the checkpoint just written."""
@@ -366,10 +369,6 @@ def train_dense(
         raise InputError("contrastive_examples: expected at least one query to train with, found none")
     share = _resumed_share(resume_from) or SyntheticShare(negatives.synthetic_share)
     arguments = _arguments(config, output, len(queries), setup, seed)
-    callbacks: list[TrainerCallback] = []
-    if validation:
-        every = max(1, arguments.max_steps // (config.validations + 1))
-        callbacks.append(_Validation(share, every, lambda: validation_measure(encoder, validation, texts)))
     encoder.model.train()
     trainer = DenseTrainer(
         encoder=encoder,
@@ -379,10 +378,13 @@ def train_dense(
         count=negatives.count,
         share=share,
         args=arguments,
-        callbacks=callbacks,
     )
+    meter = meter_of(trainer, config.precision)
+    if validation:
+        measure = partial(validation_measure, encoder, validation, texts)
+        trainer.add_callback(_Validation(share, config.validations, measure, meter))
     # Last: the share must be in a checkpoint before that is reported.
-    trainer.add_callback(ProgressCallback(progress or Progress(), meter_of(trainer, config.precision)))
+    trainer.add_callback(ProgressCallback(progress or Progress(), meter))
     trainer.remove_callback(PrinterCallback)
     trainer.train(resume_from_checkpoint=str(resume_from) if resume_from else None)
     encoder.model.eval()

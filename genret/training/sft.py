@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from genret.errors import InputError
 from genret.tables import SCHEMAS
 from genret.training.batches import Collator, find_branchings, trie_children
 from genret.training.bundle import Bundle
-from genret.training.callbacks import LogRow, Progress, Validation, training_log, validation_log
+from genret.training.callbacks import LogRow, Progress, training_log, validation_log
 from genret.training.encoding import encode_prompts
 from genret.training.likelihood import Scoring, TrieChildren, identifier_log_probs
 from genret.training.machine import ATTENTION, batch_layout
@@ -27,7 +28,6 @@ from genret.training.trainer import WholeBatches, prepare_process, run_trainer, 
 from genret.training.weights import adapter_config
 
 _ENCODED_ROWS = 10_000
-_VALIDATIONS = 10
 
 
 @dataclass
@@ -239,10 +239,11 @@ def train_sft(
         shares=share_out(config, setup),
         children=trie_children(bundle.trie) if trie_scoring else None,
     )
+    measure = None
     if unseen is not None and unseen.queries.num_rows and config.validation_queries:
         rows = list(build_sft_dataset(bundle, unseen_examples(bundle, unseen.queries, config.validation_queries)))
-        trainer.add_callback(Validation(lambda: trainer.validation_loss(rows), _VALIDATIONS))
-    run_trainer(trainer, config, bundle, resume_from, progress)
+        measure = partial(trainer.validation_loss, rows)
+    run_trainer(trainer, config, bundle, resume_from, progress, measure)
     if unseen is not None:
         unseen.rows = validation_log("sft", trainer.state)
     return training_log("sft", trainer.state)

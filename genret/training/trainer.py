@@ -2,7 +2,7 @@
 
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from transformers import AutoConfig
 from genret.config import PretrainedModel, RpoConfig, SftConfig
 from genret.decoding.trie import Trie
 from genret.training.bundle import Bundle, read_settings
-from genret.training.callbacks import Meter, Progress, ProgressCallback
+from genret.training.callbacks import Meter, Progress, ProgressCallback, Validation
 from genret.training.memory import Architecture, Demand
 from genret.training.metering import flops_a_token, matmul_rate, peak_memory
 from genret.training.sampling import PaddedRows, PassSampler, Shares
@@ -22,6 +22,7 @@ from genret.training.setup import Setup, machine_arguments
 from genret.training.weights import finished_model, start_deepspeed
 
 _LOGGED_STEPS = 200
+_VALIDATIONS = 10
 
 
 class WholeBatches:
@@ -103,10 +104,17 @@ def prepare_process(setup: Setup) -> None:
 
 
 def run_trainer(
-    trainer: Any, config: SftConfig | RpoConfig, bundle: Bundle, resume_from: Path | None, progress: Progress | None
+    trainer: Any,
+    config: SftConfig | RpoConfig,
+    bundle: Bundle,
+    resume_from: Path | None,
+    progress: Progress | None,
+    measure: Callable[[], float] | None = None,
 ) -> None:
-    """Train, tell how it goes, and put the trained model into the bundle."""
+    """Train, tell how it goes, and put the trained model into the bundle; `measure` is for a `Validation`."""
     meter = meter_of(trainer, config.precision, whole_head=bundle.settings.scoring == "vocabulary")
+    if measure is not None:
+        trainer.add_callback(Validation(measure, _VALIDATIONS, meter))
     trainer.add_callback(ProgressCallback(progress or Progress(), meter))
     trainer.train(resume_from_checkpoint=str(resume_from) if resume_from else None)
     bundle.model = finished_model(trainer, config.tuning)
@@ -121,6 +129,7 @@ def meter_of(trainer: Any, precision: str, *, whole_head: bool = True) -> Meter:
         flops_a_token(trainer.model, whole_head=whole_head),
         matmul_rate(device, torch.bfloat16 if precision == "bf16" else torch.float32),
         lambda: peak_memory(device),
+        lambda: torch.cuda.synchronize(device) if device.type == "cuda" else None,
     )
 
 

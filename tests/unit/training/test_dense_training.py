@@ -143,6 +143,13 @@ def test_resuming_gives_the_same_weights(passages, tmp_path, loss, adjust) -> No
         assert torch.equal(weight, resumed.model.state_dict()[name]), name
 
 
+@pytest.mark.parametrize("epochs", [1, 2, 4, 5])
+def test_the_share_moves_as_often_as_is_asked(passages, tmp_path, epochs) -> None:
+    config = config_of(epochs=epochs, validations=2, batch_size=16)
+    _, log, share = train(config, passages, tmp_path, 3, NegativesConfig(adjust_share=True))
+    assert len(share.history) == min(2, log[-1]["step"] - 1)
+
+
 def test_nothing_to_train_with_is_an_error(passages, tmp_path) -> None:
     encoder = build_scratch_encoder(config_of(), passage_texts(passages), seed=0)
     with pytest.raises(InputError, match="expected at least one query to train with, found none"):

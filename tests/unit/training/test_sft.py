@@ -231,8 +231,10 @@ def test_what_was_measured_before_a_restart_is_kept(make_bundle, tmp_path) -> No
     examples, unseen, again = example_table(straight), unseen_of(straight), unseen_of(resumed)
     progress = Progress(on_checkpoint=keep)
     train_sft(config, straight, examples, tmp_path / "a", seed=3, progress=progress, unseen=unseen)
-    train_sft(config, resumed, examples, tmp_path / "b", seed=3, resume_from=kept[0], unseen=again)
+    log = train_sft(config, resumed, examples, tmp_path / "b", seed=3, resume_from=kept[0], unseen=again)
     assert [(row["step"], row["loss"]) for row in again.rows] == [(row["step"], row["loss"]) for row in unseen.rows]
+    for rows in (again.rows, log):
+        assert [row["seconds"] for row in rows] == sorted(row["seconds"] for row in rows), "the time goes on"
 
 
 def test_without_unseen_queries_nothing_is_measured(make_bundle, tmp_path) -> None:
