@@ -23,7 +23,7 @@ from rich.text import Text
 from genret import __version__
 from genret.config import RunConfig, dump_config, load_config, parse_config, preset_names
 from genret.errors import EngineError, InputError, RunBusyError
-from genret.retrieval.names import TRAINED, retriever_names
+from genret.retrieval.names import retriever_names
 from genret.runs import RunStore
 from genret.tables import passages_from_table
 from genret.types import Passage, ScoredPassage
@@ -95,16 +95,17 @@ def synthesize(source: Source, overrides: Overrides = None, folder: RunFolder = 
 
 @app.command()
 def train(source: Source, overrides: Overrides = None, folder: RunFolder = None) -> None:
-    """Train the generative retriever (and what comes before)."""
-    from genret.pipeline import planned
+    """Train the retrievers, generative and dense (and what comes before)."""
+    from genret.pipeline import trained
 
     config, store = _open(source, overrides, folder)
-    trained = [stage.name for stage in planned(config) if stage.name in TRAINED]
-    if not trained:
+    stages = trained(config)
+    if not stages:
         raise InputError(
-            f"retrieval.retrievers: expected sft or rpo to train, found {', '.join(config.retrieval.retrievers)}"
+            "retrieval.retrievers: expected sft, rpo or, with dense.epochs above 0, dense to train, "
+            f"found {', '.join(config.retrieval.retrievers)}"
         )
-    _run(config, store, trained[-1])
+    _run(config, store, stages[-1])
 
 
 @app.command()

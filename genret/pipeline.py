@@ -115,6 +115,11 @@ def planned(config: RunConfig, until: str | None = None) -> list[Stage]:
     return stages[: names.index(until) + 1]
 
 
+def trained(config: RunConfig) -> list[str]:
+    """The stages of a configuration that train a retriever, in order."""
+    return [stage.name for stage in planned(config) if stage.name in (*TRAINED, "dense")]
+
+
 def stage_fingerprint(stage: Stage, config: RunConfig, records: Mapping[str, StageRecord]) -> str:
     """What decides a stage's output: its settings, and the fingerprints of what it reads."""
     inputs = {name: records[name].fingerprint for name in stage.inputs if name in records}

@@ -551,8 +551,10 @@ def test_the_module_is_the_command(corpus: Path, run_folder: Path) -> None:
     check_refused((result.returncode, result.stdout, result.stderr), "error: ", run_folder)
 
 
-def test_training_what_is_not_compared_is_refused(genret, corpus: Path, run_folder: Path) -> None:
-    flags = ["--set", f"corpus.path={corpus}", "--set", "retrieval.retrievers=[bm25]"]
-    code, _, error = genret("train", "scratch-semantic", "--run", run_folder, *flags)
+@pytest.mark.parametrize("retrievers", ["bm25", "bm25, dense"])
+def test_training_what_is_not_trained_is_refused(genret, corpus: Path, run_folder: Path, retrievers: str) -> None:
+    flags = [f"corpus.path={corpus}", f"retrieval.retrievers=[{retrievers}]", "dense.epochs=0"]
+    settings = [part for flag in flags for part in ("--set", flag)]
+    code, _, error = genret("train", "scratch-semantic", "--run", run_folder, *settings)
     assert code == 2
-    assert "retrieval.retrievers: expected sft or rpo to train, found bm25" in error
+    assert f"expected sft, rpo or, with dense.epochs above 0, dense to train, found {retrievers}" in error

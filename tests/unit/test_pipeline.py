@@ -12,7 +12,7 @@ from genret.llm.base import Request
 from genret.llm.http import HttpSender
 from genret.llm.journal import Completion, JournalWriter
 from genret.llm.prompts import prompt_digest, render
-from genret.pipeline import STAGES, plan, planned, run, stage_fingerprint
+from genret.pipeline import STAGES, plan, planned, run, stage_fingerprint, trained
 from genret.retrieval import packages
 from genret.runs import RunStore, StageRecord
 
@@ -349,6 +349,21 @@ def test_only_what_is_compared_is_trained(config_of, retrievers: str, trained: s
     # What is left is done as it would be beside the others.
     before, after = marks(config_of()), marks(config_of(change))
     assert {name for name in after if before[name] != after[name]} == AFTER_RETRIEVAL
+
+
+@pytest.mark.parametrize(
+    ("settings", "stages"),
+    [
+        (["retrieval.retrievers=[bm25]"], []),
+        (["retrieval.retrievers=[sft]"], ["sft"]),
+        (["retrieval.retrievers=[bm25, dense]"], ["dense"]),
+        (["retrieval.retrievers=[dense, rpo]"], ["sft", "rpo", "dense"]),
+        (["retrieval.retrievers=[rpo]", "preference.rounds=2"], ["sft", "rpo", "rpo_2"]),
+        (["retrieval.retrievers=[rpo, dense]", "dense.epochs=0"], ["sft", "rpo"]),
+    ],
+)
+def test_the_stages_that_train_are_told(config_of, settings: list[str], stages: list[str]) -> None:
+    assert trained(config_of(*settings)) == stages
 
 
 def test_a_second_round_needs_a_first_one(config_of) -> None:
