@@ -88,7 +88,7 @@ def run_contrastive(context: Context, writer: StageWriter) -> dict[str, Any]:
 def run_dense(context: Context, writer: StageWriter) -> dict[str, Any]:
     """Train the dense retriever."""
     from genret.training.dense import read_share_log
-    from genret.training.encoder import EncoderPlace
+    from genret.training.encoder import EncoderPlace, chosen_family
     from genret.training.launch import DenseInputs, TrainingTask
 
     config = context.config
@@ -115,7 +115,7 @@ def run_dense(context: Context, writer: StageWriter) -> dict[str, Any]:
         writer.write_folder("dense", folder)
         writer.write_table("share_log", read_share_log(folder))
 
-    return launch(context, writer, task, deliver)
+    return launch(context, writer, task, deliver) | _told_of_family(chosen_family(config.dense))
 
 
 def run_embedding(context: Context, writer: StageWriter) -> dict[str, Any]:
@@ -131,7 +131,7 @@ def run_base_embedding(context: Context, writer: StageWriter) -> dict[str, Any]:
 def _embed(context: Context, writer: StageWriter, stage: str, *, base: bool) -> dict[str, Any]:
     """An index of all passages; blocks that an attempt before finished are not embedded again."""
     from genret.retrieval.dense import BLOCK, missing_blocks, open_embedder, write_index
-    from genret.training.encoder import EncoderPlace
+    from genret.training.encoder import EncoderPlace, chosen_family
 
     compute, passages = context.config.compute, context.table("corpus", "passages")
     section = context.config.dense.model_copy(update={"index": "exact"}) if base else context.config.dense
@@ -155,4 +155,10 @@ def _embed(context: Context, writer: StageWriter, stage: str, *, base: bool) -> 
     with TemporaryDirectory(prefix="genret-embedding-") as folder:
         write_index(Path(folder), scratch, passages.column("passage_id"), place, context.config.seed)
         writer.write_folder(stage, Path(folder))
-    return {"blocks_kept": -(-passages.num_rows // BLOCK) - len(missing)}
+    kept = -(-passages.num_rows // BLOCK) - len(missing)
+    return {"blocks_kept": kept} | _told_of_family(chosen_family(section))
+
+
+def _told_of_family(family: str | None) -> dict[str, Any]:
+    """By which family's rules texts are read, which a name may tell without anybody having asked for it."""
+    return {} if family is None else {"family": family}

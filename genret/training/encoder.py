@@ -70,28 +70,41 @@ _FAMILIES: dict[str, tuple[str, str, bool]] = {
     "gte-qwen2": (_WEB_SEARCH, "", True),
 }
 
-# Of these the first that a name holds. BGE's models of other languages have other instructions, or none.
+# Of these the first that a name holds. Rerankers read a query and a passage together; BGE's models of other languages
+# have other instructions, or none, and those that are given examples have a prompt of their own.
 _NAMES = (
+    (r"rerank", "plain"),
     (r"contriever", "contriever"),
-    (r"gte-qwen2", "gte-qwen2"),
-    (r"e5-.*instruct", "e5-mistral"),
+    (r"\bgte-qwen2", "gte-qwen2"),
+    (r"\be5-(.*-)?instruct\b", "e5-mistral"),
     (r"\be5-", "e5"),
-    (r"\bbge-.*en\b", "bge"),
+    (r"\bbge-(small|base|large)-en\b", "bge"),
 )
+# Where the hub's cache keeps a revision of the model that the folder before it is named after.
+_SNAPSHOT = re.compile(r"/snapshots/[^/]+$")
 
 
 def family_of(name: str) -> str:
-    """The family that a model's name tells, in any case and behind any owner or folder; `plain` for none."""
-    own = name.rstrip("/").rpartition("/")[2].lower()
+    """The family that a model's name tells, in any case and behind any owner or folder; `plain` for none.
+
+    Of a path the last folder counts, or, where that is a snapshot in the hub's cache, the one that holds the snapshots.
+    """
+    own = _SNAPSHOT.sub("", name.rstrip("/")).rpartition("/")[2].lower()
     return next((family for pattern, family in _NAMES if re.search(pattern, own)), "plain")
+
+
+def chosen_family(config: DenseConfig) -> str | None:
+    """The family that is configured or that the name tells; None for an encoder from scratch."""
+    if isinstance(config.model, ScratchEncoder):
+        return None
+    return family_of(config.model.name) if config.model.family == "auto" else config.model.family
 
 
 def reading_of(config: DenseConfig) -> Reading:
     """How the encoder of a configuration reads texts: its own prefixes, else those of its family."""
     if isinstance(config.model, ScratchEncoder):
         return Reading("", "", True, config.max_tokens, config.model.distinct_words)
-    family = family_of(config.model.name) if config.model.family == "auto" else config.model.family
-    query_prefix, passage_prefix, normalise = _FAMILIES[family]
+    query_prefix, passage_prefix, normalise = _FAMILIES[chosen_family(config) or "plain"]
     return Reading(
         config.model.query_prefix or query_prefix,
         config.model.passage_prefix or passage_prefix,

@@ -9,7 +9,14 @@ from sentence_transformers import SentenceTransformer
 from genret.config import DenseConfig, PretrainedEncoder, ScratchEncoder
 from genret.errors import InputError
 from genret.training.base import passage_texts
-from genret.training.encoder import Encoder, EncoderPlace, build_scratch_encoder, family_of, reading_of
+from genret.training.encoder import (
+    Encoder,
+    EncoderPlace,
+    build_scratch_encoder,
+    chosen_family,
+    family_of,
+    reading_of,
+)
 
 SMALL = DenseConfig(model=ScratchEncoder(vocabulary_size=400, dimensions=16), max_tokens=32)
 
@@ -92,12 +99,32 @@ def test_families_read_as_their_authors_say(family, query, normalise) -> None:
         ("/models/bge-large-en-v1.5/", "bge"),
         ("/models/bge-large-en-v1.5/mine", "plain"),
         ("sentence-transformers/all-MiniLM-L6-v2", "plain"),
+        ("BAAI/bge-small-en", "bge"),
+        ("BAAI/bge-en-icl", "plain"),
+        ("BAAI/bge-reranker-large", "plain"),
+        ("mine/bge-large-en-reranker", "plain"),
+        ("mine/e5-base-reranker", "plain"),
+        ("mine/type5-instruct", "plain"),
+        ("mine/type5-base", "plain"),
+        ("mine/e5-instructor", "e5"),
+        ("mine/e5-instruct", "e5-mistral"),
+        ("facebook/mcontriever-msmarco", "contriever"),
+        ("/hub/models--intfloat--e5-base-v2/snapshots/1c644c92ad3ba1efdad3f1451a637716616a20e8", "e5"),
+        ("/hub/models--BAAI--bge-base-en-v1.5/snapshots/a5beb1e3e68b9ab74eb54cfd186867f64f240e1a/", "bge"),
+        ("/models/e5-base/mine/snapshots/a5beb1e3", "plain"),
+        ("snapshots/e5-base", "e5"),
     ],
 )
 def test_a_name_tells_the_family(name: str, family: str) -> None:
     assert family_of(name) == family
     by_name = reading_of(DenseConfig(model=PretrainedEncoder(name=name)))
     assert by_name == reading_of(DenseConfig(model=PretrainedEncoder(name=name, family=family)))
+
+
+def test_what_is_configured_goes_before_the_name() -> None:
+    assert chosen_family(SMALL) is None
+    assert chosen_family(DenseConfig(model=PretrainedEncoder(name="intfloat/e5-base-v2"))) == "e5"
+    assert chosen_family(DenseConfig(model=PretrainedEncoder(name="intfloat/e5-base-v2", family="bge"))) == "bge"
 
 
 def test_prefixes_stand_before_texts(encoder, passages, tmp_path) -> None:
