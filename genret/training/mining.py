@@ -6,6 +6,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from genret.config import MiningConfig
+from genret.errors import InputError
 from genret.examples.preference import build_preference_pairs
 from genret.runs import Storage
 from genret.tables import check_table
@@ -25,14 +26,20 @@ class KeptParts:
         self._storage = Storage(folder)
 
     def read(self, number: int) -> pa.Table | None:
-        """A part; None where it is not done yet."""
+        """A part; None where it is not done yet, or damaged, which is to be done again."""
         content = self._storage.read(_part(number))
-        return None if content is None else check_table("preference_pairs", pq.read_table(pa.BufferReader(content)))
+        if content is None:
+            return None
+        try:
+            found = pq.read_table(pa.BufferReader(content), page_checksum_verification=True)
+            return check_table("preference_pairs", found)
+        except (InputError, OSError, pa.ArrowException):
+            return None
 
     def write(self, number: int, pairs: pa.Table) -> None:
         """Keep a part; it appears whole or not at all."""
         sink = pa.BufferOutputStream()
-        pq.write_table(pairs, sink, compression="zstd")
+        pq.write_table(pairs, sink, compression="zstd", write_page_checksum=True)
         self._storage.put(_part(number), sink.getvalue().to_pybytes())
 
 

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from genret.config import MiningConfig
@@ -113,3 +114,22 @@ def test_a_part_that_was_never_renamed_is_no_part(tmp_path: Path) -> None:
     (name,) = (path.name for path in tmp_path.iterdir())
     (tmp_path / name).rename(tmp_path / f".{name}-x.tmp")
     assert kept.read(0) is None
+
+
+@pytest.mark.parametrize("damage", ["cut", "empty", "other bytes", "a flipped bit", "another table"])
+def test_a_damaged_part_is_ranked_again(tmp_path: Path, damage: str) -> None:
+    config, queries = MiningConfig(), preference_queries(23)
+    parts = [queries.slice(start, 12) for start in range(0, 23, 12)]
+    whole = pa.concat_tables(mine(config, parts, identifiers(), Ranker(), 3, KeptParts(str(tmp_path))))
+    part = min(tmp_path.iterdir())
+    content = bytearray(part.read_bytes())
+    if damage == "another table":
+        pq.write_table(queries, part)
+    else:
+        content[40] ^= 1
+        changed = {"cut": content[: len(content) // 2], "empty": b"", "other bytes": b"x" * 500}
+        part.write_bytes(changed.get(damage, content))
+    ranker = Ranker()
+    assert pa.concat_tables(mine(config, parts, identifiers(), ranker, 3, KeptParts(str(tmp_path)))).equals(whole)
+    assert [rows for rows, _ in ranker.asked] == [12]
+    assert KeptParts(str(tmp_path)).read(0) is not None, "and kept again"
