@@ -35,7 +35,7 @@ class UnseenQueries:
     """Queries that are not trained on, and the loss on them over the training.
 
     Attributes:
-        queries: Rows with `passage_id` and `text`, of the table `preference_queries`.
+        queries: Rows with `passage_id` and `text`, of the table `preference_queries`; the loss is that on all of them.
         rows: Rows of the `validation_log` table, once training is done.
     """
 
@@ -89,18 +89,16 @@ def identifier_column(bundle: Bundle, rows: pa.Table, table: str, column: str) -
     return places.cast(pa.int32())
 
 
-def unseen_examples(bundle: Bundle, queries: pa.Table, count: int) -> pa.Table:
-    """Some queries as rows of the `sft_examples` table, evenly spaced over those that there are.
+def unseen_examples(bundle: Bundle, queries: pa.Table) -> pa.Table:
+    """Queries as rows of the `sft_examples` table.
 
     Args:
         bundle: Names the identifiers of the passages.
         queries: Rows with `passage_id` and `text`.
-        count: At most so many.
     """
-    number = min(count, queries.num_rows)
-    chosen = queries.take(pa.array([place * queries.num_rows // number for place in range(number)], pa.int64()))
-    places = pc.index_in(chosen.column("passage_id"), bundle.passages.column("passage_id").combine_chunks())
-    columns = [chosen.column("text"), bundle.passages.column("identifier").take(places), pa.repeat("query2id", number)]
+    places = pc.index_in(queries.column("passage_id"), bundle.passages.column("passage_id").combine_chunks())
+    kinds = pa.repeat("query2id", queries.num_rows)
+    columns = [queries.column("text"), bundle.passages.column("identifier").take(places), kinds]
     return pa.table(columns, schema=SCHEMAS["sft_examples"])
 
 
@@ -240,8 +238,8 @@ def train_sft(
         children=trie_children(bundle.trie) if trie_scoring else None,
     )
     measure = None
-    if unseen is not None and unseen.queries.num_rows and config.validation_queries:
-        rows = list(build_sft_dataset(bundle, unseen_examples(bundle, unseen.queries, config.validation_queries)))
+    if unseen is not None and unseen.queries.num_rows:
+        rows = list(build_sft_dataset(bundle, unseen_examples(bundle, unseen.queries)))
         measure = partial(trainer.validation_loss, rows)
     run_trainer(trainer, config, bundle, resume_from, progress, measure)
     if unseen is not None:

@@ -205,10 +205,10 @@ def unseen_of(bundle) -> UnseenQueries:
 @pytest.mark.parametrize("scoring", ["trie", "vocabulary"])
 def test_the_loss_on_unseen_queries_is_measured_and_changes_nothing(make_bundle, tmp_path, scoring) -> None:
     bundle, alone = make_bundle("semantic", scoring), make_bundle("semantic", scoring)
-    config = settings(scoring=scoring, epochs=4, validation_queries=5)
+    config = settings(scoring=scoring, epochs=4)
     unseen = unseen_of(bundle)
-    rows = list(build_sft_dataset(bundle, unseen_examples(bundle, unseen.queries, 5)))
-    assert len(rows) == 5
+    rows = list(build_sft_dataset(bundle, unseen_examples(bundle, unseen.queries)))
+    assert len(rows) == 7
     before = plain_loss(bundle, rows, scoring, "completion").item()
     log = train_sft(config, bundle, example_table(bundle), tmp_path / "a", seed=0, unseen=unseen)
     steps = log[-1]["step"]
@@ -240,6 +240,5 @@ def test_what_was_measured_before_a_restart_is_kept(make_bundle, tmp_path) -> No
 def test_without_unseen_queries_nothing_is_measured(make_bundle, tmp_path) -> None:
     bundle = make_bundle()
     none = UnseenQueries(unseen_of(bundle).queries.slice(0, 0))
-    for config, unseen in ((settings(), none), (settings(validation_queries=0), unseen_of(bundle))):
-        train_sft(config, bundle, example_table(bundle), tmp_path, seed=0, unseen=unseen)
-        assert unseen.rows == []
+    train_sft(settings(), bundle, example_table(bundle), tmp_path, seed=0, unseen=none)
+    assert none.rows == []
