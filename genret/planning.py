@@ -18,7 +18,8 @@ A rate is one of `RATES`, measured once; or that of a finished run (`measured_ra
 or given. Peak disk is what the tables and models of the stages so far take, and the stage's own checkpoints. Peak
 memory of training is 16 bytes a parameter (weights, gradients, two moments of AdamW, 4 bytes each; Rajbhandari et al.,
 arXiv 1910.02054, section 3.1), shared out with ZeRO-3, and its activations, 34 bytes a token, layer and unit of width
-(Korthikanti et al., arXiv 2205.05198, equation 2, without the square of the length). Not covered: a language model
+(Korthikanti et al., arXiv 2205.05198, equation 2, without the square of the length); of a search 4 bytes a parameter,
+and on CPUs as much again for what is laid out once more. Not covered: a language model
 behind HTTP while its server is busy, failures, waiting for machines, and transfers to object stores.
 """
 
@@ -33,6 +34,7 @@ import pyarrow as pa
 from genret.asking import ASKING_STAGES
 from genret.config import RunConfig, ScratchModel, VllmConfig
 from genret.corpus.chunking import chunk_text
+from genret.decoding.limits import LARGEST_COPY
 from genret.errors import InputError
 from genret.examples.sft import annotated_rows, row_counts
 from genret.llm.base import Request
@@ -342,16 +344,15 @@ def _stages(config: RunConfig, size: CorpusSize, model: Model, budget: Budget | 
     memory = _training_memory(config, model, config.sft.micro_batch_size, size)
     trained = StagePlan("sft", rows, tokens, work, trainers, training, 4 * model.parameters, memory)
     yield trained
+    searching = _search_memory(config, model)
     candidates = config.mining.candidates
     searched = _search_work(size, model, candidates)
     query_tokens = preference * _query_tokens(config)
     mined = StagePlan("mining", preference, query_tokens, preference * searched, workers, ranking,
-                      preference * _ROW_BYTES["pairs"], 4 * model.parameters)  # fmt: skip
+                      preference * _ROW_BYTES["pairs"], searching)  # fmt: skip
     yield from (mined, replace(mined, stage="mining_2"))
     pairs = preference * config.rpo.epochs
-    # Over the children of the trie both identifiers of a pair are scored in one reading of their query.
-    readings = 1 if config.sft.scoring == "trie" else 2
-    pair_tokens = pairs * readings * (_query_tokens(config) + _KEYWORD_TOKENS)
+    pair_tokens = pairs * _pair_readings(config) * (_query_tokens(config) + _identifier_tokens(config))
     preferred = replace(
         trained, stage="rpo", rows=pairs, tokens=pair_tokens,
         work=8 * (pair_tokens * (model.blocks + model.read_a_token) + 2 * pairs * model.read),
@@ -365,7 +366,7 @@ def _stages(config: RunConfig, size: CorpusSize, model: Model, budget: Budget | 
                     size.test_queries * generative * _query_tokens(config),
                     size.test_queries * generative * _search_work(size, model, config.retrieval.beam),
                     workers, ranking, size.test_queries * retrievers * config.retrieval.depth * _ROW_BYTES["rankings"],
-                    4 * model.parameters)  # fmt: skip
+                    searching)  # fmt: skip
     judged = size.test_queries * retrievers
     yield stage("evaluation", judged, judged, judged * 100.0)
     yield stage("report", judged, judged, 5e6)
@@ -451,16 +452,38 @@ def _row_counts(config: RunConfig, size: CorpusSize) -> tuple[int, int]:
 
 def _row_tokens(config: RunConfig, size: CorpusSize) -> float:
     """Tokens of a training row, on average: queries and contexts as they are mixed, and an identifier."""
-    identifier = 1 if config.identifiers.type == "atomic" else _KEYWORD_TOKENS
     asked, contexts = _row_counts(config, size)
     words = config.examples.context_tokens if config.examples.context2id == "chunk" else _WORDS_A_SENTENCE
     context = min(words, size.words / max(size.contexts, 1.0)) * _TOKENS_A_WORD
     mixed = (asked * _query_tokens(config) + contexts * context) / max(1, asked + contexts)
-    return min(config.sft.max_tokens, mixed + identifier)
+    return min(config.sft.max_tokens, mixed + _identifier_tokens(config))
+
+
+def _identifier_tokens(config: RunConfig) -> int:
+    return 1 if config.identifiers.type == "atomic" else _KEYWORD_TOKENS
+
+
+def _pair_readings(config: RunConfig) -> int:
+    """How often the query of a pair is read: once a side, as the identifiers' tokens follow it.
+
+    Of an atomic identifier no token is read where only the children of the trie are scored, so that both sides read the
+    same. (Semantic ones share their reading only where the first keyword decides, of which the plan knows nothing.)
+    """
+    return 1 if config.identifiers.type == "atomic" and config.sft.scoring == "trie" else 2
 
 
 def _search_work(size: CorpusSize, model: Model, beam: int) -> float:
     return 2 * ((20 + beam * _KEYWORD_TOKENS / 2) * model.blocks + model.read)
+
+
+def _search_memory(config: RunConfig, model: Model) -> float:
+    """Bytes of a searching model's weights, and on a CPU of what is laid out once more for its products."""
+    weights = 4 * model.parameters
+    if config.compute.gpus_a_worker:
+        return weights
+    # All of the head is multiplied only where the vocabulary is scored.
+    head = (model.parameters - model.blocks) / 2 if config.sft.scoring == "vocabulary" else 0.0
+    return weights + sum(4 * part for part in (model.blocks, head) if 4 * part <= LARGEST_COPY)
 
 
 def _training_memory(config: RunConfig, model: Model, micro_batch: int, size: CorpusSize) -> float:

@@ -11,15 +11,19 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-# Weights of more bytes together stay as they are: a second copy of them costs more than it gains.
-LARGEST_COPY = 2 << 30
+from genret.decoding.limits import LARGEST_COPY
+
 # oneDNN compiles a product for each number of states, in about 0.4 ms and 0.6 MB. Numbers are rounded up to a multiple
 # of this, and large ones further, by a quarter at most: there are 40 of them up to 4,096.
 LEAST_STEP = 4
 
 
 def can_pack(linears: Sequence[nn.Linear]) -> bool:
-    """Whether weights can be laid out for oneDNN, and a copy is not too large: single precision on a CPU."""
+    """Whether weights can be laid out for oneDNN, and a copy is not too large: single precision on a CPU.
+
+    `LARGEST_COPY` bounds what is asked for in one call: a model's layers and its head, asked for apart, may each have a
+    copy as large.
+    """
     weights = [linear.weight for linear in linears]
     plain = all(weight.device.type == "cpu" and weight.dtype == torch.float32 for weight in weights)
     return plain and sum(weight.nbytes for weight in weights) <= LARGEST_COPY and _has_products()
@@ -47,7 +51,8 @@ def padded(states: Tensor) -> Tensor:
 class Projections:
     """Linear layers that read the same states: one product of packed weights, or one each with weights as they are.
 
-    Follows the weights when training changes them.
+    Follows the weights when training changes them: when they are written to in place, or replaced. Writes through
+    `.data`, of which torch keeps no count, are not seen.
     """
 
     def __init__(self, linears: Sequence[nn.Linear], packed: bool, rows: slice | None = None) -> None:

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from genret import planning
 from genret.config import ExamplesConfig, RunConfig, SftConfig, load_config
 from genret.errors import InputError
 from genret.examples.sft import build_sft_examples, row_counts
@@ -127,6 +128,37 @@ def test_more_workers_take_less_time_and_the_price_is_that_of_whole_nodes() -> N
     assert one["sft"].price is None
     by_unit = by_stage(config, prices={"GPU": 2.0})
     assert by_unit["sft"].price == pytest.approx(by_unit["sft"].gpu_hours * 2.0)
+
+
+def test_the_query_of_a_pair_is_read_once_where_no_token_of_an_identifier_is() -> None:
+    kinds = {
+        (kind, scoring): by_stage(
+            load_config("scratch-semantic", [f"identifiers.type={kind}", f"sft.scoring={scoring}"])
+        )["rpo"]
+        for kind in ("semantic", "atomic")
+        for scoring in ("trie", "vocabulary")
+    }
+    tokens = {case: stage.tokens / stage.rows for case, stage in kinds.items()}
+    query = tokens["atomic", "trie"] - 1
+    assert query > 1
+    assert tokens["atomic", "vocabulary"] == pytest.approx(2 * (query + 1))
+    assert tokens["semantic", "trie"] == tokens["semantic", "vocabulary"] == pytest.approx(2 * (query + 16))
+
+
+def test_a_search_on_a_cpu_holds_weights_twice_up_to_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    def memory(*settings: str, stage: str = "mining") -> float:
+        return by_stage(load_config("scratch-semantic", list(settings)))[stage].memory - 7e8
+
+    for scoring in ("trie", "vocabulary"):
+        config = load_config("scratch-semantic", [f"sft.scoring={scoring}"])
+        model = model_size(config, SIZE.passages)
+        head = (model.parameters - model.blocks) / 2 if scoring == "vocabulary" else 0.0
+        for stage in ("mining", "retrieval"):
+            found = memory(f"sft.scoring={scoring}", stage=stage)
+            assert found == pytest.approx(4 * (model.parameters + model.blocks + head))
+        assert memory(f"sft.scoring={scoring}", "compute.gpus_a_worker=1") == 4 * model.parameters
+    monkeypatch.setattr(planning, "LARGEST_COPY", 4 * model.blocks - 1)
+    assert memory("sft.scoring=trie") == 4 * model.parameters, "layers that are too large are not copied"
 
 
 def test_a_language_model_is_reckoned_in_tokens_on_its_replicas() -> None:

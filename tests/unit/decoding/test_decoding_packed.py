@@ -66,7 +66,8 @@ def test_numbers_of_states_are_few_and_close() -> None:
         assert rounded_up(rounded_up(count)) == rounded_up(count)
     assert len({rounded_up(count) for count in range(1, 4097)}) == 40
     states = torch.randn(9, 2, 3)
-    assert padded(states).shape == (12, 2, 3) and padded(states[:8]) is not states
+    whole = states[:8]
+    assert padded(states).shape == (12, 2, 3) and padded(whole) is whole
     assert torch.equal(padded(states)[:9], states) and not padded(states)[9:].any()
 
 
