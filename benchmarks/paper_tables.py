@@ -28,7 +28,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from paper_parts.figures import MEASURES, SCIFACT, TABLES, PaperTable, Row, paper_table
-from paper_parts.grid import Sharing, configurations, corpora, measures_of, plan
+from paper_parts.grid import Sharing, configurations, corpora, differs, measures_of, plan
 from paper_parts.printing import Values, lines
 from rich.console import Console
 
@@ -51,6 +51,9 @@ def main() -> None:
         table = paper_table(number, arguments.scale)
         for corpus in corpora(table, arguments.datasets):
             print(f"\n## Table {number}, {corpus}, scale {arguments.scale}\n", flush=True)
+            if not differs(table, corpus, arguments):
+                print("The rows do not differ here: each is the same configuration.", flush=True)
+                continue
             if arguments.plan:
                 print("\n".join(plan(table, corpus, arguments, sharing[corpus])), flush=True)
                 continue
@@ -98,8 +101,6 @@ def run_grid(table: PaperTable, corpus: str, arguments: argparse.Namespace) -> t
     with ExitStack() as stack:
         for seed in arguments.seeds:
             grid = configurations(table, corpus, arguments, seed)
-            if len(grid) < 2:
-                raise SystemExit(f"{corpus}: expected rows that differ, found the same configuration in each")
             if arguments.scale == "cpu":  # one Ray for all runs; with a language model each asks for what it needs
                 stack.enter_context(connected(next(iter(grid.values())).compute))
             done = {}

@@ -101,6 +101,11 @@ def configurations(table: PaperTable, corpus: str, arguments: Namespace, seed: i
     return found
 
 
+def differs(table: PaperTable, corpus: str, arguments: Namespace) -> bool:
+    """Whether there is anything to compare on a corpus: rows of more than one configuration."""
+    return len(configurations(table, corpus, arguments, arguments.seeds[0])) > 1
+
+
 def configuration(table: PaperTable, row: Row, corpus: str, arguments: Namespace, seed: int) -> RunConfig:
     """The configuration of a row on a corpus."""
     rows = [f"evaluation.measures=[{', '.join(measures_of(corpus))}]", *table.changes, *row.changes]
@@ -141,7 +146,8 @@ class Sharing:
 def plan(table: PaperTable, corpus: str, arguments: Namespace, sharing: Sharing) -> Iterator[str]:
     """The rows with what they change, which stages they do not share with a row before, and about how long these take.
 
-    Minutes are those of `genret plan`, of all seeds together; without the corpus there are none.
+    Minutes are those of `genret plan`, of all seeds together: 0 for a row that shares everything. How long others take
+    is not known without the corpus.
     """
     sizes: dict[str, CorpusSize] = {}
     total = 0.0
@@ -149,26 +155,29 @@ def plan(table: PaperTable, corpus: str, arguments: Namespace, sharing: Sharing)
     yield "| --- | --- | --- | ---: |"
     grids = [configurations(table, corpus, arguments, seed) for seed in arguments.seeds]
     for row in (row for row in table.rows if row.name in grids[0]):
-        own, seconds = [], 0.0
+        own, seconds = list[str](), list[float | None]()
         for grid in grids:
             config = grid[row.name]
             new = sharing.new_stages(config)
             own = own or new
-            seconds += _seconds(config, new, sizes)
-        total += seconds
-        minutes = f"{seconds / 60:.1f}" if seconds else "–"
+            seconds.append(_seconds(config, new, sizes))
+        known = [taken for taken in seconds if taken is not None]
+        total += sum(known)
+        minutes = f"{sum(known) / 60:.1f}" if len(known) == len(seconds) else "–"
         yield f"| {row.name} | {'; '.join(row.changes) or 'none'} | {', '.join(own)} | {minutes} |"
     if total:
         yield f"\n{total / 60:.1f} minutes with {len(grids)} seeds"
 
 
-def _seconds(config: RunConfig, stages: list[str], sizes: dict[str, CorpusSize]) -> float:
-    """What some stages of a configuration take, as `genret plan` has it; 0 where the corpus is not at hand."""
+def _seconds(config: RunConfig, stages: list[str], sizes: dict[str, CorpusSize]) -> float | None:
+    """What some stages of a configuration take, as `genret plan` has it; None where the corpus is not at hand."""
+    if not stages:
+        return 0.0
     synthesis = str(config.synthesis) + str(config.examples)
     if synthesis not in sizes:
         try:
             tables = prepare_corpus(config.corpus)
         except InputError:
-            return 0.0
+            return None
         sizes[synthesis] = measure_corpus(config, tables["passages"], tables["test_queries"].num_rows)
     return sum(stage.seconds for stage in plan_stages(config, sizes[synthesis]) if stage.stage in stages)

@@ -111,6 +111,27 @@ def test_a_plan_tells_what_a_grid_takes(figures, grid, tmp_path) -> None:
     assert sum(minutes) == pytest.approx(float(lines[-1].split()[0]), abs=0.15)
 
 
+def test_a_row_that_shares_everything_takes_no_time_with_or_without_the_corpus(figures, grid, tmp_path) -> None:
+    table, sharing = figures.paper_table(5, "cpu"), grid.Sharing()
+
+    def minutes() -> list[str]:
+        lines = list(grid.plan(table, "nq", arguments(tmp_path), sharing))
+        return [line.rsplit("|", 2)[1].strip() for line in lines if line.startswith("| ") and "minutes" not in line][1:]
+
+    assert minutes() == ["–", "–"], "there is no corpus"
+    assert minutes() == ["0.0", "0.0"], "all was planned before"
+
+
+def test_a_corpus_whose_rows_do_not_differ_is_told_and_passed_over(monkeypatch, capsys, benchmarks, tmp_path) -> None:
+    program = importlib.import_module("paper_tables")
+    words = ["--table", "3", "5", "--datasets", "scifact", "--plan", "--data", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", ["paper_tables.py", *words])
+    program.main()
+    third, fifth = capsys.readouterr().out.split("## Table 5, scifact")
+    assert "The rows do not differ here" in third and "|" not in third
+    assert "| interleave |" in fifth
+
+
 def test_effects_are_told_where_they_are_and_where_not(figures, grid, printing) -> None:
     table = figures.paper_table(2, "cpu")
     flat = dict.fromkeys(grid.measures_of("multihop-rag"), 50.0)
