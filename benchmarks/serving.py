@@ -16,7 +16,6 @@ turned away with 429 or 503, and what is accepted must be answered as `in proces
 """
 
 import argparse
-import asyncio
 import json
 import os
 import signal
@@ -25,14 +24,11 @@ import statistics
 import subprocess
 import sys
 import time
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
-
-import aiohttp
 
 from genret.retrieval.opening import load_retriever
 from genret.runs import RunStore
@@ -40,6 +36,7 @@ from genret.serving.versions import find_version, read_config
 
 BATCHES = (1, 8, 16, 32, 64, 128)
 K = 10
+PARTS = Path(__file__).parent / "serving_parts"
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -50,61 +47,17 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--retrievers", nargs="+")
     parser.add_argument("--write", type=Path)
-    parser.add_argument("--load", help="(the other process) JSON: url, retriever, clients, seconds, queries")
     return parser.parse_args()
 
 
-async def generate_load(
-    url: str, retriever: str, clients: int, seconds: float, queries: Sequence[str]
-) -> dict[str, Any]:
-    """Have clients ask one query after the other for some seconds."""
-    latencies: list[float] = []
-    statuses: Counter[str] = Counter()
-    tops: dict[str, list[str]] = {}
-    stop = time.perf_counter() + seconds
-    number = iter(range(10**9))
-
-    async def client(session: aiohttp.ClientSession) -> None:
-        while time.perf_counter() < stop:
-            query = queries[next(number) % len(queries)]
-            begin = time.perf_counter()
-            try:
-                async with session.post(
-                    f"{url}/v1/retrieve", json={"query": query, "k": K, "retriever": retriever, "timeout": 30}
-                ) as response:
-                    content = await response.read()
-                    statuses[str(response.status)] += 1
-            except (aiohttp.ClientError, TimeoutError) as error:
-                statuses[type(error).__name__] += 1
-                continue
-            if response.status == 200:
-                latencies.append(time.perf_counter() - begin)
-                if query not in tops:
-                    tops[query] = [hit["passage_id"] for hit in json.loads(content)["results"][0]["hits"]]
-            else:
-                await asyncio.sleep(0.05)
-
-    begin = time.perf_counter()
-    async with aiohttp.ClientSession(
-        connector=aiohttp.TCPConnector(limit=clients), timeout=aiohttp.ClientTimeout(total=60)
-    ) as session:
-        await asyncio.gather(*(client(session) for _ in range(clients)))
-    return {
-        "seconds": time.perf_counter() - begin,
-        "latencies": latencies,
-        "statuses": dict(statuses),
-        "tops": tops,
-    }
-
-
 def load(url: str, retriever: str, clients: int, seconds: float, queries: Sequence[str]) -> dict[str, Any]:
-    """`generate_load` in a process of its own."""
+    """What `serving_parts/load.py` sees, in a process of its own."""
     task = {"url": url, "retriever": retriever, "clients": clients, "seconds": seconds, "queries": list(queries)}
     with TemporaryDirectory() as folder:
         path = Path(folder) / "task.json"
         path.write_text(json.dumps(task))
         printed = subprocess.run(
-            [sys.executable, __file__, "--load", str(path)], capture_output=True, text=True, check=True
+            [sys.executable, PARTS / "load.py", path], stdout=subprocess.PIPE, text=True, check=True
         ).stdout
     found: dict[str, Any] = json.loads(printed.splitlines()[-1])
     return found
@@ -118,7 +71,7 @@ def service(run: str, *settings: str, empty: bool = False) -> Iterator[str]:
         port = listener.getsockname()[1]
     flags = [part for setting in (*settings, f"serving.port={port}") for part in ("--set", setting)]
     begin = time.perf_counter()
-    module = [str(Path(__file__).parent / "serving_parts" / "empty.py")] if empty else ["-m", "genret", "serve"]
+    module = [str(PARTS / "empty.py")] if empty else ["-m", "genret", "serve"]
     process = subprocess.Popen(
         [sys.executable, *module, run, *flags],
         stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True, env=os.environ,
@@ -145,17 +98,17 @@ def in_process(
     """Queries a second at the best batch size, that size, and what was found."""
     retriever: Any = load_retriever(store, store.current(), name, read_config(store).retrieval)
     best = (0.0, 0)
-    found: dict[str, list[str]] = {}
     for batch in BATCHES:
         retriever.batch_size = batch
         retriever.retrieve(list(queries[:batch]), K)
         done, begin = 0, time.perf_counter()
         while time.perf_counter() - begin < seconds:
             asked = [queries[(done + place) % len(queries)] for place in range(batch)]
-            for query, ranking in zip(asked, retriever.retrieve(asked, K), strict=True):
-                found.setdefault(query, [place.passage_id for place in ranking])
+            retriever.retrieve(asked, K)
             done += batch
         best = max(best, (done / (time.perf_counter() - begin), batch))
+    rankings = retriever.retrieve(list(queries), K)
+    found = {query: [place.passage_id for place in ranking] for query, ranking in zip(queries, rankings, strict=True)}
     return best[0], best[1], found
 
 
@@ -170,18 +123,14 @@ def figures(found: dict[str, Any]) -> tuple[float, list[float], float]:
     return len(latencies) / found["seconds"], quantiles, 1 - len(latencies) / max(1, total)
 
 
-def overlap(found: dict[str, list[str]], expected: dict[str, list[str]]) -> float:
-    """Share of the queries whose passages are the expected ones, in order but for near ties."""
-    same = [set(found[query]) == set(expected[query]) for query in found if query in expected]
+def agreement(found: dict[str, list[list[str]]], expected: dict[str, list[str]]) -> float:
+    """Share of the queries all of whose answers hold the expected passages, in order but for near ties."""
+    same = [all(set(ranking) == set(expected[query]) for ranking in found[query]) for query in found]
     return sum(same) / max(1, len(same))
 
 
 def main() -> None:
     arguments = parse_arguments()
-    if arguments.load:
-        task = json.loads(Path(arguments.load).read_text())
-        print(json.dumps(asyncio.run(generate_load(**task))))
-        return
     store = RunStore.open_existing(str(arguments.run))
     names = arguments.retrievers or list(find_version(store).retrievers)
     queries = store.read_table(store.current()["corpus"], "test_queries").column("text").to_pylist()
@@ -207,7 +156,7 @@ def main() -> None:
                         lines.append(f"| {name} | {side} | {clients} | {rate:.1f} | {shown} | {errors:.2%} |")
                         print(lines[-1], flush=True)
                         if side == "service":
-                            share = overlap(found["tops"], expected[name])
+                            share = agreement(found["rankings"], expected[name])
                             print(f"  answers with the passages of in process: {share:.2%}", flush=True)
     for name in names:
         mine = statistics.median(rates[name, "service", 64])
@@ -222,7 +171,7 @@ def main() -> None:
         print(lines[-1], flush=True)
     with service(str(arguments.run), "serving.queue=32") as url:
         found = load(url, names[0], 256, arguments.seconds, queries)
-        share = overlap(found["tops"], expected[names[0]])
+        share = agreement(found["rankings"], expected[names[0]])
         slowest = 1000 * max(found["latencies"], default=0)
         lines.append(
             f"\nqueue of 32, 256 clients, {names[0]}: {found['statuses']}; "
