@@ -1,11 +1,14 @@
 """The service on Ray Serve: one deployment a retriever, one that knows the versions, and the ingress.
 
-    client -> proxy -> ingress -> retriever replicas
-                         \\-> versions <- every replica
+    client -> ingress -> retriever replicas
+                \\-> versions <- every replica
 
 The ingress checks requests, joins queries of different requests to batches, and puts passages to the ids that come
 back. Every replica follows `Versions`: it asks for the plan, which is what to have loaded and which version to answer
 from, and says what it has. So a new version takes over only when every replica has loaded and probed it.
+
+By `genret serve` the ingress listens by itself. By `serve deploy` and RayService, which know services by the proxies on
+their nodes, Ray Serve's proxy stands before it, and costs several times what the ingress does.
 """
 
 import json
@@ -30,8 +33,9 @@ from genret.config import ReplicasConfig, RunConfig, ServingConfig
 from genret.errors import InputError
 from genret.retrieval.fusion import FUSION
 from genret.runs import RunStore
+from genret.serving.batching import BATCHES_A_REPLICA
 from genret.serving.generating import ModelReplica
-from genret.serving.ingress import BATCHES_A_REPLICA, Ingress, replicas_of
+from genret.serving.ingress import Ingress, replicas_of
 from genret.serving.leader import Versions
 from genret.serving.listening import check_free
 from genret.serving.members import FusionReplica, RetrieverReplica

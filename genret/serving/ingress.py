@@ -39,9 +39,6 @@ from genret.serving.versions import (
     version_records,
 )
 
-BATCHES_A_REPLICA = 2
-"""Batches that an ingress has out for each replica: one that is worked on, and one that waits beside it."""
-
 # What a replica gets beyond the deadline of a query: to stop, and to send what it found.
 _GRACE_SECONDS = 2.0
 _RETRY_SECONDS = 0.1
@@ -146,7 +143,7 @@ class Ingress:
             send,
             config.batch_size,
             self._setup.config.queue,
-            lambda: BATCHES_A_REPLICA * max(1, self._member.plan.replicas.get(name, 1)),
+            lambda: self._member.plan.replicas.get(name, 1),
         )
 
     async def ask(self, retriever: str, asks: Sequence[Ask]) -> tuple[_Reader, list[Answer]]:
