@@ -268,7 +268,8 @@ def _accepted(outcome: dict[str, Any]) -> dict[str, Any]:
 
 
 def _log(line: Mapping[str, Any]) -> None:
-    _logger.info(json.dumps(line, ensure_ascii=False))
+    # Without the ids of replica, actor and task, which are those of the file, and take longer than the line.
+    _logger.info(json.dumps(line, ensure_ascii=False), extra={"skip_context_filter": True})
 
 
 def _versions() -> dict[str, str]:
