@@ -192,13 +192,18 @@ def running(run: str, config: RunConfig) -> Iterator[str]:
         try:
             # Without a prefix no proxy that the cluster may have leads here.
             serve.run(application, name=APPLICATION, route_prefix=None, logging_config=_LOGGING)
-            yield f"{'https' if serving.tls_certificate else 'http'}://{serving.host}:{serving.port}"
+            yield _url(serving)
             _drain(serving.drain_seconds)
         except RuntimeError as error:
             raise InputError(f"{run}: the service did not start: {error}") from error
         finally:
             # Not all of Serve: the cluster may serve other things.
             serve.delete(APPLICATION)
+
+
+def _url(config: ServingConfig) -> str:
+    host = f"[{config.host}]" if ":" in config.host else config.host
+    return f"{'https' if config.tls_certificate else 'http'}://{host}:{config.port}"
 
 
 def _drain(seconds: float) -> None:
