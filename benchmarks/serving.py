@@ -2,11 +2,12 @@
 
     python benchmarks/serving.py RUN [--clients 1 8 64 256] [--seconds 10] [--write FILE]
 
-Three sides, measured in one run on one machine:
+Measured in one run on one machine:
 
 - `service`: `genret serve RUN` in its own process; each client sends one query after the other over HTTP.
-- `empty`: a deployment of the same shape, whose replicas answer the same number of passages without searching: proxy,
+- `empty`: a deployment of the same shape, whose replicas answer the same number of passages without searching:
   ingress, batching, passages and JSON are all there. What it reaches is the most that any retriever can.
+- `proxied`, where it is asked for: the service behind Ray Serve's proxy, as `serve deploy` has it.
 - `in process`: the same queries through the same retriever in this process, at the batch size that suits it best.
 
 The load comes from another process that opens a bounded number of connections and sends queries of the run's test
@@ -46,6 +47,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, default=10.0)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--retrievers", nargs="+")
+    parser.add_argument("--proxied", action="store_true", help="measure the service behind Ray Serve's proxy too")
     parser.add_argument("--write", type=Path)
     return parser.parse_args()
 
@@ -64,14 +66,14 @@ def load(url: str, retriever: str, clients: int, seconds: float, queries: Sequen
 
 
 @contextmanager
-def service(run: str, *settings: str, empty: bool = False) -> Iterator[str]:
-    """A service in its own process; with `empty`, its retrievers do not search."""
+def service(run: str, *settings: str, side: str = "service") -> Iterator[str]:
+    """One side's service in its own process."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port = listener.getsockname()[1]
     flags = [part for setting in (*settings, f"serving.port={port}") for part in ("--set", setting)]
     begin = time.perf_counter()
-    module = [str(PARTS / "empty.py")] if empty else ["-m", "genret", "serve"]
+    module = ["-m", "genret", "serve"] if side == "service" else [str(PARTS / f"{side}.py")]
     process = subprocess.Popen(
         [sys.executable, *module, run, *flags],
         stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True, env=os.environ,
@@ -84,7 +86,7 @@ def service(run: str, *settings: str, empty: bool = False) -> Iterator[str]:
             break
     else:
         raise SystemExit("the service did not start:\n" + "".join(lines[-30:]))
-    print(f"{'empty' if empty else 'service'}: ready in {time.perf_counter() - begin:.1f} s", flush=True)
+    print(f"{side}: ready in {time.perf_counter() - begin:.1f} s", flush=True)
     try:
         yield f"http://127.0.0.1:{port}"
     finally:
@@ -144,8 +146,8 @@ def main() -> None:
         for name in names:
             rate, batch, expected[name] = in_process(store, name, queries, arguments.seconds / len(BATCHES))
             rates.setdefault((name, "in process", batch), []).append(rate)
-        for side in ("service", "empty"):
-            with service(str(arguments.run), empty=side == "empty") as url:
+        for side in ("service", "empty", *(["proxied"] if arguments.proxied else [])):
+            with service(str(arguments.run), side=side) as url:
                 for name in names:
                     load(url, name, 8, 2, queries)
                     for clients in arguments.clients:
@@ -155,17 +157,18 @@ def main() -> None:
                         shown = " | ".join(f"{value:.1f}" for value in quantiles)
                         lines.append(f"| {name} | {side} | {clients} | {rate:.1f} | {shown} | {errors:.2%} |")
                         print(lines[-1], flush=True)
-                        if side == "service":
+                        if side != "empty":
                             share = agreement(found["rankings"], expected[name])
                             print(f"  answers with the passages of in process: {share:.2%}", flush=True)
+    at = 64 if 64 in arguments.clients else max(arguments.clients)
     for name in names:
-        mine = statistics.median(rates[name, "service", 64])
+        mine = statistics.median(rates[name, "service", at])
         alone = statistics.median(
             [rate for key, found in rates.items() if key[:2] == (name, "in process") for rate in found]
         )
-        empty = statistics.median(rates[name, "empty", 64])
+        empty = statistics.median(rates[name, "empty", at])
         lines.append(
-            f"\n{name}: at 64 clients {mine:.1f}/s: {mine / alone:.2f} of in process ({alone:.1f}/s), "
+            f"\n{name}: at {at} clients {mine:.1f}/s: {mine / alone:.2f} of in process ({alone:.1f}/s), "
             f"{mine / empty:.2f} of empty ({empty:.1f}/s)"
         )
         print(lines[-1], flush=True)
