@@ -1,6 +1,6 @@
 """The service under load: throughput, latency and errors of each retriever, beside what the machine could do.
 
-    python benchmarks/serving.py RUN [--clients 1 8 64 256] [--seconds 10] [--write FILE]
+    python benchmarks/serving.py RUN [--clients 1 8 64 256] [--seconds 10] [--set serving.a=b ...] [--write FILE]
 
 Measured in one run on one machine:
 
@@ -47,6 +47,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, default=10.0)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--retrievers", nargs="+")
+    parser.add_argument(
+        "--set", action="append", default=[], help="a setting of the services, as `genret serve` has it"
+    )
     parser.add_argument("--proxied", action="store_true", help="measure the service behind Ray Serve's proxy too")
     parser.add_argument("--write", type=Path)
     return parser.parse_args()
@@ -147,7 +150,7 @@ def main() -> None:
             rate, batch, expected[name] = in_process(store, name, queries, arguments.seconds / len(BATCHES))
             rates.setdefault((name, "in process", batch), []).append(rate)
         for side in ("service", "empty", *(["proxied"] if arguments.proxied else [])):
-            with service(str(arguments.run), side=side) as url:
+            with service(str(arguments.run), *arguments.set, side=side) as url:
                 for name in names:
                     load(url, name, 8, 2, queries)
                     for clients in arguments.clients:
@@ -172,7 +175,7 @@ def main() -> None:
             f"{mine / empty:.2f} of empty ({empty:.1f}/s)"
         )
         print(lines[-1], flush=True)
-    with service(str(arguments.run), "serving.queue=32") as url:
+    with service(str(arguments.run), *arguments.set, "serving.queue=32") as url:
         found = load(url, names[0], 256, arguments.seconds, queries)
         share = agreement(found["rankings"], expected[names[0]])
         slowest = 1000 * max(found["latencies"], default=0)

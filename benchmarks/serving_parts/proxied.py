@@ -13,7 +13,7 @@ from genret.serving import app
 
 
 def main() -> None:
-    run, port = sys.argv[1], int(sys.argv[-1].removeprefix("serving.port="))
+    run, port = sys.argv[1], int(sys.argv[-1].removeprefix("serving.port="))  # the service as its run has it otherwise
     stop = Event()
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
     for name, value in app._TUNING.items():
