@@ -37,9 +37,9 @@ from genret.serving.batching import BATCHES_A_REPLICA
 from genret.serving.generating import ModelReplica
 from genret.serving.ingress import Ingress, replicas_of
 from genret.serving.leader import Versions
-from genret.serving.listening import check_free
 from genret.serving.members import FusionReplica, RetrieverReplica
 from genret.serving.plans import Setup
+from genret.serving.ports import check_free
 from genret.serving.versions import find_version, read_config, retriever_kind
 
 APPLICATION = "genret"

@@ -106,7 +106,7 @@ class Ingress:
         await self._member.join()
         self._batchers = {name: self._batcher(name) for name in retrievers}
         self._app = self._build()
-        self._listener = Listener(self._app, setup.config) if listens else None
+        self._listener = Listener(self._app, setup.config, setup.service) if listens else None
         if self._listener is not None:
             await self._listener.start()
 

@@ -7,59 +7,23 @@ server (uvicorn) that the proxy uses.
 
 import asyncio
 import logging
-import socket
+import time
 
 import uvicorn
 from starlette.types import ASGIApp
 
 from genret.config import ServingConfig
 from genret.errors import InputError
+from genret.serving.ports import Place, take_place
 
 # How long a connection without a request may stay open.
 _KEEP_ALIVE_SECONDS = 90
 _LOOK_SECONDS = 0.02
+# How long one that takes another's place waits for it to go.
+_PATIENCE_SECONDS = 5.0
+_RETRY_SECONDS = 0.1
 
-
-def bound_socket(host: str, port: int, shared: bool) -> socket.socket:
-    """A socket that is bound to an address and does not listen yet.
-
-    Args:
-        host: Name or address, of IPv4 or IPv6.
-        port: The port.
-        shared: Whether others of this user may be bound to it too, if they say the same: the kernel then deals
-            connections out to all that listen.
-
-    Raises:
-        InputError: There is no such address, or somebody else listens there.
-    """
-    try:
-        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        found = socket.socket(family, kind, protocol)
-    except OSError as error:
-        raise InputError(f"serving.host: expected an address of this machine, found {host!r} ({error})") from error
-    # Connections of a service that has just stopped do not stand in the way.
-    found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    if shared:
-        found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-    try:
-        found.bind(address)
-    except OSError as error:
-        found.close()
-        raise InputError(f"serving.port: expected a free port of {host}, found {port} ({error.strerror})") from error
-    return found
-
-
-def check_free(host: str, port: int) -> None:
-    """Make sure that nobody listens at an address of this machine.
-
-    Raises:
-        InputError: Somebody does, or there is no such address.
-    """
-    with bound_socket(host, port, shared=False) as found:
-        try:
-            found.listen()
-        except OSError as error:
-            raise InputError(f"serving.port: expected a free port, found {port} ({error.strerror})") from error
+_logger = logging.getLogger("ray.serve")
 
 
 def _log_failures() -> None:
@@ -67,15 +31,23 @@ def _log_failures() -> None:
     logger = logging.getLogger("uvicorn.error")
     logger.setLevel(logging.ERROR)
     logger.propagate = False
-    logger.handlers = list(logging.getLogger("ray.serve").handlers)
+    logger.handlers = list(_logger.handlers)
 
 
 class Listener:
-    """Answers HTTP at the service's address with an application; several processes of a machine may do so together."""
+    """Answers HTTP at the service's address with an application, alone or together with others of its service."""
 
-    def __init__(self, app: ASGIApp, config: ServingConfig) -> None:
-        """Take an application, and of the `serving` section the address, the certificate and the time to drain."""
+    def __init__(self, app: ASGIApp, config: ServingConfig, service: str) -> None:
+        """Take an application.
+
+        Args:
+            app: The application.
+            config: Of the `serving` section the address, the certificate, the time to drain, and whether there are
+                several who listen.
+            service: A name that no other start of a service has.
+        """
         self._config = config
+        self._service = service if config.ingress_replicas > 1 else ""
         self._server = uvicorn.Server(
             uvicorn.Config(
                 app,
@@ -94,6 +66,7 @@ class Listener:
             )
         )
         self._serving: asyncio.Task[None] | None = None
+        self._failure: Exception | None = None
 
     async def start(self) -> None:
         """Listen from now on.
@@ -102,12 +75,37 @@ class Listener:
             InputError: Somebody else listens there, or there is no such address or certificate.
         """
         _log_failures()
-        listening = bound_socket(self._config.host, self._config.port, shared=True)
-        self._serving = asyncio.create_task(self._server.serve([listening]))
+        try:
+            self._server.config.load()
+        except OSError as error:
+            found = f"{self._config.tls_certificate!r} and {self._config.tls_key!r} ({error})"
+            raise InputError(f"serving.tls_certificate: expected a certificate and its key, found {found}") from error
+        place = await self._take_place()
+        self._serving = asyncio.create_task(self._serve(place))
         while not self._server.started:
             if self._serving.done():
-                raise InputError(f"serving: cannot listen: {self._serving.exception()}")
+                raise InputError(f"serving: cannot listen: {self._failure}")
             await asyncio.sleep(_LOOK_SECONDS)
+
+    async def _take_place(self) -> Place:
+        """Where it listens; a replica that is replaced may be there for a moment longer."""
+        end = time.monotonic() + _PATIENCE_SECONDS
+        while True:
+            try:
+                return take_place(self._config.host, self._config.port, self._service)
+            except InputError:
+                if time.monotonic() > end:
+                    raise
+            await asyncio.sleep(_RETRY_SECONDS)
+
+    async def _serve(self, place: Place) -> None:
+        try:
+            await self._server.serve([place.socket])
+        except Exception as error:  # whatever it is, it listens no more, and who looks after it sees that
+            self._failure = error
+            _logger.exception("the HTTP server has failed")
+        finally:
+            place.close()
 
     @property
     def alive(self) -> bool:

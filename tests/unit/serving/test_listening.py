@@ -1,6 +1,8 @@
 """The HTTP server of an ingress: where it listens, that it shares its port, and how it stops."""
 
 import asyncio
+import datetime
+import ipaddress
 import socket
 import ssl
 from collections.abc import Awaitable, Callable
@@ -8,16 +10,23 @@ from pathlib import Path
 
 import httpx
 import pytest
+import uvicorn
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from service import free_port
 from starlette.types import Receive, Scope, Send
 
 from genret.config import ServingConfig
 from genret.errors import InputError
-from genret.serving.listening import Listener, bound_socket, check_free
+from genret.serving import listening
+from genret.serving.listening import Listener
+from genret.serving.ports import check_free
 
 
-def free_port() -> int:
-    with bound_socket("127.0.0.1", 0, shared=False) as found:
-        return int(found.getsockname()[1])
+@pytest.fixture(autouse=True)
+def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
 
 
 async def hello(scope: Scope, receive: Receive, send: Send) -> None:
@@ -30,7 +39,7 @@ async def hello(scope: Scope, receive: Receive, send: Send) -> None:
 
 def with_listener(act: Callable[[Listener, str], Awaitable[None]], config: ServingConfig) -> None:
     async def run() -> None:
-        listener = Listener(hello, config)
+        listener = Listener(hello, config, "one")
         await listener.start()
         try:
             scheme = "https" if config.tls_key else "http"
@@ -67,14 +76,12 @@ def test_it_is_not_open_to_other_machines() -> None:
     with_listener(act, ServingConfig(port=free_port()))
 
 
-def test_two_share_a_port_and_a_third_party_is_told() -> None:
-    config = ServingConfig(port=free_port())
+def test_two_of_a_service_share_a_port() -> None:
+    config = ServingConfig(port=free_port(), ingress_replicas=2)
 
     async def act(first: Listener, url: str) -> None:
-        second = Listener(hello, config)
+        second = Listener(hello, config, "one")
         await second.start()
-        with pytest.raises(InputError, match=rf"serving\.port: expected a free port.*{config.port}"):
-            check_free(config.host, config.port)
         await first.stop()
         async with httpx.AsyncClient() as client:
             assert (await client.get(url)).text == "hello"
@@ -83,14 +90,59 @@ def test_two_share_a_port_and_a_third_party_is_told() -> None:
     with_listener(act, config)
 
 
-def test_an_address_of_another_machine_is_refused() -> None:
-    for host in ("no-such-host.invalid", "192.0.2.77"):
-        with pytest.raises(InputError, match=r"^serving\.(host|port): expected"):
-            check_free(host, 8000)
+@pytest.mark.parametrize("replicas", [1, 2])
+def test_another_service_gets_no_place_at_its_port(replicas: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(listening, "_PATIENCE_SECONDS", 0.2)
+    config = ServingConfig(port=free_port(), ingress_replicas=replicas)
+
+    async def act(_: Listener, url: str) -> None:
+        for others in (1, 2):
+            other = Listener(hello, config.model_copy(update={"ingress_replicas": others}), "other")
+            with pytest.raises(InputError, match=rf"serving\.port: expected a free port.*{config.port}"):
+                await other.start()
+            assert not other.alive
+
+    with_listener(act, config)
+
+
+def test_a_replica_waits_for_the_one_whose_place_it_takes() -> None:
+    config = ServingConfig(port=free_port())
+
+    async def act(first: Listener, url: str) -> None:
+        second = Listener(hello, config, "one")
+        starting = asyncio.create_task(second.start())
+        await asyncio.sleep(0.3)
+        assert not starting.done()
+        await first.stop()
+        await starting
+        async with httpx.AsyncClient() as client:
+            assert (await client.get(url)).text == "hello"
+        await second.stop()
+
+    with_listener(act, config)
+
+
+def test_who_cannot_listen_leaves_the_port(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = ServingConfig(port=free_port())
+
+    async def fail(*_: object, **__: object) -> None:
+        raise OSError("no more files")
+
+    monkeypatch.setattr(uvicorn.Server, "startup", fail)
+    listener = Listener(hello, config, "one")
+    with pytest.raises(InputError, match="serving: cannot listen: no more files"):
+        asyncio.run(listener.start())
+    check_free(config.host, config.port)
+
+
+def test_a_certificate_that_is_none_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "certificate.pem").write_text("none")
+    files = {"tls_certificate": str(tmp_path / "certificate.pem"), "tls_key": str(tmp_path / "certificate.pem")}
+    with pytest.raises(InputError, match=r"serving\.tls_certificate: expected a certificate and its key, found"):
+        asyncio.run(Listener(hello, ServingConfig(port=free_port(), **files), "one").start())
 
 
 def test_it_speaks_tls(tmp_path: Path) -> None:
-    pytest.importorskip("cryptography")
     config = ServingConfig(port=free_port(), **_certificate(tmp_path))
 
     async def act(_: Listener, url: str) -> None:
@@ -103,13 +155,6 @@ def test_it_speaks_tls(tmp_path: Path) -> None:
 
 def _certificate(folder: Path) -> dict[str, str]:
     """A certificate of 127.0.0.1 by itself, and its key."""
-    import datetime
-    import ipaddress
-
-    from cryptography import x509
-    from cryptography.hazmat.primitives import hashes, serialization
-    from cryptography.hazmat.primitives.asymmetric import ec
-
     key, now = ec.generate_private_key(ec.SECP256R1()), datetime.datetime.now(datetime.UTC)
     name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "127.0.0.1")])
     certificate = (
