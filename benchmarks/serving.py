@@ -1,12 +1,13 @@
 """The service under load: throughput, latency and errors of each retriever, beside what the machine could do.
 
-    python benchmarks/serving.py RUN [--clients 1 8 64 256] [--seconds 10] [--write FILE]
+    python benchmarks/serving.py RUN [--clients 1 8 64 256] [--seconds 10] [--set serving.a=b ...] [--write FILE]
 
-Three sides, measured in one run on one machine:
+Measured in one run on one machine:
 
 - `service`: `genret serve RUN` in its own process; each client sends one query after the other over HTTP.
-- `empty`: a deployment of the same shape, whose replicas answer the same number of passages without searching: proxy,
+- `empty`: a deployment of the same shape, whose replicas answer the same number of passages without searching:
   ingress, batching, passages and JSON are all there. What it reaches is the most that any retriever can.
+- `proxied`, where it is asked for: the service behind Ray Serve's proxy, as `serve deploy` has it.
 - `in process`: the same queries through the same retriever in this process, at the batch size that suits it best.
 
 The load comes from another process that opens a bounded number of connections and sends queries of the run's test
@@ -16,7 +17,6 @@ turned away with 429 or 503, and what is accepted must be answered as `in proces
 """
 
 import argparse
-import asyncio
 import json
 import os
 import signal
@@ -25,14 +25,11 @@ import statistics
 import subprocess
 import sys
 import time
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
-
-import aiohttp
 
 from genret.retrieval.opening import load_retriever
 from genret.runs import RunStore
@@ -40,6 +37,7 @@ from genret.serving.versions import find_version, read_config
 
 BATCHES = (1, 8, 16, 32, 64, 128)
 K = 10
+PARTS = Path(__file__).parent / "serving_parts"
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -49,76 +47,36 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, default=10.0)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--retrievers", nargs="+")
+    parser.add_argument(
+        "--set", action="append", default=[], help="a setting of the services, as `genret serve` has it"
+    )
+    parser.add_argument("--proxied", action="store_true", help="measure the service behind Ray Serve's proxy too")
     parser.add_argument("--write", type=Path)
-    parser.add_argument("--load", help="(the other process) JSON: url, retriever, clients, seconds, queries")
     return parser.parse_args()
 
 
-async def generate_load(
-    url: str, retriever: str, clients: int, seconds: float, queries: Sequence[str]
-) -> dict[str, Any]:
-    """Have clients ask one query after the other for some seconds."""
-    latencies: list[float] = []
-    statuses: Counter[str] = Counter()
-    tops: dict[str, list[str]] = {}
-    stop = time.perf_counter() + seconds
-    number = iter(range(10**9))
-
-    async def client(session: aiohttp.ClientSession) -> None:
-        while time.perf_counter() < stop:
-            query = queries[next(number) % len(queries)]
-            begin = time.perf_counter()
-            try:
-                async with session.post(
-                    f"{url}/v1/retrieve", json={"query": query, "k": K, "retriever": retriever, "timeout": 30}
-                ) as response:
-                    content = await response.read()
-                    statuses[str(response.status)] += 1
-            except (aiohttp.ClientError, TimeoutError) as error:
-                statuses[type(error).__name__] += 1
-                continue
-            if response.status == 200:
-                latencies.append(time.perf_counter() - begin)
-                if query not in tops:
-                    tops[query] = [hit["passage_id"] for hit in json.loads(content)["results"][0]["hits"]]
-            else:
-                await asyncio.sleep(0.05)
-
-    begin = time.perf_counter()
-    async with aiohttp.ClientSession(
-        connector=aiohttp.TCPConnector(limit=clients), timeout=aiohttp.ClientTimeout(total=60)
-    ) as session:
-        await asyncio.gather(*(client(session) for _ in range(clients)))
-    return {
-        "seconds": time.perf_counter() - begin,
-        "latencies": latencies,
-        "statuses": dict(statuses),
-        "tops": tops,
-    }
-
-
 def load(url: str, retriever: str, clients: int, seconds: float, queries: Sequence[str]) -> dict[str, Any]:
-    """`generate_load` in a process of its own."""
+    """What `serving_parts/load.py` sees, in a process of its own."""
     task = {"url": url, "retriever": retriever, "clients": clients, "seconds": seconds, "queries": list(queries)}
     with TemporaryDirectory() as folder:
         path = Path(folder) / "task.json"
         path.write_text(json.dumps(task))
         printed = subprocess.run(
-            [sys.executable, __file__, "--load", str(path)], capture_output=True, text=True, check=True
+            [sys.executable, PARTS / "load.py", path], stdout=subprocess.PIPE, text=True, check=True
         ).stdout
     found: dict[str, Any] = json.loads(printed.splitlines()[-1])
     return found
 
 
 @contextmanager
-def service(run: str, *settings: str, empty: bool = False) -> Iterator[str]:
-    """A service in its own process; with `empty`, its retrievers do not search."""
+def service(run: str, *settings: str, side: str = "service") -> Iterator[str]:
+    """One side's service in its own process."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port = listener.getsockname()[1]
     flags = [part for setting in (*settings, f"serving.port={port}") for part in ("--set", setting)]
     begin = time.perf_counter()
-    module = [str(Path(__file__).parent / "serving_parts" / "empty.py")] if empty else ["-m", "genret", "serve"]
+    module = ["-m", "genret", "serve"] if side == "service" else [str(PARTS / f"{side}.py")]
     process = subprocess.Popen(
         [sys.executable, *module, run, *flags],
         stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True, env=os.environ,
@@ -131,7 +89,7 @@ def service(run: str, *settings: str, empty: bool = False) -> Iterator[str]:
             break
     else:
         raise SystemExit("the service did not start:\n" + "".join(lines[-30:]))
-    print(f"{'empty' if empty else 'service'}: ready in {time.perf_counter() - begin:.1f} s", flush=True)
+    print(f"{side}: ready in {time.perf_counter() - begin:.1f} s", flush=True)
     try:
         yield f"http://127.0.0.1:{port}"
     finally:
@@ -145,17 +103,17 @@ def in_process(
     """Queries a second at the best batch size, that size, and what was found."""
     retriever: Any = load_retriever(store, store.current(), name, read_config(store).retrieval)
     best = (0.0, 0)
-    found: dict[str, list[str]] = {}
     for batch in BATCHES:
         retriever.batch_size = batch
         retriever.retrieve(list(queries[:batch]), K)
         done, begin = 0, time.perf_counter()
         while time.perf_counter() - begin < seconds:
             asked = [queries[(done + place) % len(queries)] for place in range(batch)]
-            for query, ranking in zip(asked, retriever.retrieve(asked, K), strict=True):
-                found.setdefault(query, [place.passage_id for place in ranking])
+            retriever.retrieve(asked, K)
             done += batch
         best = max(best, (done / (time.perf_counter() - begin), batch))
+    rankings = retriever.retrieve(list(queries), K)
+    found = {query: [place.passage_id for place in ranking] for query, ranking in zip(queries, rankings, strict=True)}
     return best[0], best[1], found
 
 
@@ -170,18 +128,14 @@ def figures(found: dict[str, Any]) -> tuple[float, list[float], float]:
     return len(latencies) / found["seconds"], quantiles, 1 - len(latencies) / max(1, total)
 
 
-def overlap(found: dict[str, list[str]], expected: dict[str, list[str]]) -> float:
-    """Share of the queries whose passages are the expected ones, in order but for near ties."""
-    same = [set(found[query]) == set(expected[query]) for query in found if query in expected]
+def agreement(found: dict[str, list[list[str]]], expected: dict[str, list[str]]) -> float:
+    """Share of the queries all of whose answers hold the expected passages, in order but for near ties."""
+    same = [all(set(ranking) == set(expected[query]) for ranking in found[query]) for query in found]
     return sum(same) / max(1, len(same))
 
 
 def main() -> None:
     arguments = parse_arguments()
-    if arguments.load:
-        task = json.loads(Path(arguments.load).read_text())
-        print(json.dumps(asyncio.run(generate_load(**task))))
-        return
     store = RunStore.open_existing(str(arguments.run))
     names = arguments.retrievers or list(find_version(store).retrievers)
     queries = store.read_table(store.current()["corpus"], "test_queries").column("text").to_pylist()
@@ -195,8 +149,8 @@ def main() -> None:
         for name in names:
             rate, batch, expected[name] = in_process(store, name, queries, arguments.seconds / len(BATCHES))
             rates.setdefault((name, "in process", batch), []).append(rate)
-        for side in ("service", "empty"):
-            with service(str(arguments.run), empty=side == "empty") as url:
+        for side in ("service", "empty", *(["proxied"] if arguments.proxied else [])):
+            with service(str(arguments.run), *arguments.set, side=side) as url:
                 for name in names:
                     load(url, name, 8, 2, queries)
                     for clients in arguments.clients:
@@ -206,23 +160,24 @@ def main() -> None:
                         shown = " | ".join(f"{value:.1f}" for value in quantiles)
                         lines.append(f"| {name} | {side} | {clients} | {rate:.1f} | {shown} | {errors:.2%} |")
                         print(lines[-1], flush=True)
-                        if side == "service":
-                            share = overlap(found["tops"], expected[name])
+                        if side != "empty":
+                            share = agreement(found["rankings"], expected[name])
                             print(f"  answers with the passages of in process: {share:.2%}", flush=True)
+    at = 64 if 64 in arguments.clients else max(arguments.clients)
     for name in names:
-        mine = statistics.median(rates[name, "service", 64])
+        mine = statistics.median(rates[name, "service", at])
         alone = statistics.median(
             [rate for key, found in rates.items() if key[:2] == (name, "in process") for rate in found]
         )
-        empty = statistics.median(rates[name, "empty", 64])
+        empty = statistics.median(rates[name, "empty", at])
         lines.append(
-            f"\n{name}: at 64 clients {mine:.1f}/s: {mine / alone:.2f} of in process ({alone:.1f}/s), "
+            f"\n{name}: at {at} clients {mine:.1f}/s: {mine / alone:.2f} of in process ({alone:.1f}/s), "
             f"{mine / empty:.2f} of empty ({empty:.1f}/s)"
         )
         print(lines[-1], flush=True)
-    with service(str(arguments.run), "serving.queue=32") as url:
+    with service(str(arguments.run), *arguments.set, "serving.queue=32") as url:
         found = load(url, names[0], 256, arguments.seconds, queries)
-        share = overlap(found["tops"], expected[names[0]])
+        share = agreement(found["rankings"], expected[names[0]])
         slowest = 1000 * max(found["latencies"], default=0)
         lines.append(
             f"\nqueue of 32, 256 clients, {names[0]}: {found['statuses']}; "

@@ -17,9 +17,9 @@ class ReplicasConfig(Section):
     gpus: float = Field(0.0, ge=0.0, le=8.0)
     """GPUs of each."""
     threads: int = Field(0, ge=0, le=256)
-    """Threads of the model in each; 0: as many as the machine has cores."""
+    """Threads of the model in each; 0: as many as the machine has cores, but for one that the ingress has."""
     batch_size: int = Field(32, ge=1, le=4096)
-    """Most queries answered together. What waits goes together; nothing waits for more to come."""
+    """Most queries answered together. A replica that is idle waits for none."""
 
     @model_validator(mode="after")
     def _check_replicas(self) -> "ReplicasConfig":
@@ -52,7 +52,8 @@ class ServingConfig(Section):
     fusion: ReplicasConfig = ReplicasConfig(batch_size=64)
     """Replicas of the fusion, which asks those of its parts."""
     ingress_replicas: int = Field(1, ge=1, le=1000)
-    """Processes that take requests, check them and write answers."""
+    """Processes that take requests, check them and write answers; by `genret serve` they share its port. Where the only
+    one dies, nobody listens for some seconds."""
     queue: int = Field(512, ge=1, le=1_000_000)
     """Queries that may wait for one retriever in one of these processes; more are turned away with 429."""
     max_requests: int = Field(1024, ge=1, le=1_000_000)

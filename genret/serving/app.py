@@ -1,11 +1,14 @@
 """The service on Ray Serve: one deployment a retriever, one that knows the versions, and the ingress.
 
-    client -> proxy -> ingress -> retriever replicas
-                         \\-> versions <- every replica
+    client -> ingress -> retriever replicas
+                \\-> versions <- every replica
 
 The ingress checks requests, joins queries of different requests to batches, and puts passages to the ids that come
 back. Every replica follows `Versions`: it asks for the plan, which is what to have loaded and which version to answer
 from, and says what it has. So a new version takes over only when every replica has loaded and probed it.
+
+By `genret serve` the ingress listens by itself. By `serve deploy` and RayService, which know services by the proxies on
+their nodes, Ray Serve's proxy stands before it, and costs several times what the ingress does.
 """
 
 import json
@@ -13,7 +16,7 @@ import os
 import secrets
 import signal
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from threading import Event
 from typing import Any
@@ -21,21 +24,28 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ConfigDict
 from ray import serve
-from ray.serve.config import HTTPOptions, ProxyLocation
+from ray.exceptions import RayError
+from ray.serve.config import ProxyLocation
+from ray.serve.exceptions import RayServeException
 
 from genret.cluster import connected
 from genret.config import ReplicasConfig, RunConfig, ServingConfig
 from genret.errors import InputError
 from genret.retrieval.fusion import FUSION
 from genret.runs import RunStore
+from genret.serving.batching import BATCHES_A_REPLICA
 from genret.serving.generating import ModelReplica
-from genret.serving.ingress import BATCHES_A_REPLICA, Ingress, replicas_of
+from genret.serving.ingress import Ingress, replicas_of
 from genret.serving.leader import Versions
 from genret.serving.members import FusionReplica, RetrieverReplica
 from genret.serving.plans import Setup
+from genret.serving.ports import check_free
 from genret.serving.versions import find_version, read_config, retriever_kind
 
 APPLICATION = "genret"
+
+# Every node of this resource, of which the head alone has some, is where the address is.
+_HEAD = {"node:__internal_head__": 0.001}
 
 
 class Arguments(BaseModel):
@@ -91,10 +101,11 @@ def build(arguments: Arguments) -> Any:
     """
     store = RunStore.open_existing(arguments.run)
     section = read_config(store).serving.model_dump(mode="json") | arguments.serving
-    return _application(store, ServingConfig.model_validate_json(json.dumps(section), strict=True))
+    return _application(store, ServingConfig.model_validate_json(json.dumps(section), strict=True), listens=False)
 
 
-def _application(store: RunStore, config: ServingConfig) -> Any:
+def _application(store: RunStore, config: ServingConfig, listens: bool) -> Any:
+    """The deployments; where the ingress `listens`, it answers HTTP itself at the head of the cluster."""
     names = find_version(store, config.retrievers).retrievers
     setup = Setup(store.url, config, secrets.token_hex(8))
     one = ReplicasConfig()
@@ -120,7 +131,8 @@ def _application(store: RunStore, config: ServingConfig) -> Any:
         max_ongoing_requests=config.max_requests + 64,
         max_queued_requests=config.max_requests,
         backpressure_config={"status_code": 503, "retry_after_s": 1},
-    ).bind(setup, {name: handles[name] for name in names}, versions)
+        ray_actor_options={"num_cpus": 0, "resources": _HEAD if listens else {}},
+    ).bind(setup, {name: handles[name] for name in names}, versions, listens)
 
 
 def serve_config(run: str, config: ServingConfig) -> str:
@@ -172,23 +184,32 @@ def running(run: str, config: RunConfig) -> Iterator[str]:
     serving = config.serving
     for name, value in _TUNING.items():
         os.environ.setdefault(name, value)
-    application = _application(RunStore.open_existing(run), serving)
+    application = _application(RunStore.open_existing(run), serving, listens=True)
+    if not (config.compute.address or os.environ.get("RAY_ADDRESS")):
+        check_free(serving.host, serving.port)
     with connected(config.compute):
-        options = HTTPOptions(
-            host=serving.host,
-            port=serving.port,
-            ssl_certfile=serving.tls_certificate or None,
-            ssl_keyfile=serving.tls_key or None,
-        )
-        serve.start(proxy_location=ProxyLocation.HeadOnly, http_options=options, logging_config=_LOGGING)
+        serve.start(proxy_location=ProxyLocation.Disabled, logging_config=_LOGGING)
         try:
-            serve.run(application, name=APPLICATION, logging_config=_LOGGING)
-            yield f"{'https' if serving.tls_certificate else 'http'}://{serving.host}:{serving.port}"
+            # Without a prefix no proxy that the cluster may have leads here.
+            serve.run(application, name=APPLICATION, route_prefix=None, logging_config=_LOGGING)
+            yield _url(serving)
+            _drain(serving.drain_seconds)
         except RuntimeError as error:
             raise InputError(f"{run}: the service did not start: {error}") from error
         finally:
             # Not all of Serve: the cluster may serve other things.
             serve.delete(APPLICATION)
+
+
+def _url(config: ServingConfig) -> str:
+    host = f"[{config.host}]" if ":" in config.host else config.host
+    return f"{'https' if config.tls_certificate else 'http'}://{host}:{config.port}"
+
+
+def _drain(seconds: float) -> None:
+    """Have what has begun answered while there are still replicas that can; Serve stops all deployments at once."""
+    with suppress(RayServeException, RayError, TimeoutError):
+        serve.get_app_handle(APPLICATION).broadcast("close").results(timeout_s=seconds + 1)
 
 
 def serve_until_stopped(run: str, config: RunConfig, ready: Callable[[str], None]) -> None:

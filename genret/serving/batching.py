@@ -1,8 +1,9 @@
-"""Queries of many requests become batches: what waits goes together as soon as there is room, and nothing waits for
-more to come.
+"""Queries of many requests become batches: who has nothing to do gets what waits at once, and while all replicas are
+busy, batches are made even, so that each works on one while the answers of the other are on their way.
 """
 
 import asyncio
+import math
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
@@ -12,6 +13,9 @@ from typing import Generic, TypeVar
 from genret.serving.asks import Answer, Ask
 
 State = TypeVar("State")
+
+BATCHES_A_REPLICA = 2
+"""Batches that are out for each replica: one that is worked on, and one that waits beside it."""
 
 # How much a new batch counts in the running mean of the time a query takes.
 _WEIGHT = 0.2
@@ -48,7 +52,7 @@ class Batcher(Generic[State]):
         send: Callable[[list[Ask]], Awaitable[tuple[State, list[Answer]]]],
         size: int,
         room: int,
-        in_flight: Callable[[], int],
+        replicas: Callable[[], int],
     ) -> None:
         """Begin with nothing.
 
@@ -57,11 +61,11 @@ class Batcher(Generic[State]):
                 its `timeout`.
             size: Most queries of a batch.
             room: Most queries that wait.
-            in_flight: Most batches that are out at once; may change.
+            replicas: How many answer batches, one at a time each; may change.
         """
-        self._send, self._size, self._room, self._in_flight = send, size, room, in_flight
+        self._send, self._size, self._room, self._replicas = send, size, room, replicas
         self._waiting: deque[_Waiting[State]] = deque()
-        self._out = 0
+        self._out = self._asked = 0  # batches, and the queries in them
         self._tasks: set[asyncio.Task[None]] = set()
         self._seconds_a_query = 0.0
 
@@ -90,15 +94,30 @@ class Batcher(Generic[State]):
             for entry in entries:
                 entry.future.cancel()
 
+    def _next_size(self) -> int:
+        """Most queries of the next batch; 0 where none shall be sent yet.
+
+        What waits is dealt out to replicas that have nothing to do. While all are busy, a batch takes its share of all
+        queries that are here or out, and none is less: clients that waited for one batch ask again all at once, and if
+        the next one were all theirs again, the replicas would idle while answers are written, and the other way round.
+        """
+        replicas = max(1, self._replicas())
+        places = BATCHES_A_REPLICA * replicas
+        if self._out < replicas:
+            return min(self._size, math.ceil(len(self._waiting) / (replicas - self._out)))
+        share = min(self._size, math.ceil((len(self._waiting) + self._asked) / places))
+        return share if self._out < places and len(self._waiting) >= share else 0
+
     def _pump(self) -> None:
-        while self._waiting and self._out < self._in_flight():
+        while self._waiting and (size := self._next_size()):
             batch: list[_Waiting[State]] = []
-            while self._waiting and len(batch) < self._size:
+            while self._waiting and len(batch) < size:
                 entry = self._waiting.popleft()
                 if not entry.future.done():
                     batch.append(entry)
             if batch:
                 self._out += 1
+                self._asked += len(batch)
                 task = asyncio.create_task(self._run(batch))
                 self._tasks.add(task)
                 task.add_done_callback(self._tasks.discard)
@@ -120,4 +139,5 @@ class Batcher(Generic[State]):
                     entry.future.set_exception(error)
         finally:
             self._out -= 1
+            self._asked -= len(batch)
             self._pump()

@@ -29,6 +29,8 @@ _HEADERS = (
 )
 _REQUEST_ID = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 _ADMIN = "/v1/admin/"
+# How long a request may take before somebody looks whether its client is still there.
+_PATIENCE_SECONDS = 0.25
 
 request_id: ContextVar[str] = ContextVar("the id of the request that is being answered")
 noted: ContextVar[dict[str, Any]] = ContextVar("what the log shall say of the request beside its route and status")
@@ -66,6 +68,35 @@ def error_body(message: str, field: str | None = None) -> bytes:
     """An error as every route tells it."""
     detail = {"message": message, "request_id": request_id.get("")} | ({"field": field} if field else {})
     return to_json({"error": detail})
+
+
+class _Watch:
+    """Cancels the task that answers a request when the client hangs up: what nobody reads shall not be searched for.
+
+    Most requests are answered before it begins to look, as looking takes a task.
+    """
+
+    def __init__(self, receive: Receive) -> None:
+        self._receive, self._answering = receive, asyncio.current_task()
+        self._looking: asyncio.Task[None] | None = None
+        self._timer = asyncio.get_running_loop().call_later(_PATIENCE_SECONDS, self._begin)
+        self.gone = False
+
+    def _begin(self) -> None:
+        self._looking = asyncio.create_task(self._look())
+
+    async def _look(self) -> None:
+        while (await self._receive())["type"] != "http.disconnect":
+            continue
+        if self._answering is not None:
+            self.gone = True
+            self._answering.cancel()
+
+    def end(self) -> None:
+        """Look no more."""
+        self._timer.cancel()
+        if self._looking is not None:
+            self._looking.cancel()
 
 
 class Gate:
@@ -146,7 +177,23 @@ class Gate:
         if body is None:
             await _refuse(send, 413, self._too_long, {b"connection": b"close"})
             return
-        await self._app(scope, _replayed(body, receive), send)
+        await self._while_there(scope, body, receive, send)
+
+    async def _while_there(self, scope: Scope, body: bytes, receive: Receive, send: Send) -> None:
+        """Call the application, and give up where the client hangs up before there is an answer."""
+        watch = _Watch(receive)
+
+        async def answer(message: Message) -> None:
+            watch.end()
+            await send(message)
+
+        try:
+            await self._app(scope, _replayed(body, receive), answer)
+        except asyncio.CancelledError:
+            if not watch.gone:
+                raise
+        finally:
+            watch.end()
 
     @property
     def _too_long(self) -> str:

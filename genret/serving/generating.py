@@ -86,10 +86,13 @@ class ModelReplica(RetrieverReplica):
     """A retriever with a model in one process."""
 
     def prepare(self, replicas: ReplicasConfig) -> None:
-        """Give the model its threads, and no GPU where none was asked for: Ray leaves all of them visible then."""
+        """Give the model its threads, and no GPU where none was asked for: Ray leaves all of them visible then.
+
+        A thread that shares its core with the ingress keeps all others waiting at the end of every operation.
+        """
         from genret.threads import use_threads
 
-        use_threads(replicas.threads or os.cpu_count() or 1)
+        use_threads(replicas.threads or max(1, (os.cpu_count() or 1) - 1))
         if not replicas.gpus:
             os.environ.update(NO_GPU)
 

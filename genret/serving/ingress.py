@@ -23,6 +23,7 @@ from genret.errors import EngineError, InputError
 from genret.serving.asks import Answer, Ask
 from genret.serving.batching import Batcher
 from genret.serving.gates import Gate, Keys
+from genret.serving.listening import Listener
 from genret.serving.members import Member
 from genret.serving.metrics import Family, Meters
 from genret.serving.plans import Setup
@@ -37,9 +38,6 @@ from genret.serving.versions import (
     retriever_kind,
     version_records,
 )
-
-BATCHES_A_REPLICA = 2
-"""Batches that an ingress has out for each replica: one that is worked on, and one that waits beside it."""
 
 # What a replica gets beyond the deadline of a query: to stop, and to send what it found.
 _GRACE_SECONDS = 2.0
@@ -98,23 +96,42 @@ class Ingress:
     """Takes requests, has them answered in batches, and writes the answers."""
 
     async def __init__(  # type: ignore[misc]
-        self, setup: Setup, retrievers: dict[str, DeploymentHandle], versions: DeploymentHandle
+        self, setup: Setup, retrievers: dict[str, DeploymentHandle], versions: DeploymentHandle, listens: bool
     ) -> None:
-        """Load what is served now: passages."""
+        """Load what is served now: passages. Who `listens` answers HTTP itself; before others stands Serve's proxy."""
         self._setup, self._handles, self._versions = setup, retrievers, versions
-        self._meters = Meters()
+        self._meters, self._closing = Meters(), False
         self._member = _IngressMember(setup, "", versions)
         self._member.meters = self._meters
         await self._member.join()
         self._batchers = {name: self._batcher(name) for name in retrievers}
+        self._app = self._build()
+        self._listener = Listener(self._app, setup.config, setup.service) if listens else None
+        if self._listener is not None:
+            await self._listener.start()
 
-    def __serve_build_asgi_app__(self) -> ASGIApp:
-        """The application that Ray Serve calls."""
+    def _build(self) -> ASGIApp:
         config = self._setup.config
         keys = Keys(os.environ.get(config.api_key_variable, ""), os.environ.get(config.admin_key_variable, ""))
         return Gate(build_app(self, config), config, keys, self._meters.request, _log)
 
+    def __serve_build_asgi_app__(self) -> ASGIApp:
+        """The application that Ray Serve calls."""
+        return self._app
+
+    def check_health(self) -> None:
+        """Called by Ray Serve, which replaces who does not listen any more."""
+        if self._listener is not None and not self._listener.alive and not self._closing:
+            raise RuntimeError("the HTTP server has stopped")
+
+    async def close(self) -> None:
+        """Take no new request, and come back when those that have begun are answered."""
+        self._closing = True
+        if self._listener is not None:
+            await self._listener.stop()
+
     async def __del__(self) -> None:
+        await self.close()
         await self._member.leave()
 
     def _batcher(self, name: str) -> Batcher[_Reader]:
@@ -126,7 +143,7 @@ class Ingress:
             send,
             config.batch_size,
             self._setup.config.queue,
-            lambda: BATCHES_A_REPLICA * max(1, self._member.plan.replicas.get(name, 1)),
+            lambda: self._member.plan.replicas.get(name, 1),
         )
 
     async def ask(self, retriever: str, asks: Sequence[Ask]) -> tuple[_Reader, list[Answer]]:
@@ -251,7 +268,8 @@ def _accepted(outcome: dict[str, Any]) -> dict[str, Any]:
 
 
 def _log(line: Mapping[str, Any]) -> None:
-    _logger.info(json.dumps(line, ensure_ascii=False))
+    # Without the ids of replica, actor and task, which are those of the file, and take longer than the line.
+    _logger.info(json.dumps(line, ensure_ascii=False), extra={"skip_context_filter": True})
 
 
 def _versions() -> dict[str, str]:

@@ -152,6 +152,26 @@ def test_a_reload_swaps_under_load_and_can_be_undone(service: Service) -> None:
     assert (back["version"], back["changed"]) == (old, True)
 
 
+def test_what_has_begun_is_answered_when_the_service_is_stopped(tmp_path: Path) -> None:
+    service = start(make_run(tmp_path / "run"), tmp_path)
+    host, port = service.url.removeprefix("http://").split(":")
+    queries = [f"what is near the model{number}x" for number in range(32)]
+    clients = [socket.create_connection((host, int(port)), timeout=60) for _ in queries]
+    for client, query in zip(clients, queries, strict=True):
+        body = json.dumps({"query": query, "retriever": "sft", "k": 1}).encode()
+        client.sendall(HEAD.format(len(body)).encode() + body)
+    while "genret_requests_total" not in service.call("GET", "/metrics").text:  # the first request was taken
+        time.sleep(0.01)
+    stop(service)
+    for number, client in enumerate(clients):
+        with client, client.makefile("rb") as answer:
+            head, _, content = answer.read().partition(b"\r\n\r\n")
+        assert head.startswith(b"HTTP/1.1 200 "), head
+        assert json.loads(content)["results"][0]["hits"][0]["passage_id"] == f"d{number}"
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection((host, int(port)), timeout=5)
+
+
 @pytest.mark.parametrize("damage", ["cut", "bent"])
 def test_a_broken_version_is_refused_and_the_old_one_serves_on(service: Service, damage: str) -> None:
     old = service.call("GET", "/v1/info").json()["version"]

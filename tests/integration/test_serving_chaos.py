@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
+import httpx
 import psutil
 import pytest
 from service import Service, start, stop
@@ -25,7 +26,8 @@ MIB = 2**20
 @pytest.fixture(scope="module")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     folder = tmp_path_factory.mktemp("chaos")
-    found = start(make_run(folder / "run"), folder, "serving.generative={min_replicas: 2, max_replicas: 2}")
+    settings = ("serving.generative={min_replicas: 2, max_replicas: 2}", "serving.ingress_replicas=2")
+    found = start(make_run(folder / "run"), folder, *settings)
     yield found
     stop(found)
 
@@ -39,8 +41,11 @@ def expected(service: Service) -> dict[str, list[str]]:
 
 
 def ask(service: Service, query: str) -> tuple[float, int, str, list[str]]:
-    """When it was answered, the status, the query, and the ids found."""
-    answer = service.retrieve(query, k=K, retriever="sft")
+    """When it was answered, the status (0: the connection broke), the query, and the ids found."""
+    try:
+        answer = service.retrieve(query, k=K, retriever="sft")
+    except httpx.TransportError:
+        return time.monotonic(), 0, query, []
     hits = answer.json()["results"][0]["hits"] if answer.status_code == 200 else []
     return time.monotonic(), answer.status_code, query, [hit["passage_id"] for hit in hits]
 
@@ -94,6 +99,16 @@ def test_all_replicas_of_a_model_die_under_load(service: Service, expected: dict
     assert service.retrieve("water", retriever="bm25").status_code == 200
 
 
+def test_one_of_two_who_listen_dies_under_load(service: Service, expected: dict[str, list[str]]) -> None:
+    killed, answers = under_load(service, 25, 5, lambda: kill(service.replicas("ingress")[:1]))
+    assert not wrong(answers, expected)
+    failed = [answer for answer in answers if answer[1] != 200]
+    assert len(failed) <= 0.01 * len(answers), (len(failed), len(answers))
+    late = [answer for answer in answers if answer[0] > killed + BACK_SECONDS]
+    assert late and {status for _, status, _, _ in late} == {200}
+    assert len(service.replicas("ingress")) == 2, "not back in time"
+
+
 def test_memory_is_flat_over_twenty_thousand_requests(service: Service) -> None:
     def bear(number: int) -> None:
         with ThreadPoolExecutor(CLIENTS) as pool:
@@ -103,8 +118,11 @@ def test_memory_is_flat_over_twenty_thousand_requests(service: Service) -> None:
             assert set(answers) == {200}
 
     def private() -> dict[str, int]:
-        processes = {name: service.replicas(name)[0] for name in ("ingress", "bm25", "versions")}
-        return {name: process.memory_full_info().uss for name, process in processes.items()}
+        return {
+            f"{name} {number}": process.memory_full_info().uss
+            for name in ("ingress", "bm25", "versions")
+            for number, process in enumerate(service.replicas(name))
+        }
 
     bear(4_000)
     before = private()

@@ -41,15 +41,58 @@ def test_what_waits_goes_together_and_answers_find_their_askers() -> None:
         return recorder
 
     batches = asyncio.run(scenario()).batches
-    assert batches[0] == ["0"], "the first one waits for nobody"
-    assert batches[1:] == [["1", "2", "3", "4"], ["5", "6", "7", "8"], ["9"]]
+    assert batches[:2] == [["0"], ["1"]], "the first ones wait for nobody"
+    assert batches[2:] == [["2", "3", "4", "5"], ["6", "7", "8", "9"]]
+
+
+def test_clients_that_ask_again_and_again_get_even_batches() -> None:
+    async def scenario() -> list[int]:
+        sizes: list[int] = []
+        worker = asyncio.Lock()  # a replica works on one batch at a time
+
+        async def send(asks: list[Ask]) -> tuple[str, list[Answer]]:
+            sizes.append(len(asks))
+            async with worker:
+                await asyncio.sleep(0.0005 * len(asks))
+            return "", [Answer([], exact=True) for _ in asks]
+
+        batcher = Batcher(send, 64, 100, lambda: 1)
+
+        async def client(number: int) -> None:
+            for turn in range(20):
+                # Answers take time to be written and read, one after the other.
+                await asyncio.sleep(0.0001 * number)
+                await batcher.ask([ask(f"{number}.{turn}")])
+
+        await asyncio.gather(*(client(number) for number in range(32)))
+        return sizes
+
+    sizes = asyncio.run(scenario())
+    assert max(sizes) <= 16
+    middle = sorted(sizes[len(sizes) // 4 : -len(sizes) // 4])
+    assert middle[len(middle) // 2] >= 12
+
+
+def test_what_waits_is_dealt_out_to_idle_replicas() -> None:
+    async def scenario() -> Recorder:
+        recorder = Recorder()
+        batcher = Batcher(recorder.send, 64, 100, lambda: 2)
+        tasks = [asyncio.create_task(batcher.ask([ask("a"), ask("b"), ask("c"), ask("d")]))]
+        await asyncio.sleep(0)
+        tasks.append(asyncio.create_task(batcher.ask([ask("e")])))
+        await asyncio.sleep(0)
+        recorder.free.set()
+        await asyncio.gather(*tasks)
+        return recorder
+
+    assert asyncio.run(scenario()).batches == [["a", "b"], ["c", "d"], ["e"]]
 
 
 def test_more_than_fit_are_turned_away_at_once() -> None:
     async def scenario() -> None:
         recorder = Recorder()
         batcher = Batcher(recorder.send, 1, 2, lambda: 1)
-        tasks = [asyncio.create_task(batcher.ask([ask()])) for _ in range(3)]
+        tasks = [asyncio.create_task(batcher.ask([ask()])) for _ in range(4)]
         await asyncio.sleep(0)
         assert len(batcher) == 2
         with pytest.raises(FullError) as caught:
@@ -92,9 +135,9 @@ def test_the_time_spent_waiting_is_taken_off_the_deadline() -> None:
             return "", [Answer([], exact=True) for _ in asks]
 
         batcher = Batcher(send, 1, 10, lambda: 1)
-        answers = await asyncio.gather(batcher.ask([ask(timeout=5)]), batcher.ask([ask(timeout=5)]))
-        assert seen[0] > 4.99 and seen[1] <= 4.91
-        assert answers[1][0][1].wait_seconds >= 0.09
+        answers = await asyncio.gather(*(batcher.ask([ask(timeout=5)]) for _ in range(3)))
+        assert seen[0] > 4.99 and seen[2] <= 4.91
+        assert answers[2][0][1].wait_seconds >= 0.09
 
     asyncio.run(scenario())
 
@@ -103,7 +146,7 @@ def test_of_a_request_that_was_given_up_nothing_is_searched() -> None:
     async def scenario() -> Recorder:
         recorder = Recorder()
         batcher = Batcher(recorder.send, 4, 10, lambda: 1)
-        first = asyncio.create_task(batcher.ask([ask("first")]))
+        first = asyncio.create_task(batcher.ask([ask("first"), ask("second"), ask("third")]))
         gone = asyncio.create_task(batcher.ask([ask("gone")]))
         last = asyncio.create_task(batcher.ask([ask("last")]))
         await asyncio.sleep(0)
@@ -113,7 +156,7 @@ def test_of_a_request_that_was_given_up_nothing_is_searched() -> None:
         await asyncio.gather(first, last)
         return recorder
 
-    assert asyncio.run(scenario()).batches == [["first"], ["last"]]
+    assert asyncio.run(scenario()).batches == [["first", "second", "third"], ["last"]]
 
 
 def test_a_failure_reaches_all_who_wait_for_it_and_nobody_else() -> None:
@@ -123,13 +166,13 @@ def test_a_failure_reaches_all_who_wait_for_it_and_nobody_else() -> None:
         async def send(asks: list[Ask]) -> tuple[str, list[Answer]]:
             nonlocal calls
             calls += 1
-            if calls == 2:
+            if calls == 3:
                 raise RuntimeError("broken")
             return "", [Answer([], exact=True) for _ in asks]
 
         batcher = Batcher(send, 2, 10, lambda: 1)
-        found = await asyncio.gather(*(batcher.ask([ask()]) for _ in range(4)), return_exceptions=True)
-        assert [isinstance(entry, RuntimeError) for entry in found] == [False, True, True, False]
+        found = await asyncio.gather(*(batcher.ask([ask()]) for _ in range(5)), return_exceptions=True)
+        assert [isinstance(entry, RuntimeError) for entry in found] == [False, False, True, True, False]
 
     begin = time.monotonic()
     asyncio.run(scenario())
