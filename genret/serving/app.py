@@ -44,8 +44,10 @@ from genret.serving.versions import find_version, read_config, retriever_kind
 
 APPLICATION = "genret"
 
-# Every node of this resource, of which the head alone has some, is where the address is.
+# Only the head node has this resource: the ingress listens there.
 _HEAD = {"node:__internal_head__": 0.001}
+# What a stopped ingress has beyond the time in which requests are answered: to say that it leaves.
+_LEAVING_SECONDS = 2.0
 
 
 class Arguments(BaseModel):
@@ -97,11 +99,22 @@ def build(arguments: Arguments) -> Any:
         A Ray Serve application.
 
     Raises:
-        InputError: There is no such run, it has no retriever, or a field is out of bounds.
+        InputError: There is no such run, it has no retriever, a field is out of bounds, or there is a certificate.
     """
     store = RunStore.open_existing(arguments.run)
     section = read_config(store).serving.model_dump(mode="json") | arguments.serving
-    return _application(store, ServingConfig.model_validate_json(json.dumps(section), strict=True), listens=False)
+    config = ServingConfig.model_validate_json(json.dumps(section), strict=True)
+    _refuse_certificate(config)
+    return _application(store, config, listens=False)
+
+
+def _refuse_certificate(config: ServingConfig) -> None:
+    """Ray Serve's proxies take none in a deployed service: what is meant to be secret would go in the clear."""
+    if config.tls_certificate:
+        raise InputError(
+            "serving.tls_certificate: expected none behind Ray Serve's proxies, found "
+            f"{config.tls_certificate!r}; end TLS before them"
+        )
 
 
 def _application(store: RunStore, config: ServingConfig, listens: bool) -> Any:
@@ -131,12 +144,18 @@ def _application(store: RunStore, config: ServingConfig, listens: bool) -> Any:
         max_ongoing_requests=config.max_requests + 64,
         max_queued_requests=config.max_requests,
         backpressure_config={"status_code": 503, "retry_after_s": 1},
+        graceful_shutdown_timeout_s=config.drain_seconds + _LEAVING_SECONDS,
         ray_actor_options={"num_cpus": 0, "resources": _HEAD if listens else {}},
     ).bind(setup, {name: handles[name] for name in names}, versions, listens)
 
 
 def serve_config(run: str, config: ServingConfig) -> str:
-    """A config file (YAML) for `serve deploy` and RayService."""
+    """A config file (YAML) for `serve deploy` and RayService.
+
+    Raises:
+        InputError: There is a certificate.
+    """
+    _refuse_certificate(config)
     changed = config.model_dump(mode="json", exclude_defaults=True)
     return yaml.safe_dump(
         {
@@ -190,15 +209,22 @@ def running(run: str, config: RunConfig) -> Iterator[str]:
     with connected(config.compute):
         serve.start(proxy_location=ProxyLocation.Disabled, logging_config=_LOGGING)
         try:
-            # Without a prefix no proxy that the cluster may have leads here.
-            serve.run(application, name=APPLICATION, route_prefix=None, logging_config=_LOGGING)
-            yield _url(serving)
-            _drain(serving.drain_seconds)
-        except RuntimeError as error:
-            raise InputError(f"{run}: the service did not start: {error}") from error
+            _start(application, run)
+            try:
+                yield _url(serving)
+            finally:
+                _drain(serving.drain_seconds)
         finally:
             # Not all of Serve: the cluster may serve other things.
             serve.delete(APPLICATION)
+
+
+def _start(application: Any, run: str) -> None:
+    try:
+        # Without a prefix no proxy that the cluster may have leads here.
+        serve.run(application, name=APPLICATION, route_prefix=None, logging_config=_LOGGING)
+    except RuntimeError as error:
+        raise InputError(f"{run}: the service did not start: {error}") from error
 
 
 def _url(config: ServingConfig) -> str:

@@ -192,6 +192,8 @@ class Gate:
         except asyncio.CancelledError:
             if not watch.gone:
                 raise
+            if (task := asyncio.current_task()) is not None:
+                task.uncancel()  # the server goes on with this task: nobody else wants it to end
         finally:
             watch.end()
 
