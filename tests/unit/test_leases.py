@@ -121,9 +121,14 @@ def test_a_driver_in_the_background_which_ignores_interrupts_stops_as_well():
 
 
 def test_ctrl_c_is_ctrl_c_while_the_run_is_held():
-    with pytest.raises(KeyboardInterrupt), driving(f"memory://bucket/{uuid4().hex}", **FAST):
-        signal.raise_signal(signal.SIGINT)
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    # Tests that a script started in the background ignore it.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt), driving(f"memory://bucket/{uuid4().hex}", **FAST):
+            signal.raise_signal(signal.SIGINT)
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_a_driver_that_is_cut_off_from_the_store_stops(monkeypatch: pytest.MonkeyPatch):
