@@ -17,7 +17,9 @@ class ReplicasConfig(Section):
     gpus: float = Field(0.0, ge=0.0, le=8.0)
     """GPUs of each."""
     threads: int = Field(0, ge=0, le=256)
-    """Threads of the model in each; 0: as many as the machine has cores, but for one that the ingress has."""
+    """Threads of the model in each; 0: as many as its node has cores, less one for the ingress. That is right where one
+    such replica shares the node with an ingress; where no ingress is on the node, name all its cores, and where several
+    replicas share it, a part each."""
     batch_size: int = Field(32, ge=1, le=4096)
     """Most queries answered together. A replica that is idle waits for none."""
 

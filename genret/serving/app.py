@@ -33,7 +33,7 @@ from genret.config import ReplicasConfig, RunConfig, ServingConfig
 from genret.errors import InputError
 from genret.retrieval.fusion import FUSION
 from genret.runs import RunStore
-from genret.serving.batching import BATCHES_A_REPLICA
+from genret.serving.batching import BATCHES_A_WORKER
 from genret.serving.generating import ModelReplica
 from genret.serving.ingress import Ingress, replicas_of
 from genret.serving.leader import Versions
@@ -48,6 +48,9 @@ APPLICATION = "genret"
 _HEAD = {"node:__internal_head__": 0.001}
 # What a stopped ingress has beyond the time in which requests are answered: to say that it leaves.
 _LEAVING_SECONDS = 2.0
+
+# What an ingress takes to stop once all is answered.
+_LEAVE_SECONDS = 2.0
 
 
 class Arguments(BaseModel):
@@ -69,7 +72,7 @@ def _deployment(kind: type, name: str, replicas: ReplicasConfig, config: Serving
                 "min_replicas": replicas.min_replicas,
                 "max_replicas": replicas.max_replicas,
                 # A replica that always has a batch waiting beside the one it works on wants company.
-                "target_ongoing_requests": BATCHES_A_REPLICA / 2,
+                "target_ongoing_requests": BATCHES_A_WORKER / 2,
                 "upscale_delay_s": 5,
             }
         }
@@ -77,12 +80,17 @@ def _deployment(kind: type, name: str, replicas: ReplicasConfig, config: Serving
         kind,
         name=name,
         ray_actor_options={"num_cpus": replicas.cpus, "num_gpus": replicas.gpus},
-        max_ongoing_requests=2 * BATCHES_A_REPLICA * config.ingress_replicas + 4,
+        max_ongoing_requests=_room(1, config),
         graceful_shutdown_timeout_s=config.drain_seconds,
         graceful_shutdown_wait_loop_s=0.2,
         health_check_period_s=5,
         **scaling,
     )
+
+
+def _room(workers: int, config: ServingConfig) -> int:
+    """Batches that a replica takes in, where each ingress may think that it alone answers so many at a time."""
+    return 2 * BATCHES_A_WORKER * workers * config.ingress_replicas + 4
 
 
 def _replica(name: str) -> type:
@@ -104,16 +112,15 @@ def build(arguments: Arguments) -> Any:
     store = RunStore.open_existing(arguments.run)
     section = read_config(store).serving.model_dump(mode="json") | arguments.serving
     config = ServingConfig.model_validate_json(json.dumps(section), strict=True)
-    _refuse_certificate(config)
+    _check_proxied(config)
     return _application(store, config, listens=False)
 
 
-def _refuse_certificate(config: ServingConfig) -> None:
-    """Ray Serve's proxies take none in a deployed service: what is meant to be secret would go in the clear."""
+def _check_proxied(config: ServingConfig) -> None:
     if config.tls_certificate:
         raise InputError(
-            "serving.tls_certificate: expected none behind Ray Serve's proxies, found "
-            f"{config.tls_certificate!r}; end TLS before them"
+            "serving.tls_certificate: expected none behind Ray Serve's proxies, which speak HTTP only: end TLS before "
+            f"them, found {config.tls_certificate!r}"
         )
 
 
@@ -132,19 +139,22 @@ def _application(store: RunStore, config: ServingConfig, listens: bool) -> Any:
     }
     if FUSION in names:
         fusion = _deployment(FusionReplica, FUSION, replicas_of(config, FUSION), config)
-        handles[FUSION] = fusion.bind(setup, dict(handles), versions)
+        # One may have batches at all replicas of its parts.
+        most = max(replicas_of(config, name).max_replicas for name in handles)
+        handles[FUSION] = fusion.options(max_ongoing_requests=_room(most, config)).bind(setup, dict(handles), versions)
     ingress = _deployment(
         Ingress,
         "ingress",
         ReplicasConfig(min_replicas=config.ingress_replicas, max_replicas=config.ingress_replicas),
         config,
     )
-    # A little more than the ingress lets in: it turns the rest away itself, in its own words.
     return ingress.options(
+        # A little more than the ingress lets in: it turns the rest away itself, in its own words.
         max_ongoing_requests=config.max_requests + 64,
         max_queued_requests=config.max_requests,
         backpressure_config={"status_code": 503, "retry_after_s": 1},
-        graceful_shutdown_timeout_s=config.drain_seconds + _LEAVING_SECONDS,
+        # Its HTTP server has all of that time; what comes after it must not be cut off.
+        graceful_shutdown_timeout_s=config.drain_seconds + _LEAVE_SECONDS,
         ray_actor_options={"num_cpus": 0, "resources": _HEAD if listens else {}},
     ).bind(setup, {name: handles[name] for name in names}, versions, listens)
 
@@ -153,10 +163,13 @@ def serve_config(run: str, config: ServingConfig) -> str:
     """A config file (YAML) for `serve deploy` and RayService.
 
     Raises:
-        InputError: There is a certificate.
+        InputError: There is no such run, or there is a certificate.
     """
-    _refuse_certificate(config)
-    changed = config.model_dump(mode="json", exclude_defaults=True)
+    _check_proxied(config)
+    # `build` begins with the run's own: a default in place of one of these is a change too.
+    own = read_config(RunStore.open_existing(run)).serving.model_dump(mode="json", exclude_defaults=True)
+    fields = config.model_dump(mode="json")
+    changed = {name: fields[name] for name in {**own, **config.model_dump(exclude_defaults=True)}}
     return yaml.safe_dump(
         {
             "proxy_location": "EveryNode",
@@ -206,17 +219,36 @@ def running(run: str, config: RunConfig) -> Iterator[str]:
     application = _application(RunStore.open_existing(run), serving, listens=True)
     if not (config.compute.address or os.environ.get("RAY_ADDRESS")):
         check_free(serving.host, serving.port)
-    with connected(config.compute):
-        serve.start(proxy_location=ProxyLocation.Disabled, logging_config=_LOGGING)
+    with connected(config.compute), deployed(application, run, serving.drain_seconds):
+        yield _url(serving)
+
+
+@contextmanager
+def deployed(application: Any, run: str, drain_seconds: float) -> Iterator[None]:
+    """An application on the cluster that is connected, for the time of a `with` block; drained when it ends.
+
+    Args:
+        application: What `build` gives.
+        run: What errors name.
+        drain_seconds: How long what has begun may take when the block ends, by an error too.
+
+    Raises:
+        InputError: The application cannot start. Errors of the block pass as they are.
+    """
+    serve.start(proxy_location=ProxyLocation.Disabled, logging_config=_LOGGING)
+    try:
         try:
-            _start(application, run)
-            try:
-                yield _url(serving)
-            finally:
-                _drain(serving.drain_seconds)
+            # Without a prefix no proxy that the cluster may have leads here.
+            serve.run(application, name=APPLICATION, route_prefix=None, logging_config=_LOGGING)
+        except RuntimeError as error:
+            raise InputError(f"{run}: the service did not start: {error}") from error
+        try:
+            yield
         finally:
-            # Not all of Serve: the cluster may serve other things.
-            serve.delete(APPLICATION)
+            _drain(drain_seconds)
+    finally:
+        # Not all of Serve: the cluster may serve other things.
+        serve.delete(APPLICATION)
 
 
 def _start(application: Any, run: str) -> None:

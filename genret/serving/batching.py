@@ -14,8 +14,8 @@ from genret.serving.asks import Answer, Ask
 
 State = TypeVar("State")
 
-BATCHES_A_REPLICA = 2
-"""Batches that are out for each replica: one that is worked on, and one that waits beside it."""
+BATCHES_A_WORKER = 2
+"""Batches that are out for each worker: one that is worked on, and one that waits beside it."""
 
 # How much a new batch counts in the running mean of the time a query takes.
 _WEIGHT = 0.2
@@ -52,7 +52,7 @@ class Batcher(Generic[State]):
         send: Callable[[list[Ask]], Awaitable[tuple[State, list[Answer]]]],
         size: int,
         room: int,
-        replicas: Callable[[], int],
+        workers: Callable[[], int],
     ) -> None:
         """Begin with nothing.
 
@@ -61,9 +61,9 @@ class Batcher(Generic[State]):
                 its `timeout`.
             size: Most queries of a batch.
             room: Most queries that wait.
-            replicas: How many answer batches, one at a time each; may change.
+            workers: How many batches are worked on at a time; may change.
         """
-        self._send, self._size, self._room, self._replicas = send, size, room, replicas
+        self._send, self._size, self._room, self._workers = send, size, room, workers
         self._waiting: deque[_Waiting[State]] = deque()
         self._out = self._asked = 0  # batches, and the queries in them
         self._tasks: set[asyncio.Task[None]] = set()
@@ -97,14 +97,14 @@ class Batcher(Generic[State]):
     def _next_size(self) -> int:
         """Most queries of the next batch; 0 where none shall be sent yet.
 
-        What waits is dealt out to replicas that have nothing to do. While all are busy, a batch takes its share of all
+        What waits is dealt out to workers that have nothing to do. While all are busy, a batch takes its share of all
         queries that are here or out, and none is less: clients that waited for one batch ask again all at once, and if
-        the next one were all theirs again, the replicas would idle while answers are written, and the other way round.
+        the next one were all theirs again, the workers would idle while answers are written, and the other way round.
         """
-        replicas = max(1, self._replicas())
-        places = BATCHES_A_REPLICA * replicas
-        if self._out < replicas:
-            return min(self._size, math.ceil(len(self._waiting) / (replicas - self._out)))
+        workers = max(1, self._workers())
+        places = BATCHES_A_WORKER * workers
+        if self._out < workers:
+            return min(self._size, math.ceil(len(self._waiting) / (workers - self._out)))
         share = min(self._size, math.ceil((len(self._waiting) + self._asked) / places))
         return share if self._out < places and len(self._waiting) >= share else 0
 

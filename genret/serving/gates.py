@@ -92,6 +92,10 @@ class _Watch:
             self.gone = True
             self._answering.cancel()
 
+    def taken_back(self) -> int:
+        """Take back that it cancelled the task, and say how many others have cancelled it too."""
+        return self._answering.uncancel() if self._answering is not None else 0
+
     def end(self) -> None:
         """Look no more."""
         self._timer.cancel()
@@ -190,7 +194,8 @@ class Gate:
         try:
             await self._app(scope, _replayed(body, receive), answer)
         except asyncio.CancelledError:
-            if not watch.gone:
+            # Of those who cancelled it the watch is one; where there is another, it is not for this to take back.
+            if not watch.gone or watch.taken_back():
                 raise
             if (task := asyncio.current_task()) is not None:
                 task.uncancel()  # the server goes on with this task: nobody else wants it to end

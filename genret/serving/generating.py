@@ -88,7 +88,8 @@ class ModelReplica(RetrieverReplica):
     def prepare(self, replicas: ReplicasConfig) -> None:
         """Give the model its threads, and no GPU where none was asked for: Ray leaves all of them visible then.
 
-        A thread that shares its core with the ingress keeps all others waiting at the end of every operation.
+        A thread that shares its core with the ingress keeps all others waiting at the end of every operation. Whether
+        one is on this node cannot be known here: it is so on a single machine, and who has more names the threads.
         """
         from genret.threads import use_threads
 

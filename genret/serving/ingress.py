@@ -20,6 +20,7 @@ from starlette.types import ASGIApp
 from genret import __version__
 from genret.config import ReplicasConfig, ServingConfig
 from genret.errors import EngineError, InputError
+from genret.retrieval.fusion import FUSION
 from genret.serving.asks import Answer, Ask
 from genret.serving.batching import Batcher
 from genret.serving.gates import Gate, Keys
@@ -55,6 +56,7 @@ class _Reader:
     collection: Collection
     measures: list[dict[str, Any]]
     names: tuple[str, ...]
+    parts: tuple[str, ...]
     lacking: bool
     _fields: list[dict[str, Any]] | None = None
 
@@ -83,6 +85,7 @@ class _IngressMember(Member):
             Collection(self.store.read_table(records["corpus"], "passages")),
             measures,
             found.retrievers,
+            found.settings.fusion.parts,
             read_config(self.store).identifiers.type == "atomic",
         )
 
@@ -143,8 +146,13 @@ class Ingress:
             send,
             config.batch_size,
             self._setup.config.queue,
-            lambda: self._member.plan.replicas.get(name, 1),
+            lambda: self._workers(name),
         )
+
+    def _workers(self, name: str) -> int:
+        # Where the version could not be loaded, who sends the batch says so.
+        served = self._member.loaded(self._member.plan.active)
+        return workers_of(name, self._member.plan.replicas, served.parts if served is not None else ())
 
     async def ask(self, retriever: str, asks: Sequence[Ask]) -> tuple[_Reader, list[Answer]]:
         """Answer queries of one request, all from one version."""
@@ -286,3 +294,18 @@ def replicas_of(config: ServingConfig, name: str) -> ReplicasConfig:
     """The section of a retriever's replicas."""
     section: ReplicasConfig = getattr(config, retriever_kind(name))
     return section
+
+
+def workers_of(name: str, replicas: Mapping[str, int], parts: Sequence[str]) -> int:
+    """How many batches of a retriever are worked on at a time.
+
+    Args:
+        name: The retriever.
+        replicas: Those that there are, by retriever.
+        parts: What the fusion joins.
+
+    Returns:
+        The number of its replicas, each of which works on one. One of the fusion only waits for its parts: as many as
+        the part with most of them can take, which has them because it is slow.
+    """
+    return max((replicas.get(part, 1) for part in (parts if name == FUSION else (name,))), default=1)

@@ -115,7 +115,7 @@ def _locked(lock: BinaryIO, kind: int) -> bool:
 
 
 def _open_lock(host: str, port: int) -> BinaryIO:
-    """The file of an address, among the temporary ones. Nobody removes it: somebody may be about to lock it."""
+    """The file of an address, in the folder for temporary files. It stays: somebody may be about to lock it."""
     address = _resolve(host, port)[1][0]
     path = Path(tempfile.gettempdir()) / f"genret-{os.geteuid()}-{address}-{port}.lock"
     try:

@@ -1,6 +1,7 @@
 """The service on real Ray Serve, asked over real HTTP: answers, versions, documents, limits, hang-ups."""
 
 import json
+import select
 import socket
 import subprocess
 import sys
@@ -158,17 +159,22 @@ def test_what_has_begun_is_answered_when_the_service_is_stopped(tmp_path: Path) 
     queries = [f"what is near the model{number}x" for number in range(32)]
     clients = [socket.create_connection((host, int(port)), timeout=60) for _ in queries]
     for client, query in zip(clients, queries, strict=True):
-        body = json.dumps({"query": query, "retriever": "sft", "k": 1}).encode()
+        # Many batches, so that most requests still wait when the service is stopped.
+        body = json.dumps({"queries": [query] * 16, "retriever": "sft", "k": 1, "timeout": 60}).encode()
         client.sendall(HEAD.format(len(body)).encode() + body)
-    # Counted when it is answered: by then all have been taken, which came before whoever asks for the count.
-    while 'genret_requests_total{route="/v1/retrieve"' not in service.call("GET", "/metrics").text:
-        time.sleep(0.01)
+    # Connections are accepted in their order: where one that came later is answered, by another retriever, all of these
+    # have been taken.
+    assert service.retrieve("water", retriever="bm25").status_code == 200
+    assert 'genret_queue{retriever="sft"}' in service.call("GET", "/metrics").text
+    answered, _, _ = select.select(clients, [], [], 0)
+    assert len(answered) < len(clients), "nothing is left to be answered when it stops"
     stop(service)
     for number, client in enumerate(clients):
         with client, client.makefile("rb") as answer:
             head, _, content = answer.read().partition(b"\r\n\r\n")
         assert head.startswith(b"HTTP/1.1 200 "), head
-        assert json.loads(content)["results"][0]["hits"][0]["passage_id"] == f"d{number}"
+        tops = [result["hits"][0]["passage_id"] for result in json.loads(content)["results"]]
+        assert tops == [f"d{number}"] * 16
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection((host, int(port)), timeout=5)
 

@@ -44,6 +44,8 @@ def passed(seconds: float, leaves_after: float) -> tuple[list[str], int]:
 
         gate = Gate(app, ServingConfig(), Keys("", ""), lambda *_: None, lines.append)
         await gate(SCOPE, receive, send)
+        task = asyncio.current_task()
+        assert task is not None and not task.cancelling(), "what the server does next must not take it for cancelled"
         await asyncio.sleep(0.01)
 
     asyncio.run(run())

@@ -7,16 +7,17 @@ from typing import Any
 import pytest
 import yaml
 from ray import serve
+from ray.serve.exceptions import RayServeException
 from small_run import make_run
 
-from genret.config import ServingConfig
+from genret.config import ServingConfig, resolved_yaml
 from genret.errors import InputError
 from genret.runs import RunStore
-from genret.serving.app import Arguments, build, serve_config
+from genret.serving.app import Arguments, build, deployed, serve_config
 from genret.serving.asks import Ask
 from genret.serving.documents import read_changes
 from genret.serving.schemas import DocumentRequest
-from genret.serving.versions import find_version
+from genret.serving.versions import find_version, read_config
 
 NAMES = ["sft", "bm25", "fusion"]
 
@@ -117,6 +118,66 @@ def test_a_config_file_for_serve_deploy(small_run: RunStore) -> None:
     assert application["args"] == {"run": small_run.url, "serving": {"port": 9001, "max_k": 7}}
     assert config["http_options"] == {"host": "127.0.0.1", "port": 9001}
     build(Arguments(**application["args"]))
+
+
+def test_a_config_file_takes_back_what_the_run_has_of_its_own(tmp_path: Path) -> None:
+    store = make_run(tmp_path / "run")
+    own = read_config(store)
+    serving = own.serving.model_copy(update={"max_k": 7, "tls_certificate": "c.pem", "tls_key": "k.pem"})
+    store.write_file("config.yaml", resolved_yaml(own.model_copy(update={"serving": serving})))
+    (application,) = yaml.safe_load(serve_config(store.url, ServingConfig()))["applications"]
+    assert application["args"]["serving"] == {"max_k": 100, "tls_certificate": "", "tls_key": ""}
+    build(Arguments(**application["args"]))
+    with pytest.raises(InputError, match=r"serving\.tls_certificate: expected none .*, found 'c\.pem'"):
+        build(Arguments(run=store.url))
+
+
+def test_a_certificate_is_refused_where_others_speak_http(small_run: RunStore) -> None:
+    config = ServingConfig(tls_certificate="c.pem", tls_key="k.pem")
+    for make in (
+        lambda: serve_config(small_run.url, config),
+        lambda: build(Arguments(run=small_run.url, serving=config.model_dump(include={"tls_certificate", "tls_key"}))),
+    ):
+        with pytest.raises(InputError, match=r"serving\.tls_certificate: expected none behind Ray Serve's proxies"):
+            make()
+
+
+class Calls:
+    """What was asked of Ray Serve, in order; to start may fail."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, fails: bool = False) -> None:
+        self.made: list[str] = []
+
+        def run(*_: Any, **__: Any) -> None:
+            self.made.append("run")
+            if fails:
+                raise RuntimeError("no room")
+
+        monkeypatch.setattr(serve, "start", lambda **_: self.made.append("start"))
+        monkeypatch.setattr(serve, "run", run)
+        monkeypatch.setattr(serve, "get_app_handle", self._gone)
+        monkeypatch.setattr(serve, "delete", lambda _: self.made.append("delete"))
+
+    def _gone(self, _: str) -> None:
+        self.made.append("drain")
+        raise RayServeException("no such application")
+
+
+def test_a_service_that_does_not_start_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = Calls(monkeypatch, fails=True)
+    with pytest.raises(InputError, match="a run: the service did not start: no room"), deployed(None, "a run", 1.0):
+        pass
+    assert calls.made == ["start", "run", "delete"]
+
+
+@pytest.mark.parametrize("error", [RuntimeError("of the block"), KeyboardInterrupt()])
+def test_an_error_while_it_serves_is_told_as_it_is_after_what_has_begun(
+    error: BaseException, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = Calls(monkeypatch)
+    with pytest.raises(type(error)) as caught, deployed(None, "a run", 1.0):
+        raise error
+    assert caught.value is error and calls.made == ["start", "run", "drain", "delete"]
 
 
 def test_what_cannot_be_built_says_why(small_run: RunStore, tmp_path: Path) -> None:
