@@ -46,8 +46,6 @@ APPLICATION = "genret"
 
 # Only the head node has this resource: the ingress listens there.
 _HEAD = {"node:__internal_head__": 0.001}
-# What a stopped ingress has beyond the time in which requests are answered: to say that it leaves.
-_LEAVING_SECONDS = 2.0
 
 # What an ingress takes to stop once all is answered.
 _LEAVE_SECONDS = 2.0
@@ -249,14 +247,6 @@ def deployed(application: Any, run: str, drain_seconds: float) -> Iterator[None]
     finally:
         # Not all of Serve: the cluster may serve other things.
         serve.delete(APPLICATION)
-
-
-def _start(application: Any, run: str) -> None:
-    try:
-        # Without a prefix no proxy that the cluster may have leads here.
-        serve.run(application, name=APPLICATION, route_prefix=None, logging_config=_LOGGING)
-    except RuntimeError as error:
-        raise InputError(f"{run}: the service did not start: {error}") from error
 
 
 def _url(config: ServingConfig) -> str:

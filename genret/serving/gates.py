@@ -197,8 +197,6 @@ class Gate:
             # Of those who cancelled it the watch is one; where there is another, it is not for this to take back.
             if not watch.gone or watch.taken_back():
                 raise
-            if (task := asyncio.current_task()) is not None:
-                task.uncancel()  # the server goes on with this task: nobody else wants it to end
         finally:
             watch.end()
 

@@ -185,11 +185,3 @@ def test_what_cannot_be_built_says_why(small_run: RunStore, tmp_path: Path) -> N
         build(Arguments(run=str(tmp_path / "none")))
     with pytest.raises(InputError, match=r"serving\.retrievers: expected some of"):
         build(Arguments(run=small_run.url, serving={"retrievers": ["dense"]}))
-
-
-def test_a_certificate_that_proxies_would_ignore_is_refused(small_run: RunStore) -> None:
-    secret = {"tls_certificate": "cert.pem", "tls_key": "key.pem"}
-    with pytest.raises(InputError, match=r"serving\.tls_certificate: expected none .* found 'cert\.pem'"):
-        build(Arguments(run=small_run.url, serving=secret))
-    with pytest.raises(InputError, match=r"serving\.tls_certificate"):
-        serve_config(small_run.url, ServingConfig(**secret))
