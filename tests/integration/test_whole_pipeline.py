@@ -159,7 +159,7 @@ def test_without_a_generative_retriever_none_is_trained(tiny_settings: list[str]
     settings = [
         *tiny_settings,
         *("retrieval.retrievers=[bm25, dense, fusion]", "retrieval.fusion.parts=[bm25, dense]"),
-        *("dense.model.vocabulary_size=500", "dense.model.dimensions=32", "dense.batch_size=16"),
+        *("dense.model={type: scratch, vocabulary_size: 500, dimensions: 32}", "dense.batch_size=16"),
     ]
     store, recorder = run_tiny("scratch-semantic", settings, tmp_path / "run")
     assert recorder.ran == [
