@@ -127,7 +127,8 @@ class TrieSearch:
             k: How many identifiers a prompt.
             mode: "beam" or "exact".
             beam: Width of the beam, `k` if that is more; in exact mode, how many hypotheses of a query are
-                expanded in one pass.
+                expanded in the first pass; in each further one twice as many, as far as a pass has room for them
+                (over the vocabulary not under `max_expansions`).
             allowed: bool `[n]` by position of the identifier in the trie's input, such as `filters.leaf_mask` gives,
                 or a `LeafFilter` made of it, which spares counting again: others are not returned. Scores are the
                 same with and without.
@@ -137,7 +138,8 @@ class TrieSearch:
 
         Returns:
             A result a prompt. Fewer than k identifiers where fewer are allowed or have any probability, or
-            the search was stopped. A prompt's result does not depend on the other prompts, but for rounding.
+            the search was stopped. A prompt's result does not depend on the other prompts, but for rounding; what a
+            stopped search has found until then may.
 
         Raises:
             InputError: An argument out of range, or an empty or too long prompt; names it.
@@ -631,10 +633,15 @@ class _Frontier:
 def _best_first(batch: _Batch, k: int, at_once: int, max_expansions: int | None) -> list[SearchResult]:
     results, frontier = _Results(batch.size, k), _Frontier(batch.size)
     hypotheses, found = batch.begin()
+    # Over the vocabulary, more hypotheses leave less room to read each one ahead, and so take more expansions than the
+    # same tokens otherwise: not where expansions are what is bounded.
+    doubling = max_expansions is None or not batch.over_vocabulary
+    most = at_once
     while len(hypotheses):
         _absorb(batch, hypotheses, found, results, frontier)
         frontier.prune(results.threshold())
-        count = np.full(batch.size, at_once)
+        count = np.full(batch.size, max(at_once, min(most, _room(batch, frontier))))
+        most = min(2 * most, max(at_once, batch.tokens_per_pass)) if doubling else at_once
         if max_expansions is not None:
             count = np.minimum(count, max_expansions - batch.expanded)
         if batch.late():
@@ -643,6 +650,15 @@ def _best_first(batch: _Batch, k: int, at_once: int, max_expansions: int | None)
         if len(hypotheses):
             found = batch.expand(hypotheses)
     return results.results(batch.trie, results.threshold() >= frontier.best(), batch.expanded)
+
+
+def _room(batch: _Batch, frontier: _Frontier) -> int:
+    """How many hypotheses of each query a pass has room for.
+
+    Where few identifiers are allowed, or no hypothesis stands out, many must be expanded before k results are better
+    than the rest, and passes for a few of them cost as much as full ones.
+    """
+    return batch.tokens_per_pass // max(1, int(np.count_nonzero(frontier.best() > -np.inf)))
 
 
 def _absorb(batch: _Batch, hypotheses: Hypotheses, found: _Expansions, results: _Results, frontier: _Frontier) -> None:

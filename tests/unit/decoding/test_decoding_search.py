@@ -240,13 +240,38 @@ def test_reading_ahead_changes_the_work_and_not_the_result(
     results = []
     for tokens in (1, 20, 10_000):
         monkeypatch.setitem(search.TOKENS_PER_PASS, "cpu", tokens)
-        results.append(finder.search(prompts, k=5, mode=mode, beam=5))
+        # Without a bound, exact mode takes room for more hypotheses first.
+        results.append(finder.search(prompts, k=5, mode=mode, beam=5, max_expansions=10_000))
     for one, two, three in zip(*results, strict=True):
         assert one.indices.tolist() == two.indices.tolist() == three.indices.tolist()
         np.testing.assert_allclose(one.scores, two.scores, atol=1e-9)
         np.testing.assert_allclose(one.scores, three.scores, atol=1e-9)
     expansions = [sum(one.expansions for one in found) for found in results]
     assert expansions[0] > expansions[1] > expansions[2]
+
+
+@pytest.mark.parametrize("how", SCORINGS)
+def test_a_long_search_takes_few_passes(model: Any, monkeypatch: pytest.MonkeyPatch, how: scoring.Scoring) -> None:
+    identifiers, prompts = some_identifiers(400), some_prompts(4)
+    finder = TrieSearch(model, Trie.from_sequences(identifiers), how)
+    rows = count_passes(monkeypatch)
+    passes, found = {}, {}
+    for tokens in (1, 64):
+        monkeypatch.setitem(search.TOKENS_PER_PASS, "cpu", tokens)
+        (found[tokens],) = finder.search(prompts, k=20, mode="exact", beam=2)
+        passes[tokens] = len(rows)
+        rows.clear()
+    assert found[64].exact and found[64].indices.tolist() == found[1].indices.tolist()
+    assert_top(found[64], brute_force(model, identifiers, prompts[0], how), 20)
+    assert passes[1] == 1 + -(-found[1].expansions // 2)
+    assert passes[64] < passes[1] / 2
+
+
+def test_a_bound_on_expansions_is_not_spent_on_room(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    finder = TrieSearch(model, Trie.from_sequences(some_identifiers(400)), "vocabulary")
+    rows = count_passes(monkeypatch)
+    (found,) = finder.search(some_prompts(4), k=20, mode="exact", beam=2, max_expansions=40)
+    assert found.expansions == 40 and len(rows) == 1 + 40 // 2
 
 
 @pytest.mark.parametrize("mode", ["beam", "exact"])
