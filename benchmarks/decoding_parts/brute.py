@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from transformers import DynamicCache
 
@@ -53,9 +54,39 @@ class BruteForce:
             current = np.where(inside, self.prefixes.parent[current], current)
         return states
 
-    @torch.inference_mode()
     def scores(self, prompt: Sequence[int]) -> dict[Scoring, Floats]:
         """Of all identifiers, `[n]`, under both scorings."""
+        return {scoring: self.of_identifiers(sums) for scoring, sums in self.prefix_scores(prompt).items()}
+
+    def of_identifiers(self, sums: Floats) -> Floats:
+        """`[n]`, from what all prefixes score, `[states]`."""
+        leaf = np.flatnonzero(self.prefixes.identifier >= 0)
+        scores = np.empty(self.count)
+        scores[self.prefixes.identifier[leaf]] = sums[leaf]
+        return scores
+
+    def necessary(self, sums: Floats, allowed: npt.NDArray[np.bool_], threshold: float) -> int:
+        """Choices behind the first one that no exact search can leave out.
+
+        They lead to an allowed identifier, and score more than the worst result: one of theirs may be better, for all
+        that is known before the model has read them.
+
+        Args:
+            sums: `[states]`, what all prefixes score.
+            allowed: `[n]`.
+            threshold: The score of the worst result.
+        """
+        inside = self.prefixes.identifier >= 0
+        inside[inside] = allowed[self.prefixes.identifier[inside]]
+        parent, levels = self.prefixes.parent, self.prefixes.levels
+        for first, stop in zip(levels[-2:0:-1], levels[:1:-1], strict=True):
+            np.logical_or.at(inside, parent[first:stop], inside[first:stop])
+        choices = np.flatnonzero(inside & (self.prefixes.fan_out > 1) & (sums > threshold))
+        return int(np.count_nonzero(choices != np.argmax(self.prefixes.fan_out > 1)))
+
+    @torch.inference_mode()
+    def prefix_scores(self, prompt: Sequence[int]) -> dict[Scoring, Floats]:
+        """Of all prefixes, `[states]`, under both scorings."""
         decoder = self.model.get_decoder()
         cache = DynamicCache(config=self.model.config)
         ids = torch.tensor([list(prompt)], device=self.model.device)
@@ -86,14 +117,11 @@ class BruteForce:
             logit[edge] = logits[row, torch.from_numpy(self.prefixes.token[edge])].cpu().numpy()
 
     def _summed(self, logprob: Floats) -> Floats:
-        """`[n]`, sums along the path of each identifier, of `[edges]`."""
+        """`[states]`, sums along the path to each prefix, of `[edges]`."""
         sums = np.zeros(len(self.prefixes.parent))
         for first, stop in zip(self.prefixes.levels[1:-1], self.prefixes.levels[2:], strict=True):
             sums[first:stop] = sums[self.prefixes.parent[first:stop]] + logprob[first - 1 : stop - 1]
-        leaf = np.flatnonzero(self.prefixes.identifier >= 0)
-        scores = np.empty(self.count)
-        scores[self.prefixes.identifier[leaf]] = sums[leaf]
-        return scores
+        return sums
 
 
 def _copies(cache: DynamicCache, count: int) -> DynamicCache:

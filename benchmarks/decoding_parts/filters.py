@@ -23,7 +23,10 @@ Beam and exact search for the ten best identifiers that a filter lets through, i
 and times are medians a query. "prepared": the time to test the metadata of all identifiers and to count the allowed
 ones, once a filter. "outside": identifiers found, in both modes, that the filter does not allow. "same": queries
 for which exact search finds the ten best of brute force in double precision, filtered afterwards, in the same
-order; "gap": the largest difference of two scores at the same rank."""
+order; "gap": the largest difference of two scores at the same rank. "expansions of exact": stretches of tokens that the
+model read for exact search behind the first choice, a query; "necessary choices": choices of the trie behind the first
+one, a query, that lead to an allowed identifier and score more than the tenth result, so that no exact search can leave
+them out. Over the trie an expansion is one choice, over the vocabulary it may be as little as a token."""
 
 MODEL = (2, 128, 2000)
 IDENTIFIERS = 5_000
@@ -47,9 +50,10 @@ def run(settings: Settings) -> list[Table]:
     identifiers = keyword_identifiers(IDENTIFIERS, size.vocabulary)
     model, trie, queries = random_model(size), Trie.from_sequences(identifiers), prompts(QUERIES, size.vocabulary)
     force = BruteForce(copy.deepcopy(model).double(), identifiers)
-    scores = [force.scores(query) for query in queries]
+    sums = [force.prefix_scores(query) for query in queries]
     for scoring in SCORINGS:
-        measure(table, TrieSearch(model, trie, scoring), scoring, queries, [one[scoring] for one in scores], settings)
+        of_scoring = [one[scoring] for one in sums]
+        measure(table, TrieSearch(model, trie, scoring), scoring, queries, force, of_scoring, settings)
     return [table]
 
 
@@ -58,10 +62,11 @@ def measure(
     search: TrieSearch,
     scoring: Scoring,
     queries: Sequence[Sequence[int]],
-    scores: Sequence[np.ndarray],
+    force: BruteForce,
+    sums: Sequence[np.ndarray],
     settings: Settings,
 ) -> None:
-    """Add a row for each filter."""
+    """Add a row for each filter; `sums` are the scores of all prefixes behind each query, by brute force."""
     metadata = random_metadata(len(search.trie))
     prepared, masks, sides = {}, {}, {}
     for name, predicate in FILTERS.items():
@@ -74,7 +79,9 @@ def measure(
     runs = interleave(sides, settings.limits)
     for name, mask in masks.items():
         beam, exact = runs[name, "beam"], runs[name, "exact"]
-        truth = [best(np.where(mask, of_query, -np.inf), WIDTH) for of_query in scores]
+        truth = [best(np.where(mask, force.of_identifiers(of_query), -np.inf), WIDTH) for of_query in sums]
+        threshold = [found.scores[-1] for found in truth]
+        necessary = [force.necessary(one, mask, worst) for one, worst in zip(sums, threshold, strict=True)]
         compared = agreement(exact.answer, truth)
         table.add(
             scoring=scoring,
@@ -85,6 +92,8 @@ def measure(
             exact_ms=1000 * exact.median / len(queries),
             beam_by_unfiltered=beam.median / runs["none", "beam"].median,
             exact_by_unfiltered=exact.median / runs["none", "exact"].median,
+            expansions_of_exact=float(np.mean([result.expansions for result in exact.answer])),
+            necessary_choices=float(np.mean(necessary)),
             outside=sum(int((~mask[result.indices]).sum()) for side in (beam, exact) for result in side.answer),
             same=str(compared),
             gap=compared.gap,

@@ -112,3 +112,16 @@ def test_a_section_of_the_results_is_replaced_and_the_others_stay(part: Any, tmp
     update(path, "one", "third")
     assert path.read_text() == before.replace("first", "third")
     assert path.read_text().startswith("# ") and "second" in path.read_text()
+
+
+def test_necessary_choices_are_those_that_an_exact_search_expands(part: Any, small: Any) -> None:
+    model, identifiers, prompts = small
+    force = part("brute").BruteForce(model, identifiers)
+    finder = TrieSearch(model, Trie.from_sequences(identifiers), "trie")
+    for share in (1.0, 0.3):
+        allowed = np.random.default_rng(1).random(len(identifiers)) < share
+        for prompt in prompts:
+            (found,) = finder.search([prompt], k=5, mode="exact", beam=1, allowed=allowed)
+            necessary = force.necessary(force.prefix_scores(prompt)["trie"], allowed, found.scores[-1])
+            # No more in vain than the last pass may expand, which doubles what those before it did.
+            assert necessary <= found.expansions <= 2 * necessary + 1
