@@ -127,8 +127,8 @@ class TrieSearch:
             k: How many identifiers a prompt.
             mode: "beam" or "exact".
             beam: Width of the beam, `k` if that is more; in exact mode, how many hypotheses of a query are
-                expanded in the first pass; in each further one twice as many, as far as a pass has room for them
-                (over the vocabulary not under `max_expansions`).
+                expanded in the first pass; in each further one twice as many, as far as a pass has room for them,
+                but under `max_expansions` always as many.
             allowed: bool `[n]` by position of the identifier in the trie's input, such as `filters.leaf_mask` gives,
                 or a `LeafFilter` made of it, which spares counting again: others are not returned. Scores are the
                 same with and without.
@@ -138,8 +138,7 @@ class TrieSearch:
 
         Returns:
             A result a prompt. Fewer than k identifiers where fewer are allowed or have any probability, or
-            the search was stopped. A prompt's result does not depend on the other prompts, but for rounding; what a
-            stopped search has found until then may.
+            the search was stopped. A prompt's result does not depend on the other prompts, but for rounding.
 
         Raises:
             InputError: An argument out of range, or an empty or too long prompt; names it.
@@ -633,9 +632,9 @@ class _Frontier:
 def _best_first(batch: _Batch, k: int, at_once: int, max_expansions: int | None) -> list[SearchResult]:
     results, frontier = _Results(batch.size, k), _Frontier(batch.size)
     hypotheses, found = batch.begin()
-    # Over the vocabulary, more hypotheses leave less room to read each one ahead, and so take more expansions than the
-    # same tokens otherwise: not where expansions are what is bounded.
-    doubling = max_expansions is None or not batch.over_vocabulary
+    # Room is shared by the batch, and more at once may take more expansions: what a search finds until its bound on
+    # them ends it must not depend on that.
+    doubling = max_expansions is None
     most = at_once
     while len(hypotheses):
         _absorb(batch, hypotheses, found, results, frontier)
