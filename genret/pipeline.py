@@ -50,7 +50,7 @@ def run(
         EngineError: A language model no longer answers; likewise, and its answers are kept.
     """
     stages = planned(config, until)
-    if settings.has_dense(config) and config.dense.index == "lists":
+    if config.dense.index == "lists" and any(stage.name == "embedding" for stage in stages):
         check_faiss()  # the stage that needs it comes after hours of training
     context = Context(config, store, reporter)
     with ExitStack() as stack:

@@ -405,10 +405,20 @@ def test_an_empty_path_is_named_before_anything_is_written(tmp_path: Path) -> No
 def test_a_missing_package_is_named_before_anything_is_written(config_of, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(packages, "find_spec", lambda name: None)
     lists = "dense.index=lists"
-    with pytest.raises(InputError, match=r"dense\.index: lists needs the package faiss, found none"):
-        run(config_of(lists), RunStore(tmp_path / "run"), Recorder(), "corpus")
+    for until in ("embedding", None):
+        with pytest.raises(InputError, match=r"dense\.index: lists needs the package faiss, found none"):
+            run(config_of(lists), RunStore(tmp_path / "run"), Recorder(), until)
     assert not (tmp_path / "run").exists()
-    run(config_of(lists, "retrieval.retrievers=[bm25]"), RunStore(tmp_path / "run"), Recorder(), "corpus")
+
+
+def test_a_package_is_asked_for_by_who_needs_it(config_of, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(packages, "find_spec", lambda name: None)
+    lists = "dense.index=lists"
+    assert list(run(config_of(lists), RunStore(tmp_path / "run"), Recorder(), "corpus")) == ["corpus"]
+    config = config_of(lists, "retrieval.retrievers=[bm25]")
+    store = RunStore(tmp_path / "other")
+    write_records(store, config)
+    assert "report" in run(config, store, Recorder())
 
 
 def write_records(store: RunStore, config: RunConfig) -> None:
