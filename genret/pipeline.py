@@ -11,7 +11,7 @@ from genret.errors import InputError
 from genret.leases import driving
 from genret.llm.budget import Budget
 from genret.placement import Demand
-from genret.retrieval.names import TRAINED
+from genret.retrieval.names import LISTS, TRAINED
 from genret.retrieval.packages import check_faiss
 from genret.runs import RunStore, StageRecord, fingerprint
 from genret.stages import dense, evaluation, ranking, settings, texts, training
@@ -50,7 +50,7 @@ def run(
         EngineError: A language model no longer answers; likewise, and its answers are kept.
     """
     stages = planned(config, until)
-    if config.dense.index == "lists" and any(stage.name == "embedding" for stage in stages):
+    if any(stage.name == LISTS for stage in stages):
         check_faiss()  # the stage that needs it comes after hours of training
     context = Context(config, store, reporter)
     with ExitStack() as stack:
@@ -213,7 +213,7 @@ STAGES: tuple[Stage, ...] = (
     Stage(
         "base_embedding",
         ("corpus", "encoder"),
-        settings.base_embedding_settings,
+        settings.embedding_settings,
         dense.run_base_embedding,
         settings.embeds_base,
     ),
@@ -248,9 +248,10 @@ STAGES: tuple[Stage, ...] = (
         dense.run_embedding,
         settings.has_dense,
     ),
+    Stage(LISTS, ("embedding",), settings.lists_settings, dense.run_lists, settings.has_lists),
     Stage(
         "retrieval",
-        ("corpus", "sft", "rpo", "rpo_2", "bm25", "embedding"),
+        ("corpus", "sft", "rpo", "rpo_2", "bm25", "embedding", LISTS),
         settings.dumped("retrieval"),
         ranking.run_retrieval,
     ),

@@ -129,14 +129,12 @@ def run_base_embedding(context: Context, writer: StageWriter) -> dict[str, Any]:
 
 
 def _embed(context: Context, writer: StageWriter, stage: str, *, base: bool) -> dict[str, Any]:
-    """An index of all passages; blocks that an attempt before finished are not embedded again."""
+    """The vectors of all passages; blocks that an attempt before finished are not embedded again."""
     from genret.retrieval.dense import BLOCK, missing_blocks, open_embedder, write_index
     from genret.training.encoder import EncoderPlace, chosen_family
 
     compute, passages = context.config.compute, context.table("corpus", "passages")
-    section = context.config.dense.model_copy(update={"index": "exact"}) if base else context.config.dense
-    if section.index == "lists":  # once more: a driver that goes on may be another machine
-        check_faiss()
+    section = context.config.dense
     place = EncoderPlace.of(str(context.store.url), section, base=base)
     scratch = context.store.scratch(stage, context.mark)
     missing = missing_blocks(scratch, passages.num_rows)
@@ -153,10 +151,22 @@ def _embed(context: Context, writer: StageWriter, stage: str, *, base: bool) -> 
     ):
         pass
     with TemporaryDirectory(prefix="genret-embedding-") as folder:
-        write_index(Path(folder), scratch, passages.column("passage_id"), place, context.config.seed)
+        write_index(Path(folder), scratch, passages.column("passage_id"), place)
         writer.write_folder(stage, Path(folder))
     kept = -(-passages.num_rows // BLOCK) - len(missing)
     return {"blocks_kept": kept} | _told_of_family(chosen_family(section))
+
+
+def run_lists(context: Context, writer: StageWriter) -> dict[str, Any]:
+    """Sort the vectors into lists, of which a search looks through the nearest."""
+    check_faiss()  # once more: a driver that goes on may be another machine
+    from genret.retrieval.approximate import write_lists
+
+    index = context.store.local_folder(context.records["embedding"], "embedding")
+    with TemporaryDirectory(prefix="genret-lists-") as folder:
+        write_lists(index, Path(folder), context.config.seed)
+        writer.write_folder(writer.stage, Path(folder))
+    return {}
 
 
 def _told_of_family(family: str | None) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from genret import tables
 from genret.cluster import map_batches
 from genret.config import RetrievalConfig
 from genret.retrieval.fusion import FUSION, fuse_runs
-from genret.retrieval.names import TRAINED
+from genret.retrieval.names import LISTS, TRAINED
 from genret.retrieval.opening import open_retriever
 from genret.runs import StageWriter
 from genret.stages.context import Context
@@ -22,7 +22,7 @@ from genret.stages.context import Context
 Result = TypeVar("Result")
 
 # What the retrievers of a run are made of.
-_RETRIEVER_STAGES = (*TRAINED, "bm25", "corpus", "encoder", "dense", "embedding", "base_embedding")
+_RETRIEVER_STAGES = (*TRAINED, "bm25", "corpus", "encoder", "dense", "embedding", LISTS, "base_embedding")
 
 
 def run_bm25(context: Context, writer: StageWriter) -> dict[str, Any]:
@@ -75,8 +75,10 @@ def _index_bytes(context: Context, retriever: str) -> int:
     if retriever == "dense":
         from genret.training.encoder import EncoderPlace
 
-        stages = ["embedding", EncoderPlace.of(str(context.store.url), config.dense, base=False).stage]
-    folders = [folder for stage in stages if stage for folder in context.records[stage].folders.values()]
+        stages = ["embedding", LISTS, EncoderPlace.of(str(context.store.url), config.dense, base=False).stage]
+    folders = [
+        folder for stage in stages if stage in context.records for folder in context.records[stage].folders.values()
+    ]
     return sum(size for folder in folders for size in folder["files"].values())
 
 
