@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 
 from genret.asking import ASKING_STAGES, budget_of
 from genret.cluster import connected, submission_id
@@ -182,7 +183,9 @@ def _asking_ahead(stages: Sequence[Stage], context: Context) -> tuple[str, ...]:
 
 def _budget(context: Context, stages: Sequence[str]) -> Budget:
     journal = context.store.shared_folder(COMPLETIONS)
-    return budget_of(context.config, context.table("corpus", "passages"), journal, stages)
+    done = replace(context, records=_finished(context.config, context.store, context.records))
+    negatives = dense.asked_negatives(done) if "candidates" in done.records and "negatives" in stages else None
+    return budget_of(context.config, context.table("corpus", "passages"), journal, stages, negatives)
 
 
 STAGES: tuple[Stage, ...] = (

@@ -15,6 +15,7 @@ from genret.llm.prompts import prompt_digest, render
 from genret.pipeline import STAGES, plan, planned, run, stage_fingerprint, trained
 from genret.retrieval import packages
 from genret.runs import RunStore, StageRecord
+from genret.tables import table_from_rows
 
 ALL = [stage.name for stage in STAGES]
 SECOND_ROUND = ["mining_2", "rpo_2"]
@@ -190,6 +191,41 @@ def test_a_plan_leaves_out_what_is_kept_and_what_is_done(config_of, tmp_path: Pa
     (stage,) = (stage for stage in STAGES if stage.name == "identifiers")
     store.begin("identifiers", stage_fingerprint(stage, config, store.current())).commit({"seconds": 1.0})
     assert plan(config, store, recorder) is None
+
+
+def test_a_plan_leaves_out_negatives_that_are_kept_where_their_queries_are_there(config_of, tmp_path: Path) -> None:
+    config = config_of(
+        HTTP, "synthesis.sentence_queries=0", "identifiers.type=atomic", "retrieval.retrievers=[dense]",
+        "negatives={source: synthetic, retriever: bm25, count: 2}",
+    )  # fmt: skip
+    store = RunStore(tmp_path / "run")
+    records = run(config, store, Recorder(), "corpus")
+    names = [row["passage_id"] for row in store.read_table(records["corpus"], "passages").to_pylist()]
+    queries = [
+        {"query_id": f"q{n}", "passage_id": names[0], "text": f"query {n}", "kind": "chunk", "generator": "g"}
+        for n in range(3)
+    ]
+    ranking = [
+        {"query_id": "q0", "passage_id": names[place], "rank": place + 1, "score": 2.0 - place, "retriever": "bm25"}
+        for place in (0, 1)
+    ]
+    written = {"queries": table_from_rows("queries", queries), "run": table_from_rows("run", ranking)}
+    for stage in planned(config, "candidates")[1:]:
+        writer = store.begin(stage.name, stage_fingerprint(stage, config, records))
+        for name, table in written.items() if stage.name == "candidates" else ():
+            writer.write_table(name, table)
+        records[stage.name] = writer.commit({"seconds": 1.0})
+
+    def shares() -> dict[str, tuple[int, int]]:
+        return {share.kind: (share.prompts, share.kept) for share in plan(config, store, Recorder()).shares}
+
+    assert shares() == {"negative": (3, 0)}, "as many as there are queries"
+    sender = HttpSender(config.llm, config.seed, config.compute)
+    request = Request("q0|negative", "negative", 2, "", "one text", related=("another text",), query="query 0")
+    writer = JournalWriter(store.shared_folder("completions"), "s")
+    writer.append(Completion(prompt_digest(render(request, sender.form), sender.model, sender.sampling), "- no"))
+    writer.close()
+    assert shares() == {"negative": (3, 1)}
 
 
 # --- the order ---
