@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
+from silent import Silent
 
 from genret.config import DenseConfig, PretrainedEncoder, ScratchEncoder, parse_config
 from genret.errors import InputError
@@ -16,16 +17,6 @@ from genret.training.base import passage_texts
 from genret.training.encoder import EncoderPlace, build_scratch_encoder
 
 SCRATCH = DenseConfig(model=ScratchEncoder(vocabulary_size=400, dimensions=16), max_tokens=32)
-
-
-class Silent:
-    """A reporter that nobody reads."""
-
-    def stage_started(self, stage: str) -> None: ...
-
-    def progress(self, stage: str, done: int, total: int, unit: str, note: str) -> None: ...
-
-    def stage_finished(self, record: object, reused: bool) -> None: ...
 
 
 def dense_run(passages: pa.Table, folder: Path, section: DenseConfig) -> Context:
