@@ -14,7 +14,8 @@ from genret.errors import InputError
 from genret.retrieval.approximate import ApproximateIndex
 from genret.retrieval.base import BatchedRetriever
 from genret.retrieval.vectors import SCALES, VECTORS, DenseIndex, VectorIndex, quantise
-from genret.runs import RunStore, StageRecord, Storage
+from genret.runs import RunStore, StageRecord
+from genret.storage import Storage
 from genret.threads import use_threads
 from genret.training.base import passage_texts
 from genret.training.encoder import Encoder, EncoderPlace

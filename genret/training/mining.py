@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 from genret.config import MiningConfig
 from genret.errors import InputError
 from genret.examples.preference import build_preference_pairs
-from genret.runs import Storage
+from genret.storage import Storage
 from genret.tables import check_table
 
 # What a part holds of rankings and pairs has to fit into memory; a small one is written more often than it is worth.
