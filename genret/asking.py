@@ -93,15 +93,22 @@ def foreseen_negatives(config: RunConfig, passages: pa.Table) -> Iterator[Reques
         name, count = next(asked, ("", 0))
 
 
-def budget_of(config: RunConfig, passages: pa.Table, journal: str, stages: Sequence[str]) -> Budget:
+def budget_of(
+    config: RunConfig,
+    passages: pa.Table,
+    journal: str,
+    stages: Sequence[str],
+    negatives: Iterable[Request] | None = None,
+) -> Budget:
     """What asking the model of a configuration will take. Nothing is sent.
 
     Args:
         config: The configuration; its engine has a language model.
         passages: The `passages` table.
         journal: Local path or URL of the run's folder of completions: what is in there is paid for.
-        stages: Which of `ASKING_STAGES` are ahead. Of hard negatives see `foreseen_negatives`: those that are kept
-            already count as if they were not.
+        stages: Which of `ASKING_STAGES` are ahead.
+        negatives: The requests for hard negatives, where their queries are written. Without, they are foreseen
+            (`foreseen_negatives`), and those that are kept already count as if they were not.
 
     Returns:
         The budget (`genret.llm.budget`).
@@ -124,7 +131,7 @@ def budget_of(config: RunConfig, passages: pa.Table, journal: str, stages: Seque
         related = related_requests(config, passages, neighbours)
         draws.append(synthesis_requests(config.synthesis, passages, related))
     if "negatives" in stages:
-        draws.append(foreseen_negatives(config, passages))
+        draws.append(foreseen_negatives(config, passages) if negatives is None else negatives)
     return make_budget(
         config.llm,
         chain.from_iterable(draws),

@@ -281,6 +281,19 @@ def export_command(
 
 
 @app.command()
+def convert(
+    name: Annotated[str, typer.Argument(help="Hub name or local folder of a model.", metavar="MODEL")],
+    target: Annotated[Path, typer.Argument(help="Folder to make.", metavar="DIR")],
+    revision: Annotated[str, typer.Option(help="Branch, tag or commit on the hub.")] = "main",
+) -> None:
+    """Copy a pretrained model whose weights are pickles, with its weights in safetensors."""
+    from genret.training.converting import convert_model
+
+    for file in convert_model(name, revision, target):
+        typer.echo(f"{target / file}")
+
+
+@app.command()
 def report(folder: FinishedRun) -> None:
     """Print a run's comparison and where its report lies."""
     _show_results(RunStore.open_existing(folder))

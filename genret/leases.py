@@ -29,7 +29,7 @@ from types import FrameType
 from typing import TextIO
 
 from genret.errors import InputError, RunBusyError
-from genret.runs import Storage, attempt_name
+from genret.storage import Storage, attempt_name
 
 HEARTBEAT_SECONDS = 5.0
 """Seconds between two heartbeats."""

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 
 from genret.asking import ASKING_STAGES, budget_of
 from genret.cluster import connected, submission_id
@@ -11,7 +12,7 @@ from genret.errors import InputError
 from genret.leases import driving
 from genret.llm.budget import Budget
 from genret.placement import Demand
-from genret.retrieval.names import TRAINED
+from genret.retrieval.names import LISTS, TRAINED
 from genret.retrieval.packages import check_faiss
 from genret.runs import RunStore, StageRecord, fingerprint
 from genret.stages import dense, evaluation, ranking, settings, texts, training
@@ -50,7 +51,7 @@ def run(
         EngineError: A language model no longer answers; likewise, and its answers are kept.
     """
     stages = planned(config, until)
-    if settings.has_dense(config) and config.dense.index == "lists":
+    if any(stage.name == LISTS for stage in stages):
         check_faiss()  # the stage that needs it comes after hours of training
     context = Context(config, store, reporter)
     with ExitStack() as stack:
@@ -182,7 +183,9 @@ def _asking_ahead(stages: Sequence[Stage], context: Context) -> tuple[str, ...]:
 
 def _budget(context: Context, stages: Sequence[str]) -> Budget:
     journal = context.store.shared_folder(COMPLETIONS)
-    return budget_of(context.config, context.table("corpus", "passages"), journal, stages)
+    done = replace(context, records=_finished(context.config, context.store, context.records))
+    negatives = dense.asked_negatives(done) if "candidates" in done.records and "negatives" in stages else None
+    return budget_of(context.config, context.table("corpus", "passages"), journal, stages, negatives)
 
 
 STAGES: tuple[Stage, ...] = (
@@ -213,7 +216,7 @@ STAGES: tuple[Stage, ...] = (
     Stage(
         "base_embedding",
         ("corpus", "encoder"),
-        settings.base_embedding_settings,
+        settings.embedding_settings,
         dense.run_base_embedding,
         settings.embeds_base,
     ),
@@ -248,9 +251,10 @@ STAGES: tuple[Stage, ...] = (
         dense.run_embedding,
         settings.has_dense,
     ),
+    Stage(LISTS, ("embedding",), settings.lists_settings, dense.run_lists, settings.has_lists),
     Stage(
         "retrieval",
-        ("corpus", "sft", "rpo", "rpo_2", "bm25", "embedding"),
+        ("corpus", "sft", "rpo", "rpo_2", "bm25", "embedding", LISTS),
         settings.dumped("retrieval"),
         ranking.run_retrieval,
     ),

@@ -58,7 +58,7 @@ UNITS = {
     "sft": "FLOP", "mining": "FLOP", "rpo": "FLOP", "bm25": "passages", "retrieval": "FLOP", "evaluation": "rankings",
     "report": "rankings", "mining_2": "FLOP", "rpo_2": "FLOP", "encoder": "passages", "base_embedding": "passages",
     "candidates": "queries", "negatives": "queries", "contrastive": "queries", "dense": "queries",
-    "embedding": "passages",
+    "embedding": "passages", "lists": "passages",
 }  # fmt: skip
 """What the work of a stage is counted in."""
 
@@ -73,8 +73,10 @@ RATES = {
     "mining": 2.2e11, "rpo": 2.2e11, "bm25": 25000.0, "retrieval": 2.2e11, "evaluation": 2000.0, "report": 5000.0,
     "mining_2": 2.2e11, "rpo_2": 2.2e11, "encoder": 1000.0, "base_embedding": 2000.0, "candidates": 2500.0,
     "negatives": 1600.0, "contrastive": 20000.0, "dense": 700.0, "embedding": 2000.0,
+    "lists": 2200.0,
 }  # fmt: skip
-"""Work a second of one worker on two CPU cores, by the README's run of the quickstart. Of GPUs see `GPU_FLOPS`."""
+"""Work a second of one worker on two CPU cores, by the README's run of the quickstart; of lists by 64,000 vectors of
+512 numbers, as they are for large corpora. Of GPUs see `GPU_FLOPS`."""
 
 GPU_FLOPS = {
     "sft": 1.25e14, "rpo": 1.25e14, "rpo_2": 1.25e14, "mining": 1.5e13, "mining_2": 1.5e13, "retrieval": 1.5e13,
@@ -387,6 +389,7 @@ def _dense_stages(
     yield from (
         replace(vectors, stage=name, workers=workers, bundle=ranking) for name in ("base_embedding", "embedding")
     )
+    yield stage("lists", n, n, n * 560.0)
     yield replace(stage("candidates", asked, asked, asked * 40.0), workers=workers, bundle=ranking)
     written = replace(stage("negatives", asked, asked, asked * 100.0), workers=workers)
     yield _asked(config, written, size, budget)

@@ -19,6 +19,7 @@ KEY = {"authorization": "Bearer master"}
 
 
 def free_port() -> int:
+    """A port of this machine that nothing listens on."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         return int(listener.getsockname()[1])

@@ -68,6 +68,9 @@ class ServingConfig(Section):
     """Longest query."""
     max_body_bytes: int = Field(1 << 20, ge=1024, le=1 << 30)
     """Longest body of a request; a longer one is answered with 413."""
+    header_seconds: float = Field(10.0, gt=0.0, le=3600.0)
+    """How long the headers of a request may take to arrive at `genret serve`; a slower client is answered with 408 and
+    closed out, one that sends nothing is closed out."""
     body_seconds: float = Field(10.0, gt=0.0, le=3600.0)
     """How long the body of a request may take to arrive; a slower one is answered with 408."""
     timeout_seconds: float = Field(10.0, gt=0.0, le=3600.0)

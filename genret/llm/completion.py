@@ -20,7 +20,7 @@ from genret.llm.journal import Completion, IdSet, Journal
 from genret.llm.parsing import parse
 from genret.llm.prompts import Prompt, nothing_to_ask, prompt_digest, render
 from genret.llm.sending import PROMPT_SCHEMA, Sender
-from genret.runs import Storage, attempt_name
+from genret.storage import Storage, attempt_name
 
 _REQUESTS = TypeAdapter(Request)
 _REQUEST_SCHEMA = pa.schema({"id": pa.string(), "request": pa.string()})

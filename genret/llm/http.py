@@ -19,7 +19,7 @@ from genret.llm.chat import ChatClient, reach
 from genret.llm.journal import Journal, JournalWriter
 from genret.llm.prompts import Form, Prompt
 from genret.llm.sending import OUTCOME_SCHEMA, Outcome
-from genret.runs import Storage
+from genret.storage import Storage
 
 Value = TypeVar("Value")
 

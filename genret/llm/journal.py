@@ -26,7 +26,7 @@ from typing import BinaryIO
 import numpy as np
 
 from genret.errors import InputError
-from genret.runs import Storage
+from genret.storage import Storage
 
 _ID = re.compile("[0-9a-f]{32}")
 _KEY = np.dtype("S16")

@@ -19,7 +19,7 @@ from genret.errors import InputError
 from genret.llm.prompts import Form
 from genret.llm.sending import OUTCOME_SCHEMA, Outcome
 from genret.placement import Demand
-from genret.runs import Storage
+from genret.storage import Storage
 
 if TYPE_CHECKING:
     from ray.data import Dataset

@@ -13,7 +13,7 @@ from genret.retrieval.packages import check_faiss
 from genret.retrieval.vectors import DenseIndex, best_places
 
 LISTS = "lists.faiss"
-"""The file beside the vectors."""
+"""The file that the lists are in."""
 
 # Vectors to a centroid in its training: faiss warns of fewer than the first; the second, which bounds what is held of a
 # large corpus, is well above that.
@@ -61,9 +61,9 @@ def build_lists(vectors: DenseIndex, seed: int) -> Any:
     return index
 
 
-def write_lists(folder: Path, seed: int) -> None:
-    """Write the lists of a saved index beside its vectors; of no vectors there are none."""
-    vectors = DenseIndex.load(folder)
+def write_lists(index: Path, folder: Path, seed: int) -> None:
+    """Write the lists of a saved index into a folder; of no vectors there are none."""
+    vectors = DenseIndex.load(index)
     if len(vectors):
         _faiss().write_index(build_lists(vectors, seed), str(folder / LISTS))
 
@@ -81,18 +81,19 @@ class ApproximateIndex:
         return len(self._vectors)
 
     @classmethod
-    def load(cls, folder: Path, probes: int) -> "ApproximateIndex":
+    def load(cls, index: Path, folder: Path, probes: int) -> "ApproximateIndex":
         """Open a saved index with its lists, which stay on disk.
 
         Args:
-            folder: The index.
+            index: The folder of the index.
+            folder: That of the lists.
             probes: How many lists are looked through a query.
 
         Raises:
             InputError: faiss is not installed, a file is missing, or they do not belong together.
         """
         faiss = _faiss()
-        vectors = DenseIndex.load(folder)
+        vectors = DenseIndex.load(index)
         if not len(vectors):
             return cls(None, vectors, probes)
         if not (folder / LISTS).is_file():

@@ -11,10 +11,11 @@ import pyarrow as pa
 
 from genret.config import DenseConfig, RetrievalConfig
 from genret.errors import InputError
-from genret.retrieval.approximate import ApproximateIndex, write_lists
+from genret.retrieval.approximate import ApproximateIndex
 from genret.retrieval.base import BatchedRetriever
 from genret.retrieval.vectors import SCALES, VECTORS, DenseIndex, VectorIndex, quantise
-from genret.runs import RunStore, StageRecord, Storage
+from genret.runs import RunStore, StageRecord
+from genret.storage import Storage
 from genret.threads import use_threads
 from genret.training.base import passage_texts
 from genret.training.encoder import Encoder, EncoderPlace
@@ -47,7 +48,13 @@ class DenseRetriever(BatchedRetriever):
 
     @classmethod
     def load(
-        cls, folder: Path, store: RunStore, records: Mapping[str, StageRecord], name: str, config: RetrievalConfig
+        cls,
+        folder: Path,
+        store: RunStore,
+        records: Mapping[str, StageRecord],
+        name: str,
+        config: RetrievalConfig,
+        lists: Path | None = None,
     ) -> "DenseRetriever":
         """Open an index that `write_index` wrote, and the encoder that it is of.
 
@@ -57,6 +64,7 @@ class DenseRetriever(BatchedRetriever):
             records: Its current stages.
             name: What the tables call the retriever.
             config: The `retrieval` section.
+            lists: The folder of the index's lists; without, every query is compared with every vector.
 
         Raises:
             InputError: A file or a package is missing, or the files do not belong together.
@@ -70,7 +78,7 @@ class DenseRetriever(BatchedRetriever):
         place = EncoderPlace(store.url, settings["stage"], DenseConfig(**settings["dense"]))
         ids = pa.ipc.open_file(pa.memory_map(str(folder / _IDS))).read_all().column("passage_id")
         index: VectorIndex = (
-            ApproximateIndex.load(folder, config.probes) if place.config.index == "lists" else DenseIndex.load(folder)
+            ApproximateIndex.load(folder, lists, config.probes) if lists is not None else DenseIndex.load(folder)
         )
         return cls(place.open(records), index, _Ids(ids), name, config.batch_size)
 
@@ -152,7 +160,7 @@ def open_embedder(
     return embed
 
 
-def write_index(folder: Path, scratch: str, passage_ids: pa.ChunkedArray, place: EncoderPlace, seed: int) -> None:
+def write_index(folder: Path, scratch: str, passage_ids: pa.ChunkedArray, place: EncoderPlace) -> None:
     """Join the blocks into an index.
 
     Args:
@@ -160,7 +168,6 @@ def write_index(folder: Path, scratch: str, passage_ids: pa.ChunkedArray, place:
         scratch: Where the blocks are, all of them.
         passage_ids: Of all passages, in the order of the blocks.
         place: The encoder that the vectors are of.
-        seed: Seed of the lists, if there are any.
 
     Raises:
         InputError: A block is missing, or is of other passages.
@@ -193,8 +200,6 @@ def write_index(folder: Path, scratch: str, passage_ids: pa.ChunkedArray, place:
     with pa.OSFile(str(folder / _IDS), "wb") as file, pa.ipc.new_file(file, ids.schema) as writer:
         writer.write_table(ids)
     settings = {"format": _FORMAT, "stage": place.stage, "dense": place.config.model_dump(mode="json")}
-    if place.config.index == "lists":
-        write_lists(folder, seed)
     (folder / _SETTINGS).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
 
 

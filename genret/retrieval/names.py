@@ -15,6 +15,9 @@ TRAINED = ("sft", "rpo", "rpo_2")
 INDEXES = {"dense": "embedding", "dense_base": "base_embedding"}
 """The stages that made the indexes of the dense retrievers: trained, and as they were before."""
 
+LISTS = "lists"
+"""The stage that made the lists of the trained one's index, where it has some."""
+
 
 def retriever_names(records: Mapping[str, StageRecord], config: RetrievalConfig) -> list[str]:
     """The retrievers that a run's stages give, the one to use by default first.

@@ -4,11 +4,9 @@ import asyncio
 import json
 import logging
 import os
-import platform
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from ray import serve
@@ -17,9 +15,9 @@ from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 from starlette.types import ASGIApp
 
-from genret import __version__
 from genret.config import ReplicasConfig, ServingConfig
 from genret.errors import EngineError, InputError
+from genret.installed import installed_versions
 from genret.retrieval.fusion import FUSION
 from genret.serving.asks import Answer, Ask
 from genret.serving.batching import Batcher
@@ -223,7 +221,7 @@ class Ingress:
             "passages": there,
             "added": added,
             "removed": removed,
-            "versions": _versions(),
+            "versions": installed_versions(_PACKAGES),
             "measures": served.measures,
         }
 
@@ -278,16 +276,6 @@ def _accepted(outcome: dict[str, Any]) -> dict[str, Any]:
 def _log(line: Mapping[str, Any]) -> None:
     # Without the ids of replica, actor and task, which are those of the file, and take longer than the line.
     _logger.info(json.dumps(line, ensure_ascii=False), extra={"skip_context_filter": True})
-
-
-def _versions() -> dict[str, str]:
-    found = {"genret": __version__, "python": platform.python_version()}
-    for package in _PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found
 
 
 def replicas_of(config: ServingConfig, name: str) -> ReplicasConfig:

@@ -8,6 +8,7 @@ server (uvicorn) that the proxy uses.
 import asyncio
 import logging
 import time
+from functools import partial
 
 import uvicorn
 from starlette.types import ASGIApp
@@ -15,6 +16,7 @@ from starlette.types import ASGIApp
 from genret.config import ServingConfig
 from genret.errors import InputError
 from genret.serving.ports import Place, take_place
+from genret.serving.protocol import BoundedProtocol
 
 # How long a connection without a request may stay open.
 _KEEP_ALIVE_SECONDS = 90
@@ -42,8 +44,8 @@ class Listener:
 
         Args:
             app: The application.
-            config: Of the `serving` section the address, the certificate, the time to drain, and whether there are
-                several who listen.
+            config: Of the `serving` section the address, the certificate, the times for headers and to drain, and
+                whether there are several who listen.
             service: A name that no other start of a service has.
         """
         self._config = config
@@ -51,6 +53,7 @@ class Listener:
         self._server = uvicorn.Server(
             uvicorn.Config(
                 app,
+                http=partial(BoundedProtocol, header_seconds=config.header_seconds),  # type: ignore[arg-type]
                 ssl_certfile=config.tls_certificate or None,
                 ssl_keyfile=config.tls_key or None,
                 # Serve calls what the application has of a beginning and an end.

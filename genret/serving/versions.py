@@ -13,13 +13,13 @@ import pyarrow as pa
 from genret.config import RetrievalConfig, RunConfig, parse_config
 from genret.errors import InputError
 from genret.retrieval.fusion import FUSION
-from genret.retrieval.names import GENERATIVE, TRAINED, retriever_names
+from genret.retrieval.names import GENERATIVE, LISTS, TRAINED, retriever_names
 from genret.runs import RunStore, StageRecord, fingerprint
 from genret.types import Passage
 
 READ = (
     *("corpus", "identifiers", "retrieval", "evaluation"),
-    *(*TRAINED, "bm25", "encoder", "dense", "embedding"),
+    *(*TRAINED, "bm25", "encoder", "dense", "embedding", LISTS),
 )
 """The stages that a service reads."""
 

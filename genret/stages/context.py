@@ -1,15 +1,14 @@
 """What every stage works with, and what it is."""
 
-import platform
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Protocol
 
 import pyarrow as pa
 
-from genret import __version__, tables
+from genret import tables
 from genret.config import RunConfig
+from genret.installed import installed_versions
 from genret.leases import Driving
 from genret.runs import RunStore, StageRecord, StageWriter
 
@@ -91,10 +90,4 @@ def write_tables(writer: StageWriter, outputs: Mapping[str, pa.Table]) -> None:
 
 def versions() -> dict[str, str]:
     """Versions of Python, of genret and of the packages that decide results."""
-    found = {"python": platform.python_version(), "genret": __version__}
-    for package in _PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found
+    return installed_versions(_PACKAGES)

@@ -5,6 +5,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import pyarrow as pa
+
 from genret import tables
 from genret.cluster import map_batches
 from genret.examples.contrastive import (
@@ -15,13 +17,14 @@ from genret.examples.contrastive import (
     hard_negatives,
     sample_queries,
 )
+from genret.llm.base import Requests
 from genret.retrieval.packages import check_faiss
 from genret.runs import StageWriter
 from genret.stages.context import Context, write_tables
 from genret.stages.engines import open_engine, query_limits, told_of_engine, told_of_rejects
 from genret.stages.launching import launch, torch_threads, training_setup
 from genret.stages.ranking import rank
-from genret.synthesis.negatives import write_negatives
+from genret.synthesis.negatives import negative_requests, write_negatives
 
 
 def run_encoder(context: Context, writer: StageWriter) -> dict[str, Any]:
@@ -50,17 +53,28 @@ def run_candidates(context: Context, writer: StageWriter) -> dict[str, Any]:
     return {}
 
 
-def run_negatives(context: Context, writer: StageWriter) -> dict[str, Any]:
-    """Have hard negatives written."""
-    config, passages = context.config.negatives, context.table("corpus", "passages")
-    queries = context.table("candidates", "queries")
+def asked_negatives(context: Context) -> Requests:
+    """What the engine is asked about the queries of the candidates, which are there."""
+    queries, passages = context.table("candidates", "queries"), context.table("corpus", "passages")
+    return negative_requests(queries, passages, _found_negatives(context, queries), context.config.negatives.count)
+
+
+def _found_negatives(context: Context, queries: pa.Table) -> dict[str, list[str]]:
+    """The passages that were found for each query and are not its own, nor too near to it."""
     positive = dict(zip(queries.column("query_id").to_pylist(), queries.column("passage_id").to_pylist(), strict=True))
-    found = {
-        query_id: hard_negatives(ranking, positive[query_id], config.max_score_ratio)
+    return {
+        query_id: hard_negatives(ranking, positive[query_id], context.config.negatives.max_score_ratio)
         for query_id, ranking in by_query(context.table("candidates", "run")).items()
     }
+
+
+def run_negatives(context: Context, writer: StageWriter) -> dict[str, Any]:
+    """Have hard negatives written."""
+    passages, queries = context.table("corpus", "passages"), context.table("candidates", "queries")
+    found = _found_negatives(context, queries)
     engine = open_engine(context, "negatives", passages)
-    outputs = write_negatives(queries, passages, found, config.count, engine, query_limits(context.config))
+    count = context.config.negatives.count
+    outputs = write_negatives(queries, passages, found, count, engine, query_limits(context.config))
     write_tables(writer, outputs)
     return told_of_rejects(outputs) | told_of_engine(engine)
 
@@ -129,14 +143,12 @@ def run_base_embedding(context: Context, writer: StageWriter) -> dict[str, Any]:
 
 
 def _embed(context: Context, writer: StageWriter, stage: str, *, base: bool) -> dict[str, Any]:
-    """An index of all passages; blocks that an attempt before finished are not embedded again."""
+    """The vectors of all passages; blocks that an attempt before finished are not embedded again."""
     from genret.retrieval.dense import BLOCK, missing_blocks, open_embedder, write_index
     from genret.training.encoder import EncoderPlace, chosen_family
 
     compute, passages = context.config.compute, context.table("corpus", "passages")
-    section = context.config.dense.model_copy(update={"index": "exact"}) if base else context.config.dense
-    if section.index == "lists":  # once more: a driver that goes on may be another machine
-        check_faiss()
+    section = context.config.dense
     place = EncoderPlace.of(str(context.store.url), section, base=base)
     scratch = context.store.scratch(stage, context.mark)
     missing = missing_blocks(scratch, passages.num_rows)
@@ -153,10 +165,22 @@ def _embed(context: Context, writer: StageWriter, stage: str, *, base: bool) -> 
     ):
         pass
     with TemporaryDirectory(prefix="genret-embedding-") as folder:
-        write_index(Path(folder), scratch, passages.column("passage_id"), place, context.config.seed)
+        write_index(Path(folder), scratch, passages.column("passage_id"), place)
         writer.write_folder(stage, Path(folder))
     kept = -(-passages.num_rows // BLOCK) - len(missing)
     return {"blocks_kept": kept} | _told_of_family(chosen_family(section))
+
+
+def run_lists(context: Context, writer: StageWriter) -> dict[str, Any]:
+    """Sort the vectors into lists, of which a search looks through the nearest."""
+    check_faiss()  # once more: a driver that goes on may be another machine
+    from genret.retrieval.approximate import write_lists
+
+    index = context.store.local_folder(context.records["embedding"], "embedding")
+    with TemporaryDirectory(prefix="genret-lists-") as folder:
+        write_lists(index, Path(folder), context.config.seed)
+        writer.write_folder(writer.stage, Path(folder))
+    return {}
 
 
 def _told_of_family(family: str | None) -> dict[str, Any]:

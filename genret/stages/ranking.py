@@ -1,9 +1,12 @@
 """The stages that index and retrieve without training: BM25, retrieval."""
 
 import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, TypeVar
 
 import pyarrow as pa
 
@@ -11,13 +14,15 @@ from genret import tables
 from genret.cluster import map_batches
 from genret.config import RetrievalConfig
 from genret.retrieval.fusion import FUSION, fuse_runs
-from genret.retrieval.names import TRAINED
+from genret.retrieval.names import LISTS, TRAINED
 from genret.retrieval.opening import open_retriever
 from genret.runs import StageWriter
 from genret.stages.context import Context
 
+Result = TypeVar("Result")
+
 # What the retrievers of a run are made of.
-_RETRIEVER_STAGES = (*TRAINED, "bm25", "corpus", "encoder", "dense", "embedding", "base_embedding")
+_RETRIEVER_STAGES = (*TRAINED, "bm25", "corpus", "encoder", "dense", "embedding", LISTS, "base_embedding")
 
 
 def run_bm25(context: Context, writer: StageWriter) -> dict[str, Any]:
@@ -70,8 +75,10 @@ def _index_bytes(context: Context, retriever: str) -> int:
     if retriever == "dense":
         from genret.training.encoder import EncoderPlace
 
-        stages = ["embedding", EncoderPlace.of(str(context.store.url), config.dense, base=False).stage]
-    folders = [folder for stage in stages if stage for folder in context.records[stage].folders.values()]
+        stages = ["embedding", LISTS, EncoderPlace.of(str(context.store.url), config.dense, base=False).stage]
+    folders = [
+        folder for stage in stages if stage in context.records for folder in context.records[stage].folders.values()
+    ]
     return sum(size for folder in folders for size in folder["files"].values())
 
 
@@ -79,10 +86,29 @@ def rank(
     context: Context, stage: str, retriever: str, queries: pa.Table, k: int, search: RetrievalConfig
 ) -> tuple[pa.Table, float]:
     """A retriever's `run` table over queries on the pool of actors, and the seconds that retrieving took."""
-    compute = context.config.compute
-    size = search.batch_size
-    total = -(-queries.num_rows // size)
-    batches = (queries.slice(start, size) for start in range(0, queries.num_rows, size))
+    if not queries.num_rows:
+        return tables.table_from_rows("run", []), 0.0
+    ((ranking, seconds),) = rank_parts(context, stage, retriever, [queries], k, search, total=queries.num_rows)
+    return ranking, seconds
+
+
+def rank_parts(
+    context: Context,
+    stage: str,
+    retriever: str,
+    parts: Iterable[pa.Table],
+    k: int,
+    search: RetrievalConfig,
+    *,
+    total: int,
+    before: int = 0,
+) -> Iterator[tuple[pa.Table, float]]:
+    """Likewise for queries in parts, each with a query at least, by actors that are started once for all of them.
+
+    No actor waits for the end of a part: those behind are drawn meanwhile. Of the `total` queries those that were
+    ranked `before` are not in the parts.
+    """
+    compute, size = context.config.compute, search.batch_size
     arguments = {
         "run_url": str(context.store.url),
         "records": {name: record for name, record in context.records.items() if name in _RETRIEVER_STAGES},
@@ -91,19 +117,45 @@ def rank(
         "k": k,
         "threads": max(1, int(compute.cpus_a_worker)),
     }
-    parts, seconds = [], 0.0
-    results = map_batches(
-        batches,
-        total,
-        open_retriever,
-        arguments,
-        compute,
-        gpus=compute.gpus_a_worker if retriever != "bm25" else 0.0,
-        progress=lambda done, number: context.reporter.progress(
-            stage, min(done * size, queries.num_rows), queries.num_rows, "queries", retriever
-        ),
-    )
-    for ranking, elapsed in results:
-        parts.append(ranking)
-        seconds += elapsed
-    return pa.concat_tables(parts) if parts else tables.table_from_rows("run", []), seconds
+
+    def apply(batches: Iterator[pa.Table]) -> Iterator[tuple[pa.Table, float]]:
+        return map_batches(
+            batches,
+            -(-(total - before) // size),
+            open_retriever,
+            arguments,
+            compute,
+            gpus=compute.gpus_a_worker if retriever != "bm25" else 0.0,
+            progress=lambda done, _: context.reporter.progress(
+                stage, min(before + done * size, total), total, "queries", retriever
+            ),
+        )
+
+    for found in in_batches(parts, size, apply):
+        yield pa.concat_tables([ranking for ranking, _ in found]), sum(seconds for _, seconds in found)
+
+
+def in_batches(
+    parts: Iterable[pa.Table], size: int, apply: Callable[[Iterator[pa.Table]], Iterator[Result]]
+) -> Iterator[list[Result]]:
+    """Apply a function to tables in batches.
+
+    Args:
+        parts: Tables with a row at least.
+        size: Most rows of a batch; none holds rows of two tables.
+        apply: From all batches, which it may draw ahead, to a result for each, in their order.
+
+    Yields:
+        The results of each table.
+    """
+    counts: deque[int] = deque()
+
+    def batches() -> Iterator[pa.Table]:
+        for part in parts:
+            counts.append(-(-part.num_rows // size))
+            for start in range(0, part.num_rows, size):
+                yield part.slice(start, size)
+
+    results = apply(batches())
+    for first in results:
+        yield [first, *islice(results, counts.popleft() - 1)]

@@ -94,12 +94,12 @@ def dense_settings(config: RunConfig) -> Any:
 
 def embedding_settings(config: RunConfig) -> Any:
     """Those of the encoder and its vectors."""
-    return _settings_of(config, "dense", ("model", "max_tokens", "vectors", "index"))
-
-
-def base_embedding_settings(config: RunConfig) -> Any:
-    """Likewise; the index that negatives are looked up in is always an exact one."""
     return _settings_of(config, "dense", ("model", "max_tokens", "vectors"))
+
+
+def lists_settings(config: RunConfig) -> Any:
+    """The vectors decide all but the draw."""
+    return {"seed": config.seed}
 
 
 def evaluation_settings(config: RunConfig) -> Any:
@@ -130,6 +130,11 @@ def has_second_round(config: RunConfig) -> bool:
 def has_dense(config: RunConfig) -> bool:
     """Whether it has a dense retriever."""
     return "dense" in config.retrieval.retrievers
+
+
+def has_lists(config: RunConfig) -> bool:
+    """Whether the dense retriever's index has lists; the one that negatives are looked up in never has."""
+    return has_dense(config) and config.dense.index == "lists"
 
 
 def trains_dense(config: RunConfig) -> bool:

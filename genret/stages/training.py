@@ -1,5 +1,6 @@
 """The stages that train the generative retriever: base, SFT, mining, RPO."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal
@@ -10,8 +11,8 @@ from genret.config import PretrainedModel
 from genret.runs import StageWriter
 from genret.stages.context import Context
 from genret.stages.launching import launch, torch_threads, training_setup
-from genret.stages.ranking import rank
-from genret.training.mining import QUERIES_A_PART, KeptParts, mine
+from genret.stages.ranking import rank_parts
+from genret.training.mining import KeptParts, mine, queries_a_part
 
 _MINING_BATCH = 32
 
@@ -98,16 +99,21 @@ def _mine(context: Context, writer: StageWriter, retriever: Literal["sft", "rpo"
         update={"search": "beam", "beam": context.config.mining.candidates, "batch_size": _MINING_BATCH}
     )
 
-    def search_for(queries: pa.Table, k: int) -> pa.Table:
-        return rank(context, writer.stage, retriever, queries, k, search)[0]
+    synthesis = context.records["synthesis"]
+    count = synthesis.tables["preference_queries"]["rows"]
+    size = queries_a_part(count, _MINING_BATCH)
 
-    parts = mine(
+    def search_for(parts: Iterator[pa.Table], k: int, before: int) -> Iterator[pa.Table]:
+        found = rank_parts(context, writer.stage, retriever, parts, k, search, total=count, before=before)
+        return (ranking for ranking, _ in found)
+
+    pairs = mine(
         context.config.mining,
-        context.store.read_parts(context.records["synthesis"], "preference_queries", QUERIES_A_PART),
+        context.store.read_parts(synthesis, "preference_queries", size),
         context.table("identifiers", "identifiers"),
         search_for,
         context.config.seed,
-        KeptParts(context.store.scratch(writer.stage, context.mark)),
+        KeptParts(context.store.scratch(writer.stage, context.mark), size),
     )
-    writer.write_parts("preference_pairs", parts)
+    writer.write_parts("preference_pairs", pairs)
     return {}

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,8 +20,10 @@ from genret.threads import settle_vector_math
 from genret.training.machine import choose_device
 from genret.training.scratch import bm25_weights, token_features, train_tokenizer
 
-# No telemetry and no model card made of guesses.
+# No telemetry and no model card made of guesses. Nor is a service on the network given the user's token to convert
+# pickled weights, whose answer is a revision that nobody named.
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+os.environ.setdefault("DISABLE_SAFETENSORS_CONVERSION", "1")
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Normalize
 from sentence_transformers.sentence_transformer.modules import StaticEmbedding
@@ -82,6 +85,8 @@ _NAMES = (
 )
 # Where the hub's cache keeps a revision of the model that the folder before it is named after.
 _SNAPSHOT = re.compile(r"/snapshots/[^/]+$")
+# What transformers says of a model on the hub, which it then advises to load as a pickle.
+_LACKS_SAFETENSORS = "cannot be loaded with `safetensors`"
 
 
 def family_of(name: str) -> str:
@@ -269,8 +274,21 @@ def _open(name: str, revision: str, training: bool) -> SentenceTransformer:
             model_kwargs={"use_safetensors": True, "dtype": dtype},
         )
     except (OSError, ValueError, ImportError) as error:
+        if _LACKS_SAFETENSORS in str(error):
+            raise _lacks_safetensors(name, f"none at {revision!r}", revision) from error
         raise InputError(f"dense.model.name: cannot load {name!r} at {revision!r}: {error}") from error
     return model
+
+
+def _lacks_safetensors(name: str, found: str, revision: str = "main") -> InputError:
+    own = _SNAPSHOT.sub("", name.rstrip("/")).rpartition("/")[2].removeprefix("models--").replace("--", "-")
+    options = [] if revision == "main" else ["--revision", revision]
+    command = shlex.join(["genret", "convert", name, f"models/{own}", *options])
+    return InputError(
+        f"dense.model.name: {name}: expected weights in safetensors, found {found}; pickles may run code when they are "
+        f"loaded. Copy the model with its weights converted, `{command}`, and set dense.model.name to the copy; or "
+        "name a revision that has safetensors (dense.model.revision)"
+    )
 
 
 def _check_folder(folder: Path) -> None:
@@ -282,7 +300,7 @@ def _check_folder(folder: Path) -> None:
         if not list(path.parent.glob("*.safetensors"))
     ]
     if pickles:
-        raise InputError(f"dense.model.name: {folder}: expected weights in safetensors, found {pickles[0].name}")
+        raise _lacks_safetensors(str(folder), pickles[0].name)
     if (folder / _MODULES).is_file():
         for module in json.loads((folder / _MODULES).read_text(encoding="utf-8")):
             if not str(module["type"]).startswith("sentence_transformers."):

@@ -1,6 +1,9 @@
 """Mining: the SFT model's own false positives become the negatives of preference learning."""
 
-from collections.abc import Callable, Iterable, Iterator
+import math
+from collections.abc import Iterable, Iterator
+from itertools import chain, tee
+from typing import Protocol
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -8,11 +11,42 @@ import pyarrow.parquet as pq
 from genret.config import MiningConfig
 from genret.errors import InputError
 from genret.examples.preference import build_preference_pairs
-from genret.runs import Storage
+from genret.storage import Storage
 from genret.tables import check_table
 
-QUERIES_A_PART = 100_000
-"""Queries whose rankings, and the pairs that they give, are held at once."""
+# What a part holds of rankings and pairs has to fit into memory; a small one is written more often than it is worth.
+_MOST_QUERIES_A_PART, _LEAST_QUERIES_A_PART = 100_000, 2000
+_PARTS = 20
+
+
+class Rank(Protocol):
+    """A retriever over tables of queries."""
+
+    def __call__(self, parts: Iterator[pa.Table], k: int, before: int) -> Iterator[pa.Table]:
+        """Rank passages.
+
+        Args:
+            parts: Tables with `query_id` and `text`, each with a query at least; may be drawn ahead of what is yielded.
+            k: Most passages a query.
+            before: Queries that were ranked before, which are not in the parts.
+
+        Yields:
+            A `run` table for each part.
+        """
+
+
+def queries_a_part(queries: int, batch_size: int) -> int:
+    """How many queries are kept together: about a twentieth of them, within bounds.
+
+    It is a multiple of the batch, so that the same queries are ranked together whatever it is: sums in another order
+    give other bits, and may give another rank.
+
+    Args:
+        queries: Of all parts.
+        batch_size: Queries that are ranked together.
+    """
+    wanted = min(max(queries / _PARTS, _LEAST_QUERIES_A_PART), _MOST_QUERIES_A_PART)
+    return math.ceil(wanted / batch_size) * batch_size
 
 
 class KeptParts:
@@ -20,14 +54,16 @@ class KeptParts:
 
     Args:
         folder: Local path or URL; the same for the same model, queries and settings only.
+        size: Queries a part: of parts of another size the numbers mean other queries.
     """
 
-    def __init__(self, folder: str) -> None:
+    def __init__(self, folder: str, size: int) -> None:
         self._storage = Storage(folder)
+        self._size = size
 
     def read(self, number: int) -> pa.Table | None:
         """A part; None where it is not done yet, or damaged, which is to be done again."""
-        content = self._storage.read(_part(number))
+        content = self._storage.read(self._part(number))
         if content is None:
             return None
         try:
@@ -40,19 +76,17 @@ class KeptParts:
         """Keep a part; it appears whole or not at all."""
         sink = pa.BufferOutputStream()
         pq.write_table(pairs, sink, compression="zstd", write_page_checksum=True)
-        self._storage.put(_part(number), sink.getvalue().to_pybytes())
+        self._storage.put(self._part(number), sink.getvalue().to_pybytes())
 
-
-def _part(number: int) -> str:
-    # Of parts of another size the numbers mean other queries.
-    return f"pairs-{QUERIES_A_PART}-{number:06d}.parquet"
+    def _part(self, number: int) -> str:
+        return f"pairs-{self._size}-{number:06d}.parquet"
 
 
 def mine(
     config: MiningConfig,
     preference_queries: Iterable[pa.Table],
     identifiers: pa.Table,
-    rank: Callable[[pa.Table, int], pa.Table],
+    rank: Rank,
     seed: int,
     kept: KeptParts | None = None,
 ) -> Iterator[pa.Table]:
@@ -62,19 +96,28 @@ def mine(
         config: The `mining` section.
         preference_queries: Queries that SFT has not seen, each with its passage: the table in parts.
         identifiers: The identifiers of all passages.
-        rank: Ranks passages for a table with `query_id` and `text`, at most so many a query: a `run` table.
+        rank: Ranks passages; called once at most, so that what it starts serves all parts.
         seed: Seed of the `random` strategy.
-        kept: Parts that were done before are taken from there and not ranked again, others are put there.
+        kept: Parts that were done before, up to the first that is missing, are taken from there and not ranked again;
+            others are put there.
 
     Yields:
         The table `preference_pairs`, a part for each of the queries', so that neither all queries nor all rankings nor
         all pairs are ever held.
     """
-    for number, queries in enumerate(preference_queries):
+    numbered, before = enumerate(preference_queries), 0
+    for number, queries in numbered:
         pairs = kept.read(number) if kept is not None else None
         if pairs is None:
-            ranking = rank(queries.select(["query_id", "text"]), config.candidates)
-            pairs = build_preference_pairs(config, ranking, queries, identifiers, seed)["preference_pairs"]
-            if kept is not None:
-                kept.write(number, pairs)
+            break
+        before += queries.num_rows
+        yield pairs
+    else:
+        return
+    drawn, ranked = tee(chain([(number, queries)], numbered))
+    rankings = rank((part.select(["query_id", "text"]) for _, part in drawn), config.candidates, before)
+    for ranking, (at, part) in zip(rankings, ranked, strict=True):
+        pairs = build_preference_pairs(config, ranking, part, identifiers, seed)["preference_pairs"]
+        if kept is not None:
+            kept.write(at, pairs)
         yield pairs

@@ -16,6 +16,7 @@ from typing import Any
 
 import psutil
 import pytest
+from silent import Silent
 
 from genret.cluster import connected
 from genret.config import ComputeConfig, HttpConfig, load_config
@@ -286,16 +287,6 @@ def test_a_dead_server_ends_the_run_which_goes_on_later(cluster: None, server: C
     assert not errors(list(engine.generate(asked)))
     assert engine.counts.reused >= kept
     assert all(count == 1 for prompt, count in server.answered().items() if prompt in answered)
-
-
-class Silent:
-    """Tells nobody."""
-
-    def stage_started(self, stage: str) -> None: ...
-
-    def progress(self, stage: str, done: int, total: int, unit: str, note: str) -> None: ...
-
-    def stage_finished(self, record: object, reused: bool) -> None: ...
 
 
 def settings_for(server: ChatServer, tiny_settings: list[str]) -> list[str]:

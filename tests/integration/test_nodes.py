@@ -14,9 +14,9 @@ from typing import Any
 import pyarrow as pa
 import pytest
 import ray
-from conftest import free_port
 from ray.cloudpickle import register_pickle_by_value
 from ray.cluster_utils import AutoscalingCluster, Cluster
+from service import free_port
 
 from genret.cluster import connected, map_batches
 from genret.config import load_config

@@ -14,7 +14,8 @@ import pytest
 
 from genret.errors import RunBusyError
 from genret.leases import driving
-from genret.runs import RunStore, Storage
+from genret.runs import RunStore
+from genret.storage import Storage
 
 FAST = {"heartbeat": 0.2, "expiry": 1.5}
 

@@ -13,6 +13,7 @@ import pytest
 import torch
 from ray.train import TrainingFailedError
 from safetensors.torch import load_file
+from silent import Silent
 
 from genret.cluster import connected
 from genret.config import ComputeConfig, RpoConfig, SftConfig, load_config
@@ -28,16 +29,6 @@ SECTIONS: dict[str, SftConfig | RpoConfig] = {
     "sft": SftConfig(epochs=0.35, batch_size=96, micro_batch_size=32, learning_rate=1e-3, checkpoints=2, max_tokens=48),
     "rpo": RpoConfig(epochs=1, batch_size=20, micro_batch_size=8, learning_rate=1e-4, checkpoints=2),
 }
-
-
-class Silent:
-    """Tells nobody."""
-
-    def stage_started(self, stage: str) -> None: ...
-
-    def progress(self, stage: str, done: int, total: int, unit: str, note: str) -> None: ...
-
-    def stage_finished(self, record: object, reused: bool) -> None: ...
 
 
 @pytest.fixture(scope="module")

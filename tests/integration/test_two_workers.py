@@ -3,20 +3,11 @@
 from pathlib import Path
 
 import pytest
+from silent import Silent
 
 from genret.config import load_config
 from genret.pipeline import run
 from genret.runs import RunStore
-
-
-class Silent:
-    """Tells nobody."""
-
-    def stage_started(self, stage: str) -> None: ...
-
-    def progress(self, stage: str, done: int, total: int, unit: str, note: str) -> None: ...
-
-    def stage_finished(self, record: object, reused: bool) -> None: ...
 
 
 @pytest.mark.slow

@@ -17,6 +17,7 @@ import psutil
 import pytest
 from checkpoint import write_checkpoint
 from conftest import SETTINGS, write_beir
+from silent import Silent
 from transformers import AutoTokenizer
 
 from genret.cluster import connected
@@ -29,7 +30,7 @@ from genret.llm.prompts import render
 from genret.llm.tokens import prompt_tokens
 from genret.llm.vllm import VllmSender, demands
 from genret.pipeline import planned, run
-from genret.runs import RunStore, StageRecord
+from genret.runs import RunStore
 
 # Pairs that start quickly and are exact: each answer is the same however prompts are batched.
 TINY = {"dtype": "float32", "max_model_len": 2048, "kv_cache_gib": 0.5, "engine_arguments": {"enforce_eager": True}}
@@ -150,16 +151,6 @@ def vllm_settings(model: Path) -> list[str]:
         f"llm.model={model}",
         *(f"llm.{name}={value}" for name, value in TINY.items()),
     ]
-
-
-class Silent:
-    """Watches nothing."""
-
-    def stage_started(self, stage: str) -> None: ...
-
-    def progress(self, stage: str, done: int, total: int, unit: str, note: str) -> None: ...
-
-    def stage_finished(self, record: StageRecord, reused: bool) -> None: ...
 
 
 def test_the_whole_pipeline(cluster: None, model: Path, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from genret.errors import RunBusyError
 from genret.leases import driving
-from genret.runs import Storage
+from genret.storage import Storage
 
 FAST = {"heartbeat": 0.05, "expiry": 0.6}
 

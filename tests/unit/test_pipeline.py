@@ -15,10 +15,11 @@ from genret.llm.prompts import prompt_digest, render
 from genret.pipeline import STAGES, plan, planned, run, stage_fingerprint, trained
 from genret.retrieval import packages
 from genret.runs import RunStore, StageRecord
+from genret.tables import table_from_rows
 
 ALL = [stage.name for stage in STAGES]
 SECOND_ROUND = ["mining_2", "rpo_2"]
-NAMES = [name for name in ALL if name not in SECOND_ROUND]
+NAMES = [name for name in ALL if name not in (*SECOND_ROUND, "lists")]
 # Of no preset: its values may change. Every change below differs from the default.
 DEFAULTS = """
 llm: {type: extractive}
@@ -65,7 +66,7 @@ CHANGES = [
     ("dense.learning_rate=1e-5", AFTER_DENSE),
     ("dense.loss=debiased", AFTER_DENSE),
     ("dense.vectors=int8", {"base_embedding"} | AFTER_CANDIDATES),
-    ("dense.index=lists", {"embedding"} | AFTER_RETRIEVAL),
+    ("dense.index=lists", {"lists"} | AFTER_RETRIEVAL),
     ("dense.embedding_batch=7", {"report"}),
     ("retrieval.probes=7", AFTER_RETRIEVAL),
     ("retrieval.k1=0.9", {"bm25"} | AFTER_CANDIDATES),
@@ -192,6 +193,41 @@ def test_a_plan_leaves_out_what_is_kept_and_what_is_done(config_of, tmp_path: Pa
     assert plan(config, store, recorder) is None
 
 
+def test_a_plan_leaves_out_negatives_that_are_kept_where_their_queries_are_there(config_of, tmp_path: Path) -> None:
+    config = config_of(
+        HTTP, "synthesis.sentence_queries=0", "identifiers.type=atomic", "retrieval.retrievers=[dense]",
+        "negatives={source: synthetic, retriever: bm25, count: 2}",
+    )  # fmt: skip
+    store = RunStore(tmp_path / "run")
+    records = run(config, store, Recorder(), "corpus")
+    names = [row["passage_id"] for row in store.read_table(records["corpus"], "passages").to_pylist()]
+    queries = [
+        {"query_id": f"q{n}", "passage_id": names[0], "text": f"query {n}", "kind": "chunk", "generator": "g"}
+        for n in range(3)
+    ]
+    ranking = [
+        {"query_id": "q0", "passage_id": names[place], "rank": place + 1, "score": 2.0 - place, "retriever": "bm25"}
+        for place in (0, 1)
+    ]
+    written = {"queries": table_from_rows("queries", queries), "run": table_from_rows("run", ranking)}
+    for stage in planned(config, "candidates")[1:]:
+        writer = store.begin(stage.name, stage_fingerprint(stage, config, records))
+        for name, table in written.items() if stage.name == "candidates" else ():
+            writer.write_table(name, table)
+        records[stage.name] = writer.commit({"seconds": 1.0})
+
+    def shares() -> dict[str, tuple[int, int]]:
+        return {share.kind: (share.prompts, share.kept) for share in plan(config, store, Recorder()).shares}
+
+    assert shares() == {"negative": (3, 0)}, "as many as there are queries"
+    sender = HttpSender(config.llm, config.seed, config.compute)
+    request = Request("q0|negative", "negative", 2, "", "one text", related=("another text",), query="query 0")
+    writer = JournalWriter(store.shared_folder("completions"), "s")
+    writer.append(Completion(prompt_digest(render(request, sender.form), sender.model, sender.sampling), "- no"))
+    writer.close()
+    assert shares() == {"negative": (3, 1)}
+
+
 # --- the order ---
 
 
@@ -257,7 +293,7 @@ def test_the_table_of_changes_has_every_section() -> None:
 # These name what is read, or say which stages there are: other tests change them.
 READ = (
     *("corpus.type", "corpus.path", "corpus.split", "corpus.train_split", "sft.model", "preference.rounds"),
-    *("dense.model", "negatives.source", "negatives.retriever"),
+    *("dense.model", "dense.index", "negatives.source", "negatives.retriever"),
 )
 
 
@@ -405,10 +441,23 @@ def test_an_empty_path_is_named_before_anything_is_written(tmp_path: Path) -> No
 def test_a_missing_package_is_named_before_anything_is_written(config_of, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(packages, "find_spec", lambda name: None)
     lists = "dense.index=lists"
-    with pytest.raises(InputError, match=r"dense\.index: lists needs the package faiss, found none"):
-        run(config_of(lists), RunStore(tmp_path / "run"), Recorder(), "corpus")
+    for until in ("lists", None):
+        with pytest.raises(InputError, match=r"dense\.index: lists needs the package faiss, found none"):
+            run(config_of(lists), RunStore(tmp_path / "run"), Recorder(), until)
     assert not (tmp_path / "run").exists()
-    run(config_of(lists, "retrieval.retrievers=[bm25]"), RunStore(tmp_path / "run"), Recorder(), "corpus")
+
+
+def test_a_package_is_asked_for_by_who_needs_it(config_of, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(packages, "find_spec", lambda name: None)
+    lists = "dense.index=lists"
+    assert list(run(config_of(lists), RunStore(tmp_path / "run"), Recorder(), "corpus")) == ["corpus"]
+    made = RunStore(tmp_path / "made")
+    write_records(made, config_of(lists))
+    assert "embedding" in run(config_of(lists), made, Recorder(), "embedding")
+    config = config_of(lists, "retrieval.retrievers=[bm25]")
+    store = RunStore(tmp_path / "other")
+    write_records(store, config)
+    assert "report" in run(config, store, Recorder())
 
 
 def write_records(store: RunStore, config: RunConfig) -> None:

@@ -199,3 +199,13 @@ def test_the_command_prints_a_row_a_stage(tmp_path: Path, capsys: pytest.Capture
         with pytest.raises(SystemExit) as ended:
             main(["plan", "scratch-semantic", *flags, *wrong])
         assert ended.value.code == 2
+
+
+def test_lists_are_planned_where_the_index_has_some() -> None:
+    exact, lists = (
+        by_stage(load_config("quickstart", [f"dense.index={index}", "retrieval.retrievers=[dense]"]))
+        for index in ("exact", "lists")
+    )
+    assert lists.keys() - exact.keys() == {"lists"}
+    assert lists["lists"].seconds > 0 and lists["lists"].disk > lists["embedding"].disk
+    assert lists["embedding"] == exact["embedding"]

@@ -445,13 +445,14 @@ def test_sweep_deletes_old_orphans_only(url, tmp_path):
 # --- killed at any instant ---------------------------------------------------------------------------------
 
 # Forks children that write stages of tiny tables and loose files into runs of their own, and are killed: the
-# first ones at the Nth line of runs.py that they execute, for every N, while they write one stage; the others
-# after a random time, while they write two. Flushing to the disk only matters when the machine dies, and is
-# left out for speed.
+# first ones at the Nth line of runs.py and storage.py that they execute, for every N, while they write one stage;
+# the others after a random time, while they write two. Flushing to the disk only matters when the machine dies, and
+# is left out for speed.
 KILLER = """
 import os, random, signal, sys, time
 from pathlib import Path
 import genret.runs
+import genret.storage
 from genret.runs import RunStore
 from genret.tables import table_from_rows
 
@@ -459,7 +460,7 @@ root, model, seed, repeats = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[
 queries = table_from_rows("test_queries", [{"query_id": f"q{n}", "text": f"text {n}"} for n in range(3)])
 rows = [{"query_id": f"q{n}", "doc_id": f"d{n}", "relevance": n % 3} for n in range(5)]
 qrels = table_from_rows("qrels", rows)
-source = genret.runs.__file__
+sources = {genret.runs.__file__, genret.storage.__file__}
 os.fsync = lambda descriptor: None
 
 def work(folder, stages):
@@ -480,7 +481,7 @@ def kill_at_line(number):
     left = number
     def trace(frame, event, argument):
         nonlocal left
-        if frame.f_code.co_filename != source:
+        if frame.f_code.co_filename not in sources:
             return None
         if event == "line":
             left -= 1

@@ -3,28 +3,16 @@
 import itertools
 
 import numpy as np
-import pyarrow as pa
 import pytest
 import scipy.stats
 from hypothesis import given
 from hypothesis import strategies as st
+from measured import query_measures
 
 from genret.config import EvaluationConfig
 from genret.errors import InputError
 from genret.evaluation.significance import compare_retrievers, holm, randomisation_test, t_test
-from genret.tables import SCHEMAS, table_from_rows
-
-
-def query_measures(values: dict[tuple[str, str], list[float]]) -> pa.Table:
-    return table_from_rows(
-        "query_measures",
-        [
-            {"retriever": retriever, "measure": measure, "query_id": f"q{number}", "value": value}
-            for (retriever, measure), column in values.items()
-            for number, value in enumerate(column)
-        ],
-    )
-
+from genret.tables import SCHEMAS
 
 # --- the randomisation test ---
 

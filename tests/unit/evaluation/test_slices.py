@@ -3,10 +3,10 @@
 import json
 
 import numpy as np
-import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from measured import query_measures
 
 from genret.config import EvaluationConfig
 from genret.errors import InputError
@@ -125,17 +125,6 @@ def test_a_field_that_nothing_has_is_refused() -> None:
 
 def test_no_query_has_no_slice() -> None:
     assert slices_of(["unknown"], {}) == {}
-
-
-def query_measures(values: dict[tuple[str, str], list[float]]) -> pa.Table:
-    return table_from_rows(
-        "query_measures",
-        [
-            {"retriever": retriever, "measure": measure, "query_id": f"q{number}", "value": value}
-            for (retriever, measure), column in values.items()
-            for number, value in enumerate(column)
-        ],
-    )
 
 
 def test_measures_on_slices() -> None:

@@ -27,7 +27,7 @@ def saved(folder: Path, count: int = COUNT, kind: str = "fp16") -> DenseIndex:
     folder.mkdir()
     index = DenseIndex(quantise(clustered(count), kind))
     index.save(folder)
-    write_lists(folder, seed=0)
+    write_lists(folder, folder, seed=0)
     return index
 
 
@@ -35,7 +35,7 @@ def saved(folder: Path, count: int = COUNT, kind: str = "fp16") -> DenseIndex:
 def test_all_lists_are_the_exact_search(tmp_path, kind) -> None:
     exact = saved(tmp_path / "index", kind=kind)
     queries = clustered(20)
-    found = ApproximateIndex.load(tmp_path / "index", probes=65_536).search(queries, 10)
+    found = ApproximateIndex.load(tmp_path / "index", tmp_path / "index", probes=65_536).search(queries, 10)
     for (places, scores), (expected, values) in zip(found, exact.search(queries, 10), strict=True):
         assert places.tolist() == expected.tolist()
         assert np.allclose(scores, values, atol=1e-5)
@@ -47,7 +47,7 @@ def test_few_lists_find_most_and_more_find_more(tmp_path) -> None:
     expected = [set(places.tolist()) for places, _ in exact.search(queries, 10)]
 
     def recall(probes: int) -> float:
-        found = ApproximateIndex.load(tmp_path / "index", probes).search(queries, 10)
+        found = ApproximateIndex.load(tmp_path / "index", tmp_path / "index", probes).search(queries, 10)
         return sum(len(want & set(places.tolist())) for want, (places, _) in zip(expected, found, strict=True)) / 500
 
     assert 0.3 < recall(1) < recall(8)
@@ -65,7 +65,7 @@ def test_equal_scores_rank_in_the_order_of_the_places(tmp_path) -> None:
 @pytest.mark.parametrize("count", [1, 2, 38, 100])
 def test_a_small_corpus_has_one_list_or_few(tmp_path, count) -> None:
     exact = saved(tmp_path / "index", count)
-    found = ApproximateIndex.load(tmp_path / "index", 32).search(clustered(3), 500)
+    found = ApproximateIndex.load(tmp_path / "index", tmp_path / "index", 32).search(clustered(3), 500)
     assert [places.tolist() for places, _ in found] == [
         places.tolist() for places, _ in exact.search(clustered(3), 500)
     ]
@@ -74,9 +74,9 @@ def test_a_small_corpus_has_one_list_or_few(tmp_path, count) -> None:
 def test_no_vectors_find_nothing(tmp_path) -> None:
     np.save(tmp_path / "vectors.npy", np.empty((0, 4), dtype=np.float16))
     np.save(tmp_path / "scales.npy", np.empty(0, dtype=np.float32))
-    write_lists(tmp_path, seed=0)
+    write_lists(tmp_path, tmp_path, seed=0)
     assert not (tmp_path / LISTS).exists()
-    places, scores = ApproximateIndex.load(tmp_path, 32).search(torch.ones(1, 4), 5)[0]
+    places, scores = ApproximateIndex.load(tmp_path, tmp_path, 32).search(torch.ones(1, 4), 5)[0]
     assert len(places) == len(scores) == 0
 
 
@@ -92,13 +92,13 @@ def test_what_does_not_belong_together_is_refused(tmp_path) -> None:
     lists = tmp_path / "index" / LISTS
     lists.write_bytes((tmp_path / "other" / LISTS).read_bytes())
     with pytest.raises(InputError, match="expected lists of 3000 vectors of 16 dimensions, found 100 of 16"):
-        ApproximateIndex.load(tmp_path / "index", 1)
+        ApproximateIndex.load(tmp_path / "index", tmp_path / "index", 1)
     lists.write_bytes(b"no index")
     with pytest.raises(InputError, match=r"expected an index of faiss in lists\.faiss"):
-        ApproximateIndex.load(tmp_path / "index", 1)
+        ApproximateIndex.load(tmp_path / "index", tmp_path / "index", 1)
     lists.unlink()
     with pytest.raises(InputError, match=r"expected the file lists\.faiss, found none"):
-        ApproximateIndex.load(tmp_path / "index", 1)
+        ApproximateIndex.load(tmp_path / "index", tmp_path / "index", 1)
 
 
 class Counted(DenseIndex):
@@ -119,7 +119,7 @@ def test_centroids_are_found_with_a_sample(monkeypatch) -> None:
 
 def test_queries_of_another_width_are_refused(tmp_path) -> None:
     saved(tmp_path / "index")
-    index = ApproximateIndex.load(tmp_path / "index", 1)
+    index = ApproximateIndex.load(tmp_path / "index", tmp_path / "index", 1)
     with pytest.raises(InputError, match="dense index: expected 16 dimensions, found 8"):
         index.search(torch.ones(1, 8), 5)
 
@@ -130,4 +130,4 @@ def test_without_the_package_nothing_is_built_or_opened(tmp_path, monkeypatch) -
     with pytest.raises(InputError, match=r"dense\.index: lists needs the package faiss"):
         build_lists(index, seed=0)
     with pytest.raises(InputError, match=r"dense\.index: lists needs the package faiss"):
-        ApproximateIndex.load(tmp_path / "index", 1)
+        ApproximateIndex.load(tmp_path / "index", tmp_path / "index", 1)

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from genret.config import DenseConfig, PretrainedEncoder, RetrievalConfig, ScratchEncoder
 from genret.errors import InputError
 from genret.retrieval import dense, vectors
+from genret.retrieval.approximate import write_lists
 from genret.retrieval.dense import DenseRetriever, missing_blocks, open_embedder, write_index
 from genret.retrieval.vectors import DenseIndex, QuantisedVectors, quantise
 from genret.runs import RunStore
@@ -110,7 +111,7 @@ def embed(place: EncoderPlace, passages: pa.Table, scratch: str) -> list[int]:
 
 def open_index(folder, place, passages, scratch, tmp_path) -> DenseRetriever:
     folder.mkdir()
-    write_index(folder, scratch, passages.column("passage_id"), place, 0)
+    write_index(folder, scratch, passages.column("passage_id"), place)
     return DenseRetriever.load(folder, RunStore(tmp_path / "run"), {}, "dense", RETRIEVAL)
 
 
@@ -133,13 +134,13 @@ def test_embedding_goes_on_where_it_stopped(monkeypatch, place, passages, tmp_pa
 
 def test_a_missing_block_is_named(place, passages, tmp_path) -> None:
     with pytest.raises(InputError, match=r"block-000000\.npz: expected a block of vectors, found none"):
-        write_index(tmp_path, str(tmp_path / "scratch"), passages.column("passage_id"), place, 0)
+        write_index(tmp_path, str(tmp_path / "scratch"), passages.column("passage_id"), place)
 
 
 def test_a_block_of_other_passages_is_refused(place, passages, tmp_path) -> None:
     embed(place, passages.slice(0, 3), str(tmp_path / "scratch"))
     with pytest.raises(InputError, match="expected 7 vectors, found 3"):
-        write_index(tmp_path, str(tmp_path / "scratch"), passages.column("passage_id"), place, 0)
+        write_index(tmp_path, str(tmp_path / "scratch"), passages.column("passage_id"), place)
 
 
 # --- queries ---
@@ -182,8 +183,10 @@ def test_an_index_that_is_not_whole_is_refused(retriever, tmp_path) -> None:
 
 def test_lists_find_what_the_exact_search_finds(place, passages, retriever, tmp_path) -> None:
     pytest.importorskip("faiss", reason="faiss is not installed")
-    lists = EncoderPlace("", "", place.config.model_copy(update={"index": "lists"}))
-    opened = open_index(tmp_path / "lists", lists, passages, str(tmp_path / "scratch"), tmp_path)
+    lists = tmp_path / "lists"
+    lists.mkdir()
+    write_lists(tmp_path / "index", lists, 0)
+    opened = DenseRetriever.load(tmp_path / "index", RunStore(tmp_path / "run"), {}, "dense", RETRIEVAL, lists)
     for query in ("night train to the capital", "a cake in the oven", ""):
         found, expected = (one.retrieve([query], 7)[0] for one in (opened, retriever))
         assert [place.passage_id for place in found] == [place.passage_id for place in expected]

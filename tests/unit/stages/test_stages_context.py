@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+from silent import Silent
+
 from genret import tables
 from genret.config import RunConfig, parse_config
 from genret.runs import RunStore
@@ -11,16 +13,6 @@ _CONFIG = """
 name: tiny
 corpus: {type: beir, path: nowhere}
 """
-
-
-class Silent:
-    """A reporter that nobody reads."""
-
-    def stage_started(self, stage: str) -> None: ...
-
-    def progress(self, stage: str, done: int, total: int, unit: str, note: str) -> None: ...
-
-    def stage_finished(self, record: object, reused: bool) -> None: ...
 
 
 def config() -> RunConfig:

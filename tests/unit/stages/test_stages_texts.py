@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+from silent import Silent
 
 from genret import tables
 from genret.config import parse_config
@@ -15,16 +16,6 @@ _CONFIG = """
 corpus: {type: beir, path: nowhere}
 examples: {context2id: none}
 """
-
-
-class Silent:
-    """A reporter that nobody reads."""
-
-    def stage_started(self, stage: str) -> None: ...
-
-    def progress(self, stage: str, done: int, total: int, unit: str, note: str) -> None: ...
-
-    def stage_finished(self, record: object, reused: bool) -> None: ...
 
 
 def query(name: str, kind: str) -> dict[str, str]:

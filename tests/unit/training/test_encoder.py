@@ -1,10 +1,12 @@
 """The encoder: built from a corpus, saved, opened as sentence-transformers does, and what is refused."""
 
 import json
+import re
 
 import pytest
 import torch
 from sentence_transformers import SentenceTransformer
+from transformers import BertConfig, BertModel
 
 from genret.config import DenseConfig, PretrainedEncoder, ScratchEncoder
 from genret.errors import InputError
@@ -145,8 +147,27 @@ def test_pickled_weights_are_refused(encoder, tmp_path) -> None:
     encoder.save(tmp_path)
     weights = next(tmp_path.rglob("*.safetensors"))
     weights.rename(weights.with_name("pytorch_model.bin"))
-    with pytest.raises(InputError, match=r"expected weights in safetensors, found pytorch_model\.bin"):
+    command = re.escape(f"genret convert {tmp_path} models/{tmp_path.name}")
+    with pytest.raises(InputError, match=rf"expected weights in safetensors, found pytorch_model\.bin.*{command}"):
         open_named(tmp_path)
+
+
+def test_a_model_on_the_hub_with_pickles_alone_says_what_to_do(encoder, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("transformers.utils.hub.constants.HF_HUB_CACHE", str(tmp_path))
+    revision = "0" * 40
+    place = tmp_path / "models--mine--contriever" / "snapshots" / revision
+    (tmp_path / "models--mine--contriever" / "refs").mkdir(parents=True)
+    (tmp_path / "models--mine--contriever" / "refs" / "main").write_text(revision)
+    place.mkdir(parents=True)
+    bert = BertModel(
+        BertConfig(vocab_size=8, hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8)
+    )
+    bert.config.save_pretrained(place)
+    torch.save(bert.state_dict(), place / "pytorch_model.bin")
+    command = "genret convert mine/contriever models/contriever"
+    with pytest.raises(InputError, match=rf"expected weights in safetensors, found none at 'main'; .*{command}"):
+        open_named("mine/contriever")
 
 
 def test_modules_of_others_are_refused(encoder, tmp_path) -> None:

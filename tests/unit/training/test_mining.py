@@ -1,5 +1,6 @@
 """Mining part by part, with a ranking that is known."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow as pa
@@ -8,7 +9,7 @@ import pytest
 
 from genret.config import MiningConfig
 from genret.tables import table_from_rows
-from genret.training.mining import KeptParts, mine
+from genret.training.mining import KeptParts, mine, queries_a_part
 
 PASSAGES = 12
 
@@ -35,8 +36,13 @@ class Ranker:
 
     def __init__(self) -> None:
         self.asked: list[tuple[int, int]] = []
+        self.calls: list[int] = []
 
-    def __call__(self, queries: pa.Table, k: int) -> pa.Table:
+    def __call__(self, parts: Iterator[pa.Table], k: int, before: int) -> Iterator[pa.Table]:
+        self.calls.append(before)
+        return (self.rank(queries, k) for queries in parts)
+
+    def rank(self, queries: pa.Table, k: int) -> pa.Table:
         assert queries.column_names == ["query_id", "text"]
         self.asked.append((queries.num_rows, k))
         rows = []
@@ -95,21 +101,60 @@ def test_a_mining_cut_short_goes_on_behind_the_last_part(tmp_path: Path, strateg
     whole = pa.concat_tables(mine(config, [queries], identifiers(), Ranker(), 3))
 
     class Dies(Ranker):
-        def __call__(self, asked: pa.Table, k: int) -> pa.Table:
+        def rank(self, queries: pa.Table, k: int) -> pa.Table:
             if len(self.asked) == 2:
                 raise KeyboardInterrupt
-            return super().__call__(asked, k)
+            return super().rank(queries, k)
 
     with pytest.raises(KeyboardInterrupt):
-        list(mine(config, parts, identifiers(), Dies(), 3, KeptParts(str(tmp_path))))
+        list(mine(config, parts, identifiers(), Dies(), 3, KeptParts(str(tmp_path), 6)))
     ranker = Ranker()
-    found = pa.concat_tables(mine(config, parts, identifiers(), ranker, 3, KeptParts(str(tmp_path))))
+    found = pa.concat_tables(mine(config, parts, identifiers(), ranker, 3, KeptParts(str(tmp_path), 6)))
     assert found.equals(whole)
     assert [rows for rows, _ in ranker.asked] == [6, 5], "the first two parts are not ranked again"
+    assert ranker.calls == [12]
+    done = Ranker()
+    again = pa.concat_tables(mine(config, parts, identifiers(), done, 3, KeptParts(str(tmp_path), 6)))
+    assert again.equals(whole) and not done.calls, "where all is there, nothing is started"
+    other = Ranker()
+    assert pa.concat_tables(mine(config, [queries], identifiers(), other, 3, KeptParts(str(tmp_path), 23))).equals(
+        whole
+    )
+    assert [rows for rows, _ in other.asked] == [23], "parts of another size are others"
+
+
+class AheadRanker(Ranker):
+    """Draws all parts before the first ranking is there, as many workers do."""
+
+    def __call__(self, parts: Iterator[pa.Table], k: int, before: int) -> Iterator[pa.Table]:
+        return super().__call__(iter(list(parts)), k, before)
+
+
+def test_parts_may_be_drawn_ahead() -> None:
+    config, queries = MiningConfig(), preference_queries(23)
+    parts = [queries.slice(start, 6) for start in range(0, 23, 6)]
+    found = list(mine(config, parts, identifiers(), AheadRanker(), 3))
+    assert found == list(mine(config, parts, identifiers(), Ranker(), 3))
+
+
+@pytest.mark.parametrize(
+    ("queries", "size"),
+    [
+        (0, 2016),
+        (3000, 2016),
+        (40_320, 2016),
+        (40_321, 2048),
+        (640_000, 32_000),
+        (2_000_000, 100_000),
+        (10**8, 100_000),
+    ],
+)
+def test_a_part_is_a_twentieth_of_the_queries_within_bounds(queries: int, size: int) -> None:
+    assert queries_a_part(queries, 32) == size
 
 
 def test_a_part_that_was_never_renamed_is_no_part(tmp_path: Path) -> None:
-    kept = KeptParts(str(tmp_path))
+    kept = KeptParts(str(tmp_path), 12)
     kept.write(0, table_from_rows("preference_pairs", []))
     (name,) = (path.name for path in tmp_path.iterdir())
     (tmp_path / name).rename(tmp_path / f".{name}-x.tmp")
@@ -120,8 +165,8 @@ def test_a_part_that_was_never_renamed_is_no_part(tmp_path: Path) -> None:
 def test_a_damaged_part_is_ranked_again(tmp_path: Path, damage: str) -> None:
     config, queries = MiningConfig(), preference_queries(23)
     parts = [queries.slice(start, 12) for start in range(0, 23, 12)]
-    whole = pa.concat_tables(mine(config, parts, identifiers(), Ranker(), 3, KeptParts(str(tmp_path))))
-    part = min(tmp_path.iterdir())
+    whole = pa.concat_tables(mine(config, parts, identifiers(), Ranker(), 3, KeptParts(str(tmp_path), 12)))
+    part = max(tmp_path.iterdir())
     content = bytearray(part.read_bytes())
     if damage == "another table":
         pq.write_table(queries, part)
@@ -130,6 +175,16 @@ def test_a_damaged_part_is_ranked_again(tmp_path: Path, damage: str) -> None:
         changed = {"cut": content[: len(content) // 2], "empty": b"", "other bytes": b"x" * 500}
         part.write_bytes(changed.get(damage, content))
     ranker = Ranker()
-    assert pa.concat_tables(mine(config, parts, identifiers(), ranker, 3, KeptParts(str(tmp_path)))).equals(whole)
-    assert [rows for rows, _ in ranker.asked] == [12]
-    assert KeptParts(str(tmp_path)).read(0) is not None, "and kept again"
+    assert pa.concat_tables(mine(config, parts, identifiers(), ranker, 3, KeptParts(str(tmp_path), 12))).equals(whole)
+    assert [rows for rows, _ in ranker.asked] == [11]
+    assert KeptParts(str(tmp_path), 12).read(1) is not None, "and kept again"
+
+
+def test_what_is_behind_a_missing_part_is_ranked_again(tmp_path: Path) -> None:
+    parts = [preference_queries(23).slice(start, 6) for start in range(0, 23, 6)]
+    whole = pa.concat_tables(mine(MiningConfig(), parts, identifiers(), Ranker(), 3, KeptParts(str(tmp_path), 6)))
+    sorted(tmp_path.iterdir())[1].unlink()
+    ranker = Ranker()
+    found = pa.concat_tables(mine(MiningConfig(), parts, identifiers(), ranker, 3, KeptParts(str(tmp_path), 6)))
+    assert found.equals(whole)
+    assert [rows for rows, _ in ranker.asked] == [6, 6, 5]
