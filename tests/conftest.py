@@ -61,7 +61,7 @@ def identifiers_table(names: dict[str, str]) -> pa.Table:
     )
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_bundle(passages: pa.Table) -> Callable[..., Bundle]:
     """Makes a tiny bundle over the seven passages, trained on nothing yet."""
 

@@ -8,6 +8,7 @@ import torch
 from peft import LoraConfig
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers.integrations import unset_hf_deepspeed_config
 
 from genret.config import TuningConfig
 
@@ -74,6 +75,8 @@ def finished_model(trainer: Any, tuning: TuningConfig) -> PreTrainedModel | None
     """
     if trainer.is_deepspeed_enabled:
         weights = _gather(trainer.model)
+        # With ZeRO-3 on, Transformers makes every model in pieces, for which one worker would wait for the others.
+        unset_hf_deepspeed_config()
         if not trainer.accelerator.is_main_process:
             return None
         adapted = tuning.method == "lora"

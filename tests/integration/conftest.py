@@ -10,6 +10,7 @@ import sys
 import time
 import urllib.request
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -81,6 +82,16 @@ def beir_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tiny_settings(beir_folder: Path) -> list[str]:
     """Overrides of a preset with which the pipeline runs in seconds."""
     return [f"corpus.path={beir_folder}", *SETTINGS]
+
+
+@pytest.fixture(scope="session")
+def deepspeed() -> None:
+    """Tests that ask for this are skipped where DeepSpeed is not installed, but not in CI."""
+    if find_spec("deepspeed") is None:
+        reason = "DeepSpeed is not installed (make test installs it: genret[test])"
+        if os.environ.get("CI") == "true":
+            pytest.fail(reason)
+        pytest.skip(reason)
 
 
 @pytest.fixture(scope="module")

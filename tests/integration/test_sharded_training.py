@@ -4,7 +4,6 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
-from importlib.util import find_spec
 from pathlib import Path
 
 import psutil
@@ -22,7 +21,6 @@ from genret.runs import RunStore
 from genret.training.launch import TrainingTask, train
 from genret.training.setup import Setup
 
-needs_deepspeed = pytest.mark.skipif(find_spec("deepspeed") is None, reason="DeepSpeed is not installed")
 # Sums in another order: AdamW's first steps turn the last bit of a gradient near zero into a change of this size.
 TOLERANCE = 2e-5
 SECTIONS: dict[str, SftConfig | RpoConfig] = {
@@ -107,7 +105,7 @@ def test_workers_train_as_one_does(fit, section, single, workers) -> None:
 
 
 @pytest.mark.chaos
-@needs_deepspeed
+@pytest.mark.usefixtures("deepspeed")
 @pytest.mark.parametrize(("stage", "offload"), [(2, "none"), (3, "none"), (3, "optimizer")])
 def test_zero_trains_as_one_worker_does(fit, section, single, stage, offload) -> None:
     assert_same(fit(section, 2, zero_stage=stage, offload=offload), single)
