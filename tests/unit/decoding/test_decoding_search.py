@@ -478,7 +478,8 @@ def test_lower_precision(dtype: torch.dtype, tolerance: float, how: scoring.Scor
 def test_a_bounded_search_says_so_and_returns_what_it_has(model: Any, how: scoring.Scoring) -> None:
     identifiers, prompts = some_identifiers(300), some_prompts(3, 6)
     finder = TrieSearch(model, Trie.from_sequences(identifiers), how)
-    full = finder.search(prompts, k=10, mode="exact", beam=2, max_expansions=10_000)  # unbounded, it expands more at once
+    # Without any bound, more would be expanded at once.
+    full = finder.search(prompts, k=10, mode="exact", beam=2, max_expansions=10_000)
     for bound in (0, 1, 5, 20):
         for prompt, whole, result in zip(
             prompts, full, finder.search(prompts, k=10, mode="exact", beam=2, max_expansions=bound), strict=True
