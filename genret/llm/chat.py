@@ -12,7 +12,6 @@ The request: https://platform.openai.com/docs/api-reference/chat/create. What a 
 
 import asyncio
 import json
-import time
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -29,7 +28,7 @@ from pydantic import SecretStr
 from genret.config import HttpConfig
 from genret.errors import InputError
 from genret.llm.journal import Completion, JournalWriter
-from genret.llm.pacing import Pacer, backoff_seconds, retry_after_seconds
+from genret.llm.pacing import Pacer, backoff_seconds, loop_time, retry_after_seconds
 from genret.llm.prompts import Prompt
 from genret.llm.reasons import short_reason
 from genret.llm.sending import Outcome
@@ -175,10 +174,10 @@ class ChatClient:
     async def _send(self, body: bytes, estimate: int) -> tuple[float, _Reply]:
         """One attempt, within the limits: when it began, and what it came to. The caller has a slot."""
         await self._pacer.admit(estimate)
-        begun = time.monotonic()
+        begun = loop_time()
         reply = await self._post(body)
         if reply.state in ("done", "refused"):
-            self._last_answer, self._failing_since = time.monotonic(), None
+            self._last_answer, self._failing_since = loop_time(), None
         if reply.state == "busy":
             self._pacer.correct(estimate, 0)
         elif used := reply.prompt_tokens + reply.completion_tokens:
@@ -187,9 +186,9 @@ class ChatClient:
 
     async def _is_alive(self) -> bool:
         """Whether the server answers a question that any model can answer. The caller has a slot."""
-        begun = time.monotonic()
+        begun = loop_time()
         async with self._one_probe:
-            if self._last_answer < begun and time.monotonic() >= self._next_probe:
+            if self._last_answer < begun and loop_time() >= self._next_probe:
                 body = {
                     "model": self._config.model,
                     "messages": [{"role": "user", "content": _PROBE}],
@@ -198,7 +197,7 @@ class ChatClient:
                 }
                 await self._send(json.dumps(body).encode(), _PROBE_TOKENS)
                 if self._last_answer < begun:
-                    self._next_probe = time.monotonic() + _PROBE_SECONDS
+                    self._next_probe = loop_time() + _PROBE_SECONDS
         return self._last_answer >= begun
 
     async def _wait(self, reply: _Reply, waits: int) -> None:
@@ -245,7 +244,7 @@ class ChatClient:
         """Seconds in which nothing was answered though something was asked, at a failure of what began then."""
         if self._failing_since is None:
             self._failing_since = max(begun, self._last_answer)
-        return time.monotonic() - self._failing_since
+        return loop_time() - self._failing_since
 
     def _give_up(self, reason: str, mistake: bool = False) -> None:
         """Stop everything, requests under way included."""

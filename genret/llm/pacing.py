@@ -2,7 +2,6 @@
 
 import asyncio
 import re
-import time
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -13,6 +12,11 @@ _MOST_DOUBLINGS = 6
 # No longer than this at a stretch: what is waited for may come sooner when an answer was shorter than feared.
 _NAP = 1.0
 _SECONDS = re.compile(r"\d+(\.\d+)?")
+
+
+def loop_time() -> float:
+    """Seconds by the clock of the running event loop, which never goes back."""
+    return asyncio.get_running_loop().time()
 
 
 class RateLimit:
@@ -26,10 +30,10 @@ class RateLimit:
         clock: Seconds that never go back.
     """
 
-    def __init__(self, a_minute: float, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, a_minute: float, clock: Callable[[], float] = loop_time) -> None:
         self._seconds_a_unit = 60.0 / a_minute if a_minute else 0.0
         self._clock = clock
-        self._free_at = clock()
+        self._free_at = float("-inf")
 
     def delay(self) -> float:
         """Seconds until something may be taken; 0 or less: now."""
@@ -58,14 +62,14 @@ class Pacer:
         self,
         requests_per_minute: float,
         tokens_per_minute: float,
-        clock: Callable[[], float] = time.monotonic,
+        clock: Callable[[], float] = loop_time,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
         self._requests = RateLimit(requests_per_minute, clock)
         self._tokens = RateLimit(tokens_per_minute, clock)
         self._clock = clock
         self._sleep = sleep
-        self._closed_until = clock()
+        self._closed_until = float("-inf")
         # Waiters are let through one after another, each by what was corrected meanwhile.
         self._turn = asyncio.Lock()
 

@@ -1,4 +1,7 @@
-"""The client against a real server in the same event loop, which says what a test wants it to say."""
+"""The client against a real server in the same event loop, which says what a test wants it to say.
+
+Times are by a clock that no stall of the machine moves on.
+"""
 
 import asyncio
 import json
@@ -9,6 +12,7 @@ from random import Random
 from typing import Any
 
 import pytest
+import still_time
 from aiohttp import web
 from aiohttp.test_utils import TestServer, unused_port
 from pydantic import SecretStr
@@ -109,7 +113,7 @@ def ask(
             await client.close()
             writer.close()
 
-    asyncio.run(run())
+    still_time.run(run())
     return asked
 
 
@@ -376,7 +380,7 @@ def test_no_connection_is_waited_for_until_the_engine_is_given_up(tmp_path):
         await client.close()
         return outcomes
 
-    outcomes = asyncio.run(run())
+    outcomes = still_time.run(run())
     assert [outcome.state for outcome in outcomes] == ["unsent"] * 5
     assert "Cannot connect" in outcomes[0].stop and not outcomes[0].mistake
     with pytest.raises(InputError, match=r"llm.base_url: expected a server at http://127.0.0.1:\d+/v1, found none"):
