@@ -17,7 +17,8 @@ from genret.leases import driving
 from genret.runs import RunStore
 from genret.storage import Storage
 
-FAST = {"heartbeat": 0.2, "expiry": 1.5}
+# It is given back, and expires never.
+LEASE = {"heartbeat": 0.2, "expiry": 120.0}
 
 
 def command(settings: list[str], run: str, *more: str) -> list[str]:
@@ -34,11 +35,11 @@ def test_a_file_of_a_run_is_created_once(s3_environment: dict[str, str]) -> None
 
 def test_a_lease_is_held_by_one_and_passes_on(s3_environment: dict[str, str]) -> None:
     url = "s3://bucket/leased"
-    with driving(url, **FAST), pytest.raises(RunBusyError, match="another driver"), driving(url, **FAST):
+    with driving(url, **LEASE), pytest.raises(RunBusyError, match="another driver"), driving(url, **LEASE):
         raise AssertionError("must not be reached")
-    with driving(url, **FAST):
+    with driving(url, **LEASE):
         assert Storage(url).children("lease") == ["00000002.json"]
-        with pytest.raises(RunBusyError, match="another driver"), driving(url, **FAST):
+        with pytest.raises(RunBusyError, match="another driver"), driving(url, **LEASE):
             raise AssertionError("must not be reached")
 
 
