@@ -19,7 +19,7 @@ HEAD = "POST /v1/retrieve HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\
 
 @pytest.fixture(scope="module")
 def port(small_run: RunStore) -> Iterator[int]:
-    app, _ = local_app(small_run, ServingConfig(max_body_bytes=65536, body_seconds=1))
+    app, _ = local_app(small_run, ServingConfig(max_body_bytes=65536, body_seconds=5))
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         listener.listen(128)
