@@ -1,10 +1,10 @@
 """The bounded queue before a retriever."""
 
 import asyncio
-import time
 from collections.abc import Awaitable, Callable
 
 import pytest
+import still_time
 
 from genret.serving.asks import Answer, Ask
 from genret.serving.batching import Batcher, FullError
@@ -67,7 +67,7 @@ def test_clients_that_ask_again_and_again_get_even_batches() -> None:
         await asyncio.gather(*(client(number) for number in range(32)))
         return sizes
 
-    sizes = asyncio.run(scenario())
+    sizes = still_time.run(scenario())
     assert max(sizes) <= 16
     middle = sorted(sizes[len(sizes) // 4 : -len(sizes) // 4])
     assert middle[len(middle) // 2] >= 12
@@ -136,8 +136,9 @@ def test_the_time_spent_waiting_is_taken_off_the_deadline() -> None:
 
         batcher = Batcher(send, 1, 10, lambda: 1)
         answers = await asyncio.gather(*(batcher.ask([ask(timeout=5)]) for _ in range(3)))
-        assert seen[0] > 4.99 and seen[2] <= 4.91
-        assert answers[2][0][1].wait_seconds >= 0.09
+        waits = [answer.wait_seconds for [(_, answer)] in answers]
+        assert seen == pytest.approx([5 - wait for wait in waits])
+        assert waits[2] - waits[0] >= 0.09, "behind the first one's answer"
 
     asyncio.run(scenario())
 
@@ -174,6 +175,4 @@ def test_a_failure_reaches_all_who_wait_for_it_and_nobody_else() -> None:
         found = await asyncio.gather(*(batcher.ask([ask()]) for _ in range(5)), return_exceptions=True)
         assert [isinstance(entry, RuntimeError) for entry in found] == [False, False, True, True, False]
 
-    begin = time.monotonic()
     asyncio.run(scenario())
-    assert time.monotonic() - begin < 60
