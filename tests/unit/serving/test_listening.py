@@ -29,8 +29,13 @@ def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
 
 
+# That a slow request is with the application.
+arrived = asyncio.Event()
+
+
 async def hello(scope: Scope, receive: Receive, send: Send) -> None:
     if scope["path"] == "/slow":
+        arrived.set()
         await asyncio.sleep(0.5)
     headers = [(b"content-length", b"5")]
     await send({"type": "http.response.start", "status": 200, "headers": headers})
@@ -51,13 +56,13 @@ def with_listener(act: Callable[[Listener, str], Awaitable[None]], config: Servi
 
 
 def test_it_answers_until_it_is_stopped() -> None:
-    config = ServingConfig(port=free_port())
+    config = ServingConfig(port=free_port(), drain_seconds=60)
 
     async def act(listener: Listener, url: str) -> None:
-        async with httpx.AsyncClient() as client:
+        async with httpx.AsyncClient(timeout=60) as client:
             assert listener.alive and (await client.get(url)).text == "hello"
             slow = asyncio.create_task(client.get(f"{url}/slow"))
-            await asyncio.sleep(0.1)
+            await arrived.wait()
             await listener.stop()
             assert (await slow).text == "hello" and not listener.alive
             with pytest.raises(httpx.ConnectError):
@@ -105,7 +110,8 @@ def test_another_service_gets_no_place_at_its_port(replicas: int, monkeypatch: p
     with_listener(act, config)
 
 
-def test_a_replica_waits_for_the_one_whose_place_it_takes() -> None:
+def test_a_replica_waits_for_the_one_whose_place_it_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(listening, "_PATIENCE_SECONDS", 60)
     config = ServingConfig(port=free_port())
 
     async def act(first: Listener, url: str) -> None:
