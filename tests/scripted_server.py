@@ -2,6 +2,7 @@
 
 import json
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -38,6 +39,13 @@ class Script:
         self.replies: list[Reply] = []
         self.asked: list[Asked] = []
         self.over = threading.Event()
+
+    def wait_for(self, requests: int) -> None:
+        """Until so many have been read: who does not wait for an answer may be ahead of that."""
+        end = time.monotonic() + 60
+        while len(self.asked) < requests:
+            assert time.monotonic() < end, f"expected {requests} requests, found {len(self.asked)}"
+            time.sleep(0.01)
 
 
 @contextmanager

@@ -145,9 +145,10 @@ def test_a_refused_request_names_its_field(script: Script) -> None:
 
 
 def test_an_answer_that_is_too_late(script: Script, naps: list[float]) -> None:
-    script.replies = [Reply(delay=5.0, body={})]
+    script.replies = [Reply(delay=60.0, body={})]
     with Client(script.url, timeout=0.1, retries=1) as client, pytest.raises(ServiceError, match="in time"):
         client.retrieve("a")
+    script.wait_for(2)
     assert len(script.asked) == 2
 
 
