@@ -1,11 +1,13 @@
 """A service in its own process, as a person starts it, and a client of it."""
 
 import os
+import random
 import signal
 import socket
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,10 +21,15 @@ KEY = {"authorization": "Bearer master"}
 
 
 def free_port() -> int:
-    """A port of this machine that nothing listens on."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
+    """A port of this machine that nothing listens on, and that nothing else gets before it is used.
+
+    Connections get theirs above these (32768 and up), and so does who asks for any port; Ray's workers listen below.
+    """
+    for port in random.SystemRandom().sample(range(20_000, 32_768), 100):
+        with socket.socket() as listener, suppress(OSError):
+            listener.bind(("127.0.0.1", port))
+            return port
+    raise AssertionError("expected a free port among 100, found none")
 
 
 @dataclass

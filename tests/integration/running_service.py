@@ -1,7 +1,6 @@
 """`genret serve` in a process of its own, for all tests that ask it."""
 
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -9,6 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+
+from service import free_port
 
 from genret.client import Client
 from genret.runs import RunStore
@@ -30,9 +31,7 @@ class Service:
 @contextmanager
 def running_service(store: RunStore, log: Path) -> Iterator[Service]:
     """Serve a run until the block ends; a key is asked for by the administration only."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port = listener.getsockname()[1]
+    port = free_port()
     environment = {name: value for name, value in os.environ.items() if name != "GENRET_API_KEY"}
     with log.open("wb") as file:
         process = subprocess.Popen(

@@ -4,7 +4,6 @@ import json
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -16,6 +15,7 @@ from typing import Any
 
 import psutil
 import pytest
+from service import free_port
 from silent import Silent
 
 from genret.cluster import connected
@@ -36,9 +36,7 @@ class ChatServer:
     """The server of `chat_server.py`: always on the same port, with one log whatever happens to the process."""
 
     def __init__(self, folder: Path) -> None:
-        with socket.socket() as listener:
-            listener.bind(("127.0.0.1", 0))
-            self.port = int(listener.getsockname()[1])
+        self.port = free_port()
         self.log = folder / "server.log"
         self.log.touch()
         self.process: subprocess.Popen[bytes] | None = None
