@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pyarrow as pa
@@ -35,13 +36,17 @@ def kill_in(stage: str, settings: list[str], folder: Path, log: Path) -> None:
             command(settings, folder), stdout=output, stderr=subprocess.STDOUT, start_new_session=True
         )
         deadline = time.monotonic() + 240
-        while not re.search(rf"^\s*{stage}\s+started", log.read_text(), flags=re.MULTILINE):
-            assert process.poll() is None, f"ended before {stage} began:\n{log.read_text()}"
+        while True:
+            ended = process.poll() is not None  # before the log is read: it is whole then
+            if re.search(rf"^\s*{stage}\s+started", log.read_text(), flags=re.MULTILINE):
+                break
+            assert not ended, f"ended before {stage} began:\n{log.read_text()}"
             assert time.monotonic() < deadline, f"{stage} never began:\n{log.read_text()}"
             time.sleep(0.02)
         if stage in ("sft", "rpo", "dense"):
             _wait_for_checkpoint(folder, stage, process)
-        os.killpg(process.pid, signal.SIGKILL)
+        with suppress(ProcessLookupError):  # it has finished meanwhile
+            os.killpg(process.pid, signal.SIGKILL)
         process.wait()
 
 
