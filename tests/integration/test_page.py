@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import parse_qs
 
 import pytest
 from running_service import Service, running_service
@@ -93,7 +93,8 @@ def ids(page: Page, retriever: str) -> list[str]:
 
 
 def state(page: Page) -> dict[str, list[str]]:
-    return parse_qs(urlsplit(page.url).query)
+    # Not `page.url`, which hears of a new state later than the page itself.
+    return parse_qs(page.evaluate("location.search.slice(1)"))
 
 
 def test_a_query_shows_what_every_retriever_found(open_page: Callable[..., Page], service: Service) -> None:
@@ -142,7 +143,7 @@ def test_a_link_holds_the_state(open_page: Callable[..., Page]) -> None:
     }  # fmt: skip
     seen = {name: ids(page, name) for name in ("sft", "bm25")}
     assert all(1 <= len(found) <= 3 for found in seen.values())
-    other = open_page(f"?{urlsplit(page.url).query}")
+    other = open_page(page.evaluate("location.search"))
     assert {name: ids(other, name) for name in seen} == seen
     assert other.locator(".column").count() == 2
     expect(other.locator("#applied")).to_contain_text("from 2003")
@@ -230,6 +231,7 @@ def test_the_keyboard_is_enough(open_page: Callable[..., Page]) -> None:
     page.keyboard.press("?")
     expect(page.locator("#help")).to_be_visible()
     page.keyboard.press("Escape")
+    expect(page.locator("#help")).to_be_hidden()
     page.keyboard.press("/")
     expect(page.locator("#query")).to_be_focused()
     page.keyboard.type("bread")  # what was there is selected
