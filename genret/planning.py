@@ -212,7 +212,8 @@ def model_size(config: RunConfig, passages: int, parameters: float = 0.0) -> Mod
         width = model.hidden_size
         blocks = model.layers * (4 * width * width + 3 * width * model.intermediate_size + 2 * width) + width
         output = (model.vocabulary_size + own) * width
-        return Model(blocks, blocks + 2 * output, width, model.layers, *_output(config, output))
+        children = min(passages, model.vocabulary_size + own) * width  # no node has more of them than there are passages
+        return Model(blocks, blocks + 2 * output, width, model.layers, *_output(config, children, output))
     found = re.search(r"(\d+(?:\.\d+)?)[bB]\b", model.name.rpartition("/")[2])
     if not parameters and not found:
         raise InputError(
@@ -222,11 +223,12 @@ def model_size(config: RunConfig, passages: int, parameters: float = 0.0) -> Mod
     # Of decoders of this family: parameters are about 12 x layers x width^2, and width about 128 x layers.
     layers = max(1, round((parameters / (12 * 128**2)) ** (1 / 3)))
     width = 128 * layers
-    return Model(parameters, parameters + 2 * own * width, width, layers, *_output(config, float(own * width)))
+    output = float(own * width)
+    return Model(parameters, parameters + 2 * output, width, layers, *_output(config, output, output))
 
 
-def _output(config: RunConfig, output: float) -> tuple[float, float]:
-    return (output, 0.0) if config.sft.scoring == "trie" else (0.0, output)
+def _output(config: RunConfig, children: float, output: float) -> tuple[float, float]:
+    return (children, 0.0) if config.sft.scoring == "trie" else (0.0, output)
 
 
 @dataclass(frozen=True)
@@ -463,16 +465,18 @@ def _row_tokens(config: RunConfig, size: CorpusSize) -> float:
 
 
 def _identifier_tokens(config: RunConfig) -> int:
-    return 1 if config.identifiers.type == "atomic" else _KEYWORD_TOKENS
+    """Tokens of an identifier that training reads: up to the last choice where only a node's children are scored."""
+    first_decides = config.sft.scoring == "trie" and config.identifiers.order == "distinctive"
+    return 1 if config.identifiers.type == "atomic" or first_decides else _KEYWORD_TOKENS
 
 
 def _pair_readings(config: RunConfig) -> int:
     """How often the query of a pair is read: once a side, as the identifiers' tokens follow it.
 
-    Of an atomic identifier no token is read where only the children of the trie are scored, so that both sides read the
-    same. (Semantic ones share their reading only where the first keyword decides, of which the plan knows nothing.)
+    Where one token decides and only the children of the trie are scored, no token of an identifier is read, so that
+    both sides read the same.
     """
-    return 1 if config.identifiers.type == "atomic" and config.sft.scoring == "trie" else 2
+    return 1 if config.sft.scoring == "trie" and _identifier_tokens(config) == 1 else 2
 
 
 def _search_work(size: CorpusSize, model: Model, beam: int) -> float:

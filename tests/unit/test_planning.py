@@ -99,7 +99,8 @@ def test_a_corpus_at_hand_is_measured_as_it_is(passages: pa.Table) -> None:
 
 def test_twice_the_corpus_takes_twice_the_training() -> None:
     config = load_config("scratch-semantic", [])
-    sizes = [assume_corpus(config, n, 100.0, 50) for n in (10_000, 20_000)]
+    # More than there are tokens: a node has no more children then.
+    sizes = [assume_corpus(config, n, 100.0, 50) for n in (30_000, 60_000)]
     small, large = ({item.stage: item for item in plan(config, size)} for size in sizes)
     assert large["sft"].work == pytest.approx(2 * small["sft"].work, rel=1e-3)
     assert large["examples"].rows == pytest.approx(2 * small["examples"].rows, rel=1e-3)
@@ -131,18 +132,21 @@ def test_more_workers_take_less_time_and_the_price_is_that_of_whole_nodes() -> N
 
 
 def test_the_query_of_a_pair_is_read_once_where_no_token_of_an_identifier_is() -> None:
-    kinds = {
-        (kind, scoring): by_stage(
-            load_config("scratch-semantic", [f"identifiers.type={kind}", f"sft.scoring={scoring}"])
-        )["rpo"]
-        for kind in ("semantic", "atomic")
-        for scoring in ("trie", "vocabulary")
-    }
-    tokens = {case: stage.tokens / stage.rows for case, stage in kinds.items()}
-    query = tokens["atomic", "trie"] - 1
+    def tokens_a_pair(*settings: str) -> float:
+        stage = by_stage(load_config("scratch-semantic", list(settings)))["rpo"]
+        return stage.tokens / stage.rows
+
+    query = tokens_a_pair("identifiers.type=atomic") - 1
     assert query > 1
-    assert tokens["atomic", "vocabulary"] == pytest.approx(2 * (query + 1))
-    assert tokens["semantic", "trie"] == tokens["semantic", "vocabulary"] == pytest.approx(2 * (query + 16))
+    assert tokens_a_pair("identifiers.type=atomic", "sft.scoring=vocabulary") == pytest.approx(2 * (query + 1))
+    assert tokens_a_pair() == pytest.approx(query + 1), "the first of distinctive keywords decides"
+    assert tokens_a_pair("sft.scoring=vocabulary") == pytest.approx(2 * (query + 16))
+    assert tokens_a_pair("identifiers.order=given") == pytest.approx(2 * (query + 16))
+
+
+def test_no_more_children_are_scored_than_there_are_passages() -> None:
+    config = load_config("scratch-semantic", ["sft.model.vocabulary_size=8000", "sft.model.hidden_size=64"])
+    assert [model_size(config, passages).read for passages in (100, 100_000)] == [100 * 64, 8000 * 64]
 
 
 def test_a_search_on_a_cpu_holds_weights_twice_up_to_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
