@@ -212,7 +212,8 @@ def model_size(config: RunConfig, passages: int, parameters: float = 0.0) -> Mod
         width = model.hidden_size
         blocks = model.layers * (4 * width * width + 3 * width * model.intermediate_size + 2 * width) + width
         output = (model.vocabulary_size + own) * width
-        children = min(passages, model.vocabulary_size + own) * width  # no node has more of them than there are passages
+        # No node has more children than there are passages.
+        children = min(passages, model.vocabulary_size + own) * width
         return Model(blocks, blocks + 2 * output, width, model.layers, *_output(config, children, output))
     found = re.search(r"(\d+(?:\.\d+)?)[bB]\b", model.name.rpartition("/")[2])
     if not parameters and not found:
@@ -223,7 +224,7 @@ def model_size(config: RunConfig, passages: int, parameters: float = 0.0) -> Mod
     # Of decoders of this family: parameters are about 12 x layers x width^2, and width about 128 x layers.
     layers = max(1, round((parameters / (12 * 128**2)) ** (1 / 3)))
     width = 128 * layers
-    output = float(own * width)
+    output = own * width
     return Model(parameters, parameters + 2 * output, width, layers, *_output(config, output, output))
 
 
