@@ -167,14 +167,17 @@ class Ingress:
         return found[-1][0], [answer for _, answer in found]
 
     async def _send(self, name: str, asks: list[Ask]) -> tuple[_Reader, list[Answer]]:
-        """Ask a replica, and another one where it dies: a query changes nothing and can be asked again."""
-        begin = time.monotonic()
-        most = max(ask.timeout for ask in asks) + _GRACE_SECONDS
-        while (spent := time.monotonic() - begin) < most:
+        """Ask a replica, and another one where it dies: a query changes nothing and can be asked again.
+
+        But not when its time is over: a replica would answer that it found nothing, though nobody has looked.
+        """
+        begin, spent = time.monotonic(), 0.0
+        most = max(ask.timeout for ask in asks)
+        while True:
             served = self.served()
             left = [replace(ask, timeout=ask.timeout - spent) for ask in asks] if spent else asks
             try:
-                async with asyncio.timeout(most - spent):
+                async with asyncio.timeout(most + _GRACE_SECONDS - spent):
                     answers = await self._handles[name].answer.remote(served.version, left)
                 if answers is not None:
                     return served, answers
@@ -183,6 +186,8 @@ class Ingress:
             except (RayActorError, BackPressureError, DeploymentUnavailableError) as error:
                 _logger.warning("%s: asked again: %s", name, type(error).__name__)
             await asyncio.sleep(_RETRY_SECONDS)
+            if (spent := time.monotonic() - begin) >= most:
+                break
         raise UnavailableError(f"no replica of {name} answered in time")
 
     def served(self) -> _Reader:
