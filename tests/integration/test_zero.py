@@ -2,7 +2,6 @@
 
 import json
 import os
-import socket
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
@@ -13,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from safetensors.torch import load_file
+from service import free_port
 
 from genret.config import RpoConfig, SftConfig, TuningConfig
 from genret.tables import table_from_rows
@@ -126,10 +126,7 @@ def together(single: tuple[Path, dict[str, Trained]], tmp_path_factory: pytest.T
     output = tmp_path_factory.mktemp("together")
     for name in SETUPS:
         (output / name).mkdir()
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port = int(listener.getsockname()[1])
-    torch.multiprocessing.spawn(train_all, (port, single[0], output), nprocs=PROCESSES, daemon=True)
+    torch.multiprocessing.spawn(train_all, (free_port(), single[0], output), nprocs=PROCESSES, daemon=True)
     return output
 
 
