@@ -41,6 +41,9 @@ from genret.serving.versions import (
 # What a replica gets beyond the deadline of a query: to stop, and to send what it found.
 _GRACE_SECONDS = 2.0
 _RETRY_SECONDS = 0.1
+# A query that this long nobody looked for, and for which nothing was found then, fails by the service, not by its own
+# deadline.
+_LOST_SECONDS = 1.0
 _PACKAGES = ("torch", "transformers", "ray", "bm25s", "numpy")
 
 _logger = logging.getLogger("ray.serve")
@@ -153,7 +156,12 @@ class Ingress:
         return workers_of(name, self._member.plan.replicas, served.parts if served is not None else ())
 
     async def ask(self, retriever: str, asks: Sequence[Ask]) -> tuple[_Reader, list[Answer]]:
-        """Answer queries of one request, all from one version."""
+        """Answer queries of one request, all from one version.
+
+        Raises:
+            FullError: There is no room for them.
+            UnavailableError: Nobody looked for them in time.
+        """
         begin, batcher = time.monotonic(), self._batchers[retriever]
         self._meters.queue(retriever, len(batcher) + len(asks))
         while True:
@@ -164,6 +172,8 @@ class Ingress:
         seconds = time.monotonic() - begin
         for _, answer in found:
             self._meters.answer(retriever, answer, seconds)
+        if all(is_lost(answer, seconds) for _, answer in found):
+            raise UnavailableError(f"no replica of {retriever} was free in time")
         return found[-1][0], [answer for _, answer in found]
 
     async def _send(self, name: str, asks: list[Ask]) -> tuple[_Reader, list[Answer]]:
@@ -281,6 +291,18 @@ def _accepted(outcome: dict[str, Any]) -> dict[str, Any]:
 def _log(line: Mapping[str, Any]) -> None:
     # Without the ids of replica, actor and task, which are those of the file, and take longer than the line.
     _logger.info(json.dumps(line, ensure_ascii=False), extra={"skip_context_filter": True})
+
+
+def is_lost(answer: Answer, seconds: float) -> bool:
+    """Whether an answer is none because the query waited, for room or for a replica, until its time was over.
+
+    A deadline that was too short for the search itself gives an answer that says so.
+
+    Args:
+        answer: What came back.
+        seconds: From the query's arrival to its answer.
+    """
+    return answer.timed_out and not answer.places and seconds - answer.search_seconds >= _LOST_SECONDS
 
 
 def replicas_of(config: ServingConfig, name: str) -> ReplicasConfig:
