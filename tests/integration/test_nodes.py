@@ -2,7 +2,6 @@
 
 import json
 import os
-import secrets
 import signal
 import subprocess
 import sys
@@ -116,17 +115,25 @@ class OwnAutoscalingCluster(AutoscalingCluster):
 
     def _generate_config(self, head_resources: dict, worker_node_types: dict, **_: Any) -> dict[str, Any]:
         self.port = free_port()
-        kinds = worker_node_types | {"head": {"resources": head_resources, "node_config": {}, "max_workers": 0}}
+        # By this name the provider knows a head; by another one, the autoscaler would start one every second.
+        head = "ray.head.default"
+        kinds = worker_node_types | {head: {"resources": head_resources, "node_config": {}, "max_workers": 0}}
         address = f"127.0.0.1:{self.port}"
         return {
             "cluster_name": "fake",
             "max_workers": 4,
             "upscaling_speed": 4,
             "idle_timeout_minutes": 0.05,
-            "provider": {"type": "fake_multinode", "gcs_address": address, "disable_node_updaters": True},
+            # All nodes have one address here: they are told apart by their ids.
+            "provider": {
+                "type": "fake_multinode",
+                "gcs_address": address,
+                "disable_node_updaters": True,
+                "use_node_id_as_ip": True,
+            },
             "auth": {},
             "docker": {},
-            "head_node_type": "head",
+            "head_node_type": head,
             "available_node_types": kinds,
             "file_mounts": {},
             "cluster_synced_files": [],
@@ -161,9 +168,12 @@ class OwnAutoscalingCluster(AutoscalingCluster):
 
 @pytest.fixture
 def growing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[OwnAutoscalingCluster]:
-    """A head without CPUs, and up to two nodes with two CPUs, as many as one worker takes."""
-    monkeypatch.setenv("RAY_AUTH_MODE", "token")
-    monkeypatch.setenv("RAY_AUTH_TOKEN", secrets.token_hex(32))
+    """A head without CPUs, and up to two nodes with two CPUs, as many as one worker takes.
+
+    Without a token, though the user may have one: Ray keeps what a process has first, and this one may have been in a
+    cluster before.
+    """
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
     made = OwnAutoscalingCluster(
         {"CPU": 0},
         {"worker": {"resources": {"CPU": 2}, "node_config": {}, "min_workers": 0, "max_workers": 2}},
