@@ -128,6 +128,8 @@ def ray_head() -> Iterator[tuple[str, dict[str, str]]]:
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN": secrets.token_hex(32),
+        # Or its end waits half a minute for work to leave a node that is the only one.
+        "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",
     }
     head = subprocess.Popen(
         [ray_command, "start", "--head", "--block", "--port", str(port), "--num-cpus", "2",

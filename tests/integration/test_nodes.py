@@ -154,7 +154,11 @@ class OwnAutoscalingCluster(AutoscalingCluster):
             [str(Path(sys.executable).parent / "ray"), "start", "--head", "--block", "--port", str(self.port),
              "--num-cpus", "0", "--node-ip-address", "127.0.0.1", "--include-dashboard", "false",
              "--dashboard-agent-listen-port", str(free_port()), f"--autoscaling-config={file}"],
-            env=os.environ | {"AUTOSCALER_UPDATE_INTERVAL_S": "1", "RAY_FAKE_CLUSTER": "1"},
+            env=os.environ | {
+                "AUTOSCALER_UPDATE_INTERVAL_S": "1",
+                "RAY_FAKE_CLUSTER": "1",
+                "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",
+            },
             start_new_session=True, stdout=(folder / "head.log").open("w"), stderr=subprocess.STDOUT,
         )  # fmt: skip
         self.file = file
