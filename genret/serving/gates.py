@@ -192,7 +192,8 @@ class Gate:
             await send(message)
 
         try:
-            await self._app(scope, _replayed(body, receive), answer)
+            message = {"type": "http.request", "body": body, "more_body": False}
+            await self._app(scope, replayed(message, receive), answer)
         except asyncio.CancelledError:
             # Of those who cancelled it the watch is one; where there is another, it is not for this to take back.
             if not watch.gone or watch.taken_back():
@@ -222,8 +223,8 @@ async def _body(receive: Receive, limit: int) -> bytes | None:
             return b"".join(parts)
 
 
-def _replayed(body: bytes, receive: Receive) -> Receive:
-    """A channel that gives the body once more, and then what the client does."""
+def replayed(message: Message, receive: Receive) -> Receive:
+    """A channel that gives a message once more, and then what the client does."""
     given = False
 
     async def replay() -> Message:
@@ -231,7 +232,7 @@ def _replayed(body: bytes, receive: Receive) -> Receive:
         if given:
             return await receive()
         given = True
-        return {"type": "http.request", "body": body, "more_body": False}
+        return message
 
     return replay
 

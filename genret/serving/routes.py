@@ -10,6 +10,7 @@ from typing import Any, Protocol
 from fastapi import APIRouter, Depends, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, PlainTextResponse, Response
+from fastapi.routing import APIRoute
 from fastapi.security import HTTPBearer
 from fastapi.staticfiles import StaticFiles
 from pydantic_core import to_json
@@ -21,6 +22,7 @@ from genret.errors import EngineError, InputError
 from genret.serving import schemas
 from genret.serving.asks import Answer, Ask, canonical_filter
 from genret.serving.batching import FullError
+from genret.serving.direct import Direct
 from genret.serving.gates import error_body, noted, request_id
 from genret.serving.versions import Collection
 
@@ -82,6 +84,8 @@ class Served(Protocol):
 
     version: str
     collection: Collection
+    names: tuple[str, ...]
+    """Its retrievers, the default first."""
 
 
 def _documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
@@ -117,12 +121,22 @@ def build_app(backend: Backend, config: ServingConfig) -> FastAPI:
     app.include_router(guarded)
     _add_health(app, backend)
     _add_page(app)
+    app.add_middleware(
+        Direct,
+        route=next(route for route in app.routes if isinstance(route, APIRoute) and route.path == "/v1/retrieve"),
+        model=schemas.RetrieveRequest,
+        handlers=app.exception_handlers,
+    )
     return app
 
 
 def _json(content: Any, status: int = 200) -> Response:
     # Straight to bytes: FastAPI would check and copy what was built a line above.
-    return Response(to_json(content, inf_nan_mode="null"), status_code=status, media_type="application/json")
+    return _sent(_bytes(content), status)
+
+
+def _sent(body: bytes, status: int = 200) -> Response:
+    return Response(body, status, media_type="application/json")
 
 
 def _problem(status: int, message: str, field: str | None = None, retry: float | None = None) -> Response:
@@ -190,28 +204,35 @@ def _invalid(field: str, message: str) -> RequestValidationError:
     return RequestValidationError([{"loc": ("body", field), "msg": message, "type": "value_error"}])
 
 
-def _hits(served: Served, answer: Answer) -> list[dict[str, Any]]:
-    hits: list[dict[str, Any]] = []
+def _hits(served: Served, answer: Answer) -> bytes:
+    """`schemas.Hit` of each place, as a JSON array: joined, as most of it is kept as JSON."""
+    hits: list[bytes] = []
     for number, (passage_id, score) in enumerate(answer.places):
-        passage = served.collection.get(passage_id)
+        fields = served.collection.json_fields(passage_id)
         # A replica may know of an addition or removal a moment before or after this process.
-        if passage is not None:
+        if fields is not None:
             hits.append(
-                {
-                    "passage_id": passage_id,
-                    "doc_id": passage.doc_id,
-                    "rank": len(hits) + 1,
-                    "score": score,
-                    "title": passage.title,
-                    "text": passage.text,
-                    "metadata": passage.metadata,
-                    "identifier": answer.identifiers[number] if answer.identifiers else None,
-                    "tokens": [{"token": text, "logprob": logprob} for text, logprob in answer.tokens[number]]
-                    if answer.tokens
-                    else None,
-                }
+                b'{"rank":%d,"score":%b,%b,%b}' % (len(hits) + 1, _bytes(score), fields, _written(answer, number))
             )
-    return hits
+    return b"[%b]" % b",".join(hits)
+
+
+def _written(answer: Answer, number: int) -> bytes:
+    """What a generative retriever wrote for a place, as the last fields of a `schemas.Hit`."""
+    if not answer.identifiers and not answer.tokens:
+        return b'"identifier":null,"tokens":null'
+    identifier = answer.identifiers[number] if answer.identifiers else None
+    tokens = [{"token": text, "logprob": logprob} for text, logprob in answer.tokens[number]] if answer.tokens else None
+    return _bytes({"identifier": identifier, "tokens": tokens})[1:-1]
+
+
+def _bytes(content: Any) -> bytes:
+    return to_json(content, inf_nan_mode="null")
+
+
+def _with(content: dict[str, Any], name: bytes, array: bytes) -> bytes:
+    """An object that is not empty as JSON, with one more field that is JSON already."""
+    return b'%b,"%b":%b}' % (_bytes(content)[:-1], name, array)
 
 
 def _timing(answers: Sequence[Answer], begin: float) -> dict[str, float]:
@@ -238,7 +259,7 @@ def _add_search(app: APIRouter, backend: Backend, config: ServingConfig) -> None
     )
     async def retrieve(request: schemas.RetrieveRequest) -> Response:
         begin = time.perf_counter()
-        names = [entry["name"] for entry in backend.retrievers()]
+        names = backend.served().names
         text = _checked(request, config, names)
         name = request.retriever or names[0]
         queries = request.queries if request.queries is not None else [request.query or ""]
@@ -246,23 +267,19 @@ def _add_search(app: APIRouter, backend: Backend, config: ServingConfig) -> None
         timeout = request.timeout or config.timeout_seconds
         asks = [Ask(query, request.k, text, timeout, request.explain) for query in queries]
         served, answers = await backend.ask(name, asks)
-        return _json(
-            {
-                "request_id": request_id.get(""),
-                "retriever": name,
-                "version": served.version,
-                "results": [
-                    {
-                        "query": query,
-                        "exact": answer.exact,
-                        "timed_out": answer.timed_out,
-                        "hits": _hits(served, answer),
-                    }
-                    for query, answer in zip(queries, answers, strict=True)
-                ],
-                "timing_ms": _timing(answers, begin),
-            }
-        )
+        results = [
+            _with(
+                {"query": query, "exact": answer.exact, "timed_out": answer.timed_out}, b"hits", _hits(served, answer)
+            )
+            for query, answer in zip(queries, answers, strict=True)
+        ]
+        told = {
+            "request_id": request_id.get(""),
+            "retriever": name,
+            "version": served.version,
+            "timing_ms": _timing(answers, begin),
+        }
+        return _sent(_with(told, b"results", b"[%b]" % b",".join(results)))
 
     @app.post(
         "/v1/compare",
@@ -273,32 +290,26 @@ def _add_search(app: APIRouter, backend: Backend, config: ServingConfig) -> None
     )
     async def compare(request: schemas.CompareRequest) -> Response:
         begin = time.perf_counter()
-        names = [entry["name"] for entry in backend.retrievers()]
+        names = backend.served().names
         text = _checked(request, config, names)
         chosen = list(dict.fromkeys(request.retrievers or names))
         note(",".join(chosen), [request.query], request.k)
         timeout = request.timeout or config.timeout_seconds
         ask = Ask(request.query, request.k, text, timeout, request.explain)
 
-        async def one(name: str) -> tuple[Served, dict[str, Any]]:
+        async def one(name: str) -> tuple[Served, bytes]:
             served, answers = await backend.ask(name, [ask])
-            return served, {
+            told = {
                 "retriever": name,
                 "exact": answers[0].exact,
                 "timed_out": answers[0].timed_out,
-                "hits": _hits(served, answers[0]),
                 "timing_ms": _timing(answers, begin),
             }
+            return served, _with(told, b"hits", _hits(served, answers[0]))
 
         found = await asyncio.gather(*(one(name) for name in chosen))
-        return _json(
-            {
-                "request_id": request_id.get(""),
-                "query": request.query,
-                "version": found[0][0].version,
-                "answers": [answer for _, answer in found],
-            }
-        )
+        told = {"request_id": request_id.get(""), "query": request.query, "version": found[0][0].version}
+        return _sent(_with(told, b"answers", b"[%b]" % b",".join(answer for _, answer in found)))
 
 
 def _add_reading(app: APIRouter, backend: Backend, config: ServingConfig) -> None:
@@ -308,18 +319,10 @@ def _add_reading(app: APIRouter, backend: Backend, config: ServingConfig) -> Non
     @app.get("/v1/passages/{passage_id:path}", response_model=schemas.PassageResponse, responses=responses(404, 422))
     async def passage(passage_id: str) -> Response:
         """A passage by its id."""
-        found = backend.served().collection.get(passage_id)
-        if found is None:
+        fields = backend.served().collection.json_fields(passage_id)
+        if fields is None:
             return _problem(404, f"there is no passage {passage_id[:200]!r}")
-        return _json(
-            {
-                "passage_id": found.passage_id,
-                "doc_id": found.doc_id,
-                "title": found.title,
-                "text": found.text,
-                "metadata": found.metadata,
-            }
-        )
+        return _sent(b"{%b}" % fields)
 
     @app.get("/v1/retrievers", response_model=list[schemas.RetrieverInfo], responses=responses())
     async def retrievers() -> Response:

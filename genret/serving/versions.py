@@ -2,13 +2,14 @@
 
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
 import pyarrow as pa
+from pydantic_core import to_json
 
 from genret.config import RetrievalConfig, RunConfig, parse_config
 from genret.errors import InputError
@@ -25,6 +26,8 @@ READ = (
 
 _MOST_VALUES = 50
 _MOST_DISTINCT = 10_000
+# Of passages as JSON that are kept: those of a short query's answers take some 10 KB.
+_KEPT_BYTES = 32 * 2**20
 
 
 @dataclass(frozen=True)
@@ -115,16 +118,48 @@ def retriever_kind(name: str) -> str:
     return "generative" if name in GENERATIVE else name
 
 
+class _Kept:
+    """Passages of a table as JSON, as many as there is room for: to read ten rows takes a tenth of a millisecond."""
+
+    def __init__(self, read: Callable[[int], Passage]) -> None:
+        self._read = read
+        self._texts: dict[int, bytes] = {}
+        self._size = 0
+
+    def get(self, row: int) -> bytes:
+        text = self._texts.get(row)
+        if text is None:
+            text = self._texts[row] = _json_fields(self._read(row))
+            self._size += len(text)
+            while self._size > _KEPT_BYTES:
+                self._size -= len(self._texts.pop(next(iter(self._texts))))
+        return text
+
+
+def _json_fields(passage: Passage) -> bytes:
+    """A passage's fields as JSON, without the braces around them."""
+    fields = {
+        "passage_id": passage.passage_id,
+        "doc_id": passage.doc_id,
+        "title": passage.title,
+        "text": passage.text,
+        "metadata": passage.metadata,
+    }
+    return to_json(fields, inf_nan_mode="null")[1:-1]
+
+
 class Collection:
     """The passages of a version by id, with those that were added and without those that were removed."""
 
     def __init__(self, passages: pa.Table) -> None:
         """Take the table `passages`."""
         self.table = passages.combine_chunks()
-        self._columns = [self.table.column(name) for name in ("doc_id", "title", "text", "metadata")]
+        self._columns = [self.table.column(name) for name in ("passage_id", "doc_id", "title", "text", "metadata")]
         self._rows = {passage_id: row for row, passage_id in enumerate(self.table.column("passage_id").to_pylist())}
         self._added: dict[str, Passage] = {}
         self._removed: frozenset[str] = frozenset()
+        # Changes leave the table's rows as they are, so that all collections that come of this one share them.
+        self._kept = _Kept(self._passage)
 
     def changed(self, change: Change) -> "Collection":
         """This collection after a change; it stays as it is itself."""
@@ -142,9 +177,19 @@ class Collection:
         if passage_id in self._added:
             return self._added[passage_id]
         row = self._rows.get(passage_id)
-        if row is None:
+        return None if row is None else self._passage(row)
+
+    def json_fields(self, passage_id: str) -> bytes | None:
+        """A passage's fields as JSON, without the braces around them; None where there is none of that id."""
+        if passage_id in self._removed:
             return None
-        doc_id, title, text, metadata = (column[row].as_py() for column in self._columns)
+        if passage_id in self._added:
+            return _json_fields(self._added[passage_id])
+        row = self._rows.get(passage_id)
+        return None if row is None else self._kept.get(row)
+
+    def _passage(self, row: int) -> Passage:
+        passage_id, doc_id, title, text, metadata = (column[row].as_py() for column in self._columns)
         return Passage(passage_id, doc_id, text, title, json.loads(metadata))
 
     def of_document(self, doc_id: str) -> list[str]:
@@ -162,7 +207,7 @@ class Collection:
 
     def metadata(self, passage_ids: Sequence[str]) -> list[Mapping[str, Any]]:
         """The metadata of some passages; empty where there is no such passage."""
-        texts = self._columns[3]
+        texts = self._columns[4]
         found: list[Mapping[str, Any]] = []
         for passage_id in passage_ids:
             if passage_id in self._added:

@@ -26,6 +26,7 @@ from genret.serving.versions import Collection, find_version, metadata_fields, r
 class Here:
     version: str
     collection: Collection
+    names: tuple[str, ...]
 
 
 class LocalBackend:
@@ -55,7 +56,7 @@ class LocalBackend:
         return found[-1][0], [answer for _, answer in found]
 
     def served(self) -> Here:
-        return Here(self.editor.version.id, self.editor.collection)
+        return Here(self.editor.version.id, self.editor.collection, tuple(self.searchers))
 
     def retrievers(self) -> list[dict[str, Any]]:
         return [
