@@ -88,6 +88,8 @@ class Batcher(Generic[State]):
         self._waiting.extend(entries)
         self._pump()
         try:
+            if len(entries) == 1:  # most requests: nothing to gather
+                return [await entries[0].future]
             return list(await asyncio.gather(*(entry.future for entry in entries)))
         finally:
             # Of a request that was given up, nothing shall be searched for any more.

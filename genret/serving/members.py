@@ -1,6 +1,7 @@
 """The processes that retrieve, and how each follows the one that leads them."""
 
 import asyncio
+import gc
 import logging
 import secrets
 import time
@@ -46,6 +47,9 @@ class Member(ABC):
         Raises:
             InputError: It cannot be loaded.
         """
+        # What has been imported stays, and there is so much of it that a full collection of garbage stops the process
+        # for a fifth of a second. What is loaded from now on may go again, and is looked through as ever.
+        gc.freeze()
         self.store = RunStore.open_existing(self.setup.run_url)
         self.member = secrets.token_hex(8)
         self._loaded: dict[str, tuple[Any, int]] = {}

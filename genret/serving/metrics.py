@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import cache
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.core import Metric
@@ -25,63 +26,78 @@ class Family:
 
 
 class Meters:
-    """The counters of one process."""
+    """The counters of one process.
+
+    Metrics stand here by their `labels`, each answer of which is kept: to look it up again takes longer than to count.
+    """
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
-        self._requests = Counter(
-            "genret_requests", "Requests by route and status.", ["route", "status"], registry=self.registry
+        self._requests = cache(
+            Counter(
+                "genret_requests", "Requests by route and status.", ["route", "status"], registry=self.registry
+            ).labels
         )
-        self._seconds = Histogram(
-            "genret_request_seconds", "Time of a request.", ["route"], buckets=_SECONDS, registry=self.registry
+        self._seconds = cache(
+            Histogram(
+                "genret_request_seconds", "Time of a request.", ["route"], buckets=_SECONDS, registry=self.registry
+            ).labels
         )
-        self._stage = Histogram(
-            "genret_stage_seconds",
-            "Time of a query's stages: wait for a batch, search in the replica, and the rest, which is transport.",
-            ["retriever", "stage"],
-            buckets=_SECONDS,
-            registry=self.registry,
+        self._stage = cache(
+            Histogram(
+                "genret_stage_seconds",
+                "Time of a query's stages: wait for a batch, search in the replica, and the rest, which is transport.",
+                ["retriever", "stage"],
+                buckets=_SECONDS,
+                registry=self.registry,
+            ).labels
         )
-        self._batch = Histogram(
-            "genret_batch_size",
-            "Queries that were searched for together.",
-            ["retriever"],
-            buckets=_SIZES,
-            registry=self.registry,
+        self._batch = cache(
+            Histogram(
+                "genret_batch_size",
+                "Queries that were searched for together.",
+                ["retriever"],
+                buckets=_SIZES,
+                registry=self.registry,
+            ).labels
         )
-        self._expansions = Histogram(
-            "genret_expansions",
-            "Stretches that the model read for a query.",
-            ["retriever"],
-            buckets=_EXPANSIONS,
-            registry=self.registry,
+        self._expansions = cache(
+            Histogram(
+                "genret_expansions",
+                "Stretches that the model read for a query.",
+                ["retriever"],
+                buckets=_EXPANSIONS,
+                registry=self.registry,
+            ).labels
         )
-        self._answers = Counter(
-            "genret_answers",
-            "Answers by whether they are exact, and whether a deadline cut them off.",
-            ["retriever", "exact", "timed_out"],
-            registry=self.registry,
+        self._answers = cache(
+            Counter(
+                "genret_answers",
+                "Answers by whether they are exact, and whether a deadline cut them off.",
+                ["retriever", "exact", "timed_out"],
+                registry=self.registry,
+            ).labels
         )
-        self._queue = Gauge("genret_queue", "Queries that wait.", ["retriever"], registry=self.registry)
+        self._queue = cache(Gauge("genret_queue", "Queries that wait.", ["retriever"], registry=self.registry).labels)
 
     def request(self, route: str, status: int, seconds: float) -> None:
         """Count a request."""
-        self._requests.labels(route, str(status)).inc()
-        self._seconds.labels(route).observe(seconds)
+        self._requests(route, str(status)).inc()
+        self._seconds(route).observe(seconds)
 
     def answer(self, retriever: str, answer: Answer, seconds: float) -> None:
         """Count an answer that took so many seconds in all."""
         rest = max(0.0, seconds - answer.wait_seconds - answer.search_seconds)
         for stage, value in (("wait", answer.wait_seconds), ("search", answer.search_seconds), ("transport", rest)):
-            self._stage.labels(retriever, stage).observe(value)
-        self._batch.labels(retriever).observe(answer.batch)
+            self._stage(retriever, stage).observe(value)
+        self._batch(retriever).observe(answer.batch)
         if answer.expansions:
-            self._expansions.labels(retriever).observe(answer.expansions)
-        self._answers.labels(retriever, str(answer.exact).lower(), str(answer.timed_out).lower()).inc()
+            self._expansions(retriever).observe(answer.expansions)
+        self._answers(retriever, str(answer.exact).lower(), str(answer.timed_out).lower()).inc()
 
     def queue(self, retriever: str, waiting: int) -> None:
         """Say how many queries wait."""
-        self._queue.labels(retriever).set(waiting)
+        self._queue(retriever).set(waiting)
 
     def families(self) -> list[Family]:
         """All that was counted."""

@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass
 from datetime import datetime
@@ -118,21 +118,29 @@ def retriever_kind(name: str) -> str:
     return "generative" if name in GENERATIVE else name
 
 
-class _Kept:
-    """Passages of a table as JSON, as many as there is room for: to read ten rows takes a tenth of a millisecond."""
+class _Rows:
+    """The passages of a table, and as JSON as many as there is room for: to read ten rows takes a tenth of a ms."""
 
-    def __init__(self, read: Callable[[int], Passage]) -> None:
-        self._read = read
-        self._texts: dict[int, bytes] = {}
+    def __init__(self, table: pa.Table) -> None:
+        self._columns = [table.column(name) for name in ("passage_id", "doc_id", "title", "text", "metadata")]
+        self._kept: dict[int, bytes] = {}
         self._size = 0
 
-    def get(self, row: int) -> bytes:
-        text = self._texts.get(row)
+    def passage(self, row: int) -> Passage:
+        passage_id, doc_id, title, text, metadata = (column[row].as_py() for column in self._columns)
+        return Passage(passage_id, doc_id, text, title, json.loads(metadata))
+
+    def metadata(self, row: int) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads(self._columns[-1][row].as_py())
+        return found
+
+    def json_fields(self, row: int) -> bytes:
+        text = self._kept.get(row)
         if text is None:
-            text = self._texts[row] = _json_fields(self._read(row))
+            text = self._kept[row] = _json_fields(self.passage(row))
             self._size += len(text)
             while self._size > _KEPT_BYTES:
-                self._size -= len(self._texts.pop(next(iter(self._texts))))
+                self._size -= len(self._kept.pop(next(iter(self._kept))))
         return text
 
 
@@ -154,12 +162,11 @@ class Collection:
     def __init__(self, passages: pa.Table) -> None:
         """Take the table `passages`."""
         self.table = passages.combine_chunks()
-        self._columns = [self.table.column(name) for name in ("passage_id", "doc_id", "title", "text", "metadata")]
+        # Changes leave its rows as they are, so that the collections they make share them.
+        self._base = _Rows(self.table)
         self._rows = {passage_id: row for row, passage_id in enumerate(self.table.column("passage_id").to_pylist())}
         self._added: dict[str, Passage] = {}
         self._removed: frozenset[str] = frozenset()
-        # Changes leave the table's rows as they are, so that all collections that come of this one share them.
-        self._kept = _Kept(self._passage)
 
     def changed(self, change: Change) -> "Collection":
         """This collection after a change; it stays as it is itself."""
@@ -177,7 +184,7 @@ class Collection:
         if passage_id in self._added:
             return self._added[passage_id]
         row = self._rows.get(passage_id)
-        return None if row is None else self._passage(row)
+        return None if row is None else self._base.passage(row)
 
     def json_fields(self, passage_id: str) -> bytes | None:
         """A passage's fields as JSON, without the braces around them; None where there is none of that id."""
@@ -186,11 +193,7 @@ class Collection:
         if passage_id in self._added:
             return _json_fields(self._added[passage_id])
         row = self._rows.get(passage_id)
-        return None if row is None else self._kept.get(row)
-
-    def _passage(self, row: int) -> Passage:
-        passage_id, doc_id, title, text, metadata = (column[row].as_py() for column in self._columns)
-        return Passage(passage_id, doc_id, text, title, json.loads(metadata))
+        return None if row is None else self._base.json_fields(row)
 
     def of_document(self, doc_id: str) -> list[str]:
         """The ids of a document's passages."""
@@ -207,14 +210,13 @@ class Collection:
 
     def metadata(self, passage_ids: Sequence[str]) -> list[Mapping[str, Any]]:
         """The metadata of some passages; empty where there is no such passage."""
-        texts = self._columns[4]
         found: list[Mapping[str, Any]] = []
         for passage_id in passage_ids:
             if passage_id in self._added:
                 found.append(self._added[passage_id].metadata)
             else:
                 row = self._rows.get(passage_id)
-                found.append({} if row is None else json.loads(texts[row].as_py()))
+                found.append({} if row is None else self._base.metadata(row))
         return found
 
     def ids(self) -> list[str]:
