@@ -174,7 +174,7 @@ def main() -> None:
         logging.getLogger("ray.serve").handlers = logging.getLogger("ray.serve").handlers[
             -1:
         ]  # nothing to the terminal
-        gc.freeze()  # as every process of the service begins
+        gc.freeze()  # as Ray Serve does when a replica is ready
         profile = cProfile.Profile() if arguments.profile else None
         uvloop.run(run(RunStore.open_existing(str(arguments.run)), arguments.clients, arguments.seconds, profile))
         print(sum(path.stat().st_size for path in Path(folder).iterdir()), "bytes of log lines")

@@ -109,18 +109,19 @@ def fuse(rankings: Sequence[Sequence[ScoredPassage]], config: FusionConfig, k: i
             ({place.passage_id: 1 / (config.rank_constant + rank) for rank, place in enumerate(ranking, 1)}, 0.0)
             for ranking in rankings
         ]
-    ranks = [{place.passage_id: rank for rank, place in enumerate(ranking, 1)} for ranking in rankings]
-    scores = {
-        passage_id: math.fsum(
-            weight * worth.get(passage_id, missing) for weight, (worth, missing) in zip(weights, worths, strict=True)
-        )
-        for passage_id in dict.fromkeys(place.passage_id for ranking in rankings for place in ranking)
-    }
-
-    def order(passage_id: str) -> tuple[float, ...]:
-        return (-scores[passage_id], *(rank.get(passage_id, math.inf) for rank in ranks))
-
-    return [ScoredPassage(passage_id, scores[passage_id]) for passage_id in sorted(scores, key=order)[:k]]
+    terms: dict[str, list[float]] = {}
+    for weight, (worth, _) in zip(weights, worths, strict=True):
+        for passage_id, value in worth.items():
+            terms.setdefault(passage_id, []).append(weight * value)
+    if any(missing for _, missing in worths):
+        for passage_id, found in terms.items():
+            found += [
+                w * missing for w, (worth, missing) in zip(weights, worths, strict=True) if passage_id not in worth
+            ]
+    scores = {passage_id: math.fsum(found) for passage_id, found in terms.items()}
+    # Equal ones stay in the order in which they came: by the first ranking, what it lacks by the second, and so on.
+    best = sorted(scores, key=scores.__getitem__, reverse=True)[:k]
+    return [ScoredPassage(passage_id, scores[passage_id]) for passage_id in best]
 
 
 def normalised(ranking: Sequence[ScoredPassage], normalisation: str) -> tuple[dict[str, float], float]:

@@ -103,7 +103,8 @@ class Ingress:
         self, setup: Setup, retrievers: dict[str, DeploymentHandle], versions: DeploymentHandle, listens: bool
     ) -> None:
         """Load what is served now: passages. Who `listens` answers HTTP itself; before others stands Serve's proxy."""
-        self._setup, self._handles, self._versions = setup, retrievers, versions
+        self._setup, self._versions = setup, versions
+        self._answer = {name: handle.answer for name, handle in retrievers.items()}
         self._meters, self._closing = Meters(), False
         self._member = _IngressMember(setup, "", versions)
         self._member.meters = self._meters
@@ -188,7 +189,7 @@ class Ingress:
             left = [replace(ask, timeout=ask.timeout - spent) for ask in asks] if spent else asks
             try:
                 async with asyncio.timeout(most + _GRACE_SECONDS - spent):
-                    answers = await self._handles[name].answer.remote(served.version, left)
+                    answers = await self._answer[name].remote(served.version, left)
                 if answers is not None:
                     return served, answers
             except TimeoutError:

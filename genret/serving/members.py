@@ -1,7 +1,6 @@
 """The processes that retrieve, and how each follows the one that leads them."""
 
 import asyncio
-import gc
 import logging
 import secrets
 import time
@@ -16,7 +15,7 @@ from ray.exceptions import RayError
 from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 
-from genret.config import ReplicasConfig
+from genret.config import ReplicasConfig, RetrievalConfig
 from genret.errors import InputError
 from genret.retrieval.fusion import FUSION, fuse, fusion_depth
 from genret.runs import RunStore
@@ -47,9 +46,6 @@ class Member(ABC):
         Raises:
             InputError: It cannot be loaded.
         """
-        # What has been imported stays, and there is so much of it that a full collection of garbage stops the process
-        # for a fifth of a second. What is loaded from now on may go again, and is looked through as ever.
-        gc.freeze()
         self.store = RunStore.open_existing(self.setup.run_url)
         self.member = secrets.token_hex(8)
         self._loaded: dict[str, tuple[Any, int]] = {}
@@ -165,7 +161,7 @@ class _RetrieverMember(Member):
 
 @dataclass(frozen=True)
 class _FusionState:
-    version: Version
+    settings: RetrievalConfig
 
     def changed(self, _: Change) -> "_FusionState":
         """Its parts change; this does not."""
@@ -175,7 +171,7 @@ class _FusionState:
 class _FusionMember(Member):
     def load(self, found: Version) -> _FusionState:
         """Nothing but settings."""
-        return _FusionState(found)
+        return _FusionState(found.settings)
 
 
 class FusionReplica:
@@ -185,7 +181,7 @@ class FusionReplica:
         self, setup: Setup, parts: dict[str, DeploymentHandle], versions: DeploymentHandle
     ) -> None:
         """Load what is served now: settings."""
-        self._parts = parts
+        self._ask = {part: handle.answer for part, handle in parts.items()}
         self._member = _FusionMember(setup, FUSION, versions)
         await self._member.join()
 
@@ -195,9 +191,9 @@ class FusionReplica:
         if state is None:
             return None
         begin = time.monotonic()
-        settings = state.version.settings
+        settings = state.settings
         deep = [replace(ask, k=fusion_depth(settings, ask.k), explain=False) for ask in asks]
-        found = await asyncio.gather(*(self._parts[part].answer.remote(wanted, deep) for part in settings.fusion.parts))
+        found = await asyncio.gather(*(self._ask[part].remote(wanted, deep) for part in settings.fusion.parts))
         if any(answers is None for answers in found):
             return None
         seconds = time.monotonic() - begin
