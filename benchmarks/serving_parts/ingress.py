@@ -33,6 +33,7 @@ from genret.serving import app, ingress
 from genret.serving.asks import Answer, Ask
 from genret.serving.batching import Batcher
 from genret.serving.gates import Gate, Keys
+from genret.serving.logs import rotate_seldom
 from genret.serving.metrics import Meters
 from genret.serving.protocol import BoundedProtocol
 from genret.serving.routes import build_app
@@ -174,6 +175,7 @@ def main() -> None:
         logging.getLogger("ray.serve").handlers = logging.getLogger("ray.serve").handlers[
             -1:
         ]  # nothing to the terminal
+        rotate_seldom(logging.getLogger("ray.serve"))
         gc.freeze()  # as Ray Serve does when a replica is ready
         profile = cProfile.Profile() if arguments.profile else None
         uvloop.run(run(RunStore.open_existing(str(arguments.run)), arguments.clients, arguments.seconds, profile))

@@ -23,6 +23,7 @@ from genret.serving.asks import Answer, Ask
 from genret.serving.batching import Batcher
 from genret.serving.gates import Gate, Keys
 from genret.serving.listening import Listener
+from genret.serving.logs import rotate_seldom
 from genret.serving.members import Member
 from genret.serving.metrics import Family, Meters
 from genret.serving.plans import Setup
@@ -106,6 +107,7 @@ class Ingress:
         self._setup, self._versions = setup, versions
         self._answer = {name: handle.answer for name, handle in retrievers.items()}
         self._meters, self._closing = Meters(), False
+        rotate_seldom(_logger)
         self._member = _IngressMember(setup, "", versions)
         self._member.meters = self._meters
         await self._member.join()

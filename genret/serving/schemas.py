@@ -26,6 +26,8 @@ class _Body(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _check_characters(cls, data: Any) -> Any:
+        if isinstance(data, bytes):  # a body that was not sent as JSON, which Pydantic refuses
+            return data
         # JSON in Python may hold what no answer can: NaN, and halves of surrogate pairs.
         try:
             json.dumps(data, allow_nan=False, ensure_ascii=False).encode()

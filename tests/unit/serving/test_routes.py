@@ -104,6 +104,13 @@ def test_a_body_that_is_no_json_object_is_refused(call: Call, content: bytes) ->
     assert error(response)["message"]
 
 
+@pytest.mark.parametrize("headers", [{}, {"content-type": "text/plain"}])
+def test_a_body_that_was_not_sent_as_json_is_refused(call: Call, headers: dict[str, str]) -> None:
+    for path in ("/v1/retrieve", "/v1/compare"):
+        response = call("POST", path, content=b'{"query": "a"}', headers=headers)
+        assert response.status_code == 422 and error(response)["field"] == "body"
+
+
 def test_a_passage_by_its_id(call: Call) -> None:
     assert call("GET", "/v1/passages/d3").json()["title"] == "garden model3x"
     assert call("GET", "/v1/passages/none").status_code == 404

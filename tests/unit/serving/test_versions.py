@@ -2,12 +2,14 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 
 from genret.errors import InputError
 from genret.runs import RunStore
+from genret.serving import versions
 from genret.serving.documents import FILE, Changes, Editor, as_document, read_changes, write_changes
 from genret.serving.versions import find_version, version_records
 
@@ -54,6 +56,37 @@ def test_changes_are_remembered(new_run: New) -> None:
     assert again.collection.get("new") == editor.collection.get("new")
     assert again.collection.get("d1") is None
     assert again.collection.counts == (40, 1, 1)
+
+
+def test_json_is_that_of_the_passage_after_every_change(new_run: New) -> None:
+    store = new_run()
+    editor = Editor(store, find_version(store))
+
+    def check(*names: str) -> None:
+        for name in names:
+            fields, passage = editor.collection.json_fields(name), editor.collection.get(name)
+            assert (None if fields is None else json.loads(b"{%b}" % fields)) == (passage and asdict(passage))
+
+    check("d1", "d1", "d2", "new", "none")
+    before = editor.collection
+    removal = editor.remove("d1")
+    assert removal is not None
+    editor.keep(removal)
+    editor.keep(editor.add(as_document("new", "A \u201czeppelin\u201d floats.", "Zeppelin", {"n": [1, "a", None]})))
+    check("d1", "d2", "new")
+    editor.keep(editor.add(as_document("d1", "Another text.", "", {})))
+    check("d1", "d2", "new")
+    kept = before.json_fields("d1")
+    assert kept is not None and b"Another" not in kept
+
+
+def test_json_is_kept_as_far_as_there_is_room(small_run: RunStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    collection = Editor(small_run, find_version(small_run)).collection
+    size = len(collection.json_fields("d0") or b"")
+    monkeypatch.setattr(versions, "_KEPT_BYTES", 3 * size + size // 2)
+    expected = [collection.json_fields(name) for name in collection.ids()]
+    assert [collection.json_fields(name) for name in collection.ids()] == expected
+    assert len(collection._base._kept) <= 4 and collection._base._size == sum(map(len, collection._base._kept.values()))
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"format": 2}', '{"format": 1, "service": 1}'])
