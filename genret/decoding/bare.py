@@ -55,10 +55,18 @@ class BareDecoder:
             # By tokens that attention does not get to see.
             ids, positions, attend = padded(ids), padded(positions), _without_padding(attend, count)
         states = nn.functional.embedding(ids, self._embedding)
-        rotation = _rotation(*(part[0, :, None] for part in self._rotary(states[None], positions[None])))
+        rotation = self._rotation(states, positions)
         for layer in self._layers:
             states = layer.forward(states, rotation, attend)
         return _normed(self._norm, states)[:count]
+
+    def _rotation(self, states: Tensor, positions: Tensor) -> Rotation:
+        """Of tokens at positions; on a CPU made once for all tokens that share one, as those of a batch mostly do."""
+        if positions.device.type != "cpu":
+            return _signed(*(part[0, :, None] for part in self._rotary(states[None], positions[None])))
+        distinct, place = positions.unique(return_inverse=True)
+        cosine, sine = _signed(*(part[0] for part in self._rotary(states[None], distinct[None])))
+        return cosine[place, None], sine[place, None]
 
 
 def _without_padding(attend: Attend, count: int) -> Attend:
@@ -128,8 +136,8 @@ def _normed(norm: Any, states: Tensor) -> Tensor:
     return norm.weight * normed.to(states.dtype)
 
 
-def _rotation(cosine: Tensor, sine: Tensor) -> Rotation:
-    """From `[tokens, 1, head_dim]` each; the sine takes the sign of the half that it is for."""
+def _signed(cosine: Tensor, sine: Tensor) -> Rotation:
+    """From `[..., head_dim]` each; the sine takes the sign of the half that it is for."""
     left, right = sine.chunk(2, dim=-1)
     return cosine, torch.cat((-left, right), dim=-1)
 

@@ -23,6 +23,8 @@ CHUNK_ELEMENTS = 1 << 24
 # Logits that are only summed over are made for so many states at a time, few enough to stay in a CPU's cache. A GPU
 # takes all that fit in CHUNK_ELEMENTS.
 CACHED_STATES = 128
+# A normaliser is taken from a single log-probability down to here; below, its rounding would show in the difference.
+LEAST_REFERENCE = -64.0
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
@@ -184,7 +186,7 @@ class Scorer:
             return _numbers(_numpy(states.logsumexp(-1)))
         step = CACHED_STATES if states.device.type == "cpu" else max(1, CHUNK_ELEMENTS // self.decoder.vocabulary_size)
         parts = [
-            torch.stack([slab(some).to(self.dtype).logsumexp(-1) for slab in self.decoder.slabs]).logsumexp(0)
+            torch.stack([_log_sum_exp(slab(some).to(self.dtype)) for slab in self.decoder.slabs]).logsumexp(0)
             for some in padded(states).split(step)
         ]
         return _numbers(_numpy(torch.cat(parts)[: len(states)]))
@@ -245,6 +247,20 @@ class Scorer:
             return _numpy(logprob), np.broadcast_to(np.arange(n_children), logprob.shape)
         top, place = torch.topk(logprob, limit, dim=-1)
         return _numpy(top), place.cpu().numpy()
+
+
+def _log_sum_exp(logits: torch.Tensor) -> torch.Tensor:
+    """`[s]`, the logarithm of the sum of exponentials of logits `[s, v]`.
+
+    On a CPU torch makes log-probabilities in one go, but this sum, which is a logit minus its log-probability, in four
+    that wait for all threads.
+    """
+    if logits.device.type == "cpu":
+        first = logits.log_softmax(-1)[:, 0]
+        # False also where something is not a number.
+        if bool((first > LEAST_REFERENCE).all()):
+            return logits[:, 0] - first
+    return logits.logsumexp(-1)
 
 
 def _log_softmax(raw: Floats, count: Ints) -> Floats:

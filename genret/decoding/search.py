@@ -264,6 +264,27 @@ class _Expansions:
         )
 
 
+@dataclass(frozen=True)
+class _Choices:
+    """Children of nodes that hypotheses reached, of which there may be thousands: what it takes to leave most of them.
+
+    Attributes:
+        parent: `[c]`, ascending: which hypothesis reached the node.
+        child: `[c]`, positions in `Trie.child`.
+        target: `[c]`, what they lead to, a node or `~leaf`.
+        score: `[c]`, with the child's token.
+    """
+
+    parent: Ints
+    child: Ints
+    target: Ints
+    score: Floats
+
+    def where(self, kept: npt.NDArray[np.bool_]) -> "_Choices":
+        """Some of them."""
+        return _Choices(self.parent[kept], self.child[kept], self.target[kept], self.score[kept])
+
+
 class _Batch:
     """A batch of queries in the model: expands hypotheses, and keeps account of them."""
 
@@ -301,8 +322,8 @@ class _Batch:
         n_states = np.full(self.size, states.shape[1])
         return roots, self._score(roots, states.reshape(-1, states.shape[-1]), n_states)
 
-    def children(self, parents: Hypotheses, found: _Expansions, entry: Ints) -> Hypotheses:
-        """Hypotheses that go on from the nodes that parents reached.
+    def choices(self, parents: Hypotheses, found: _Expansions, entry: Ints) -> _Choices:
+        """What there is to choose from at the nodes that parents reached: children that are possible and allowed.
 
         Args:
             parents: Expanded hypotheses.
@@ -310,15 +331,21 @@ class _Batch:
             entry: `[len(parents)]`.
 
         Returns:
-            One hypothesis a child that is possible and allowed, parent by parent.
+            The children, parent by parent.
         """
         first = found.child_indptr[entry]
         count = found.child_indptr[entry + 1] - first
         position = ranges(first, count)
-        made = np.repeat(self.moved_on(parents, found, entry), count)
-        made["score"] += found.logprob[position]
-        made["leaf"] = self.trie.leaf_intervals(found.child[position])[0][0]
-        made["target"] = self.trie.child_targets(found.child[position])
+        parent = np.repeat(np.arange(len(parents)), count)
+        child = found.child[position]
+        score = (parents["score"] + found.chain[entry, -1])[parent] + found.logprob[position]
+        return _Choices(parent, child, self.trie.child_targets(child), score)
+
+    def children(self, parents: Hypotheses, found: _Expansions, entry: Ints, choices: _Choices) -> Hypotheses:
+        """Hypotheses that go on with choices at the nodes that parents reached; arguments as of `choices`."""
+        made = self.moved_on(parents, found, entry)[choices.parent]
+        made["score"], made["target"] = choices.score, choices.target
+        made["leaf"] = self.trie.leaf_intervals(choices.child)[0][0]
         self._look_ahead(made)
         return made
 
@@ -402,7 +429,9 @@ class _Results:
 
     def add(self, query: Ints, leaf: Ints, score: Floats) -> None:
         """Take further identifiers in; those without any probability stay out."""
-        possible = score > -np.inf
+        possible = (score > -np.inf) & (score >= self.threshold()[query])
+        if np.count_nonzero(possible) > self.size * self.k:
+            possible[possible] = score[possible] >= self._bound(query[possible], score[possible])[query[possible]]
         self.query = np.concatenate((self.query, query[possible]))
         self.leaf = np.concatenate((self.leaf, leaf[possible]))
         self.score = np.concatenate((self.score, score[possible]))
@@ -416,10 +445,22 @@ class _Results:
 
     def threshold(self) -> Floats:
         """`[size]`, the k-th score of each query, or -inf where there are fewer."""
-        _, rank = _ranking(self.query, self.score, self.leaf)
+        last = _rank_in_run(self.query) == self.k - 1
         threshold = np.full(self.size, -np.inf)
-        threshold[self.query[rank == self.k - 1]] = self.score[rank == self.k - 1]
+        threshold[self.query[last]] = self.score[last]
         return threshold
+
+    def _bound(self, query: Ints, score: Floats) -> Floats:
+        """`[size]`, the k-th best of each query's scores, or -inf where there are fewer: sorting them all takes longer.
+
+        Queries ascend.
+        """
+        count = np.bincount(query, minlength=self.size)
+        table = np.full((self.size, int(count.max())), -np.inf)
+        if table.shape[1] < self.k:
+            return np.full(self.size, -np.inf)
+        table[query, _rank_in_run(query)] = score
+        return -np.partition(-table, self.k - 1, axis=1)[:, self.k - 1]
 
     def results(self, trie: Paths, exact: npt.NDArray[np.bool_], expansions: Ints) -> list[SearchResult]:
         """As the caller wants them."""
@@ -554,7 +595,8 @@ def _step(
     moving = due & (ready["choice"] > now)
     staying = ~choosing & ~moving
     parents, movers, others = ready[choosing], ready[moving], ready[staying]
-    chosen = batch.children(parents, found, parents["expansion"])
+    choices = batch.choices(parents, found, parents["expansion"])
+    chosen = batch.children(parents, found, parents["expansion"], choices)
     moved = batch.moved_on(movers, found, movers["expansion"])
     candidates = np.concatenate((others, chosen, moved))
     # Candidates are compared with the token at `now`, whatever else is known of them.
@@ -665,12 +707,18 @@ def _absorb(batch: _Batch, hypotheses: Hypotheses, found: _Expansions, results: 
     entry = np.arange(len(hypotheses))
     at_node = (hypotheses["target"] >= 0) & (hypotheses["stop"] == hypotheses["choice"])
     moved = batch.moved_on(hypotheses[~at_node], found, entry[~at_node])
-    chosen = batch.children(hypotheses[at_node], found, entry[at_node])
-    reached = np.concatenate((moved, chosen))
+    done = (moved["target"] < 0) & (moved["start"] == moved["choice"])
+    results.add(moved["query"][done], moved["leaf"][done], moved["score"][done])
+    parents, entry = hypotheses[at_node], entry[at_node]
+    choices = batch.choices(parents, found, entry)
     # Over the trie nothing is left to find out once a single leaf is below.
-    complete = reached["target"] < 0
+    complete = choices.target < 0
     if batch.over_vocabulary:
-        complete &= reached["start"] == reached["choice"]
-    done = reached[complete]
-    results.add(done["query"], done["leaf"], done["score"])
-    frontier.push(reached[~complete])
+        last = batch.trie.lengths(~choices.target[complete]) - 1
+        complete[complete] = parents["stop"][choices.parent[complete]] == last
+    leaves = choices.where(complete)
+    results.add(parents["query"][leaves.parent], ~leaves.target, leaves.score)
+    choices = choices.where(~complete)
+    worth = choices.score > results.threshold()[parents["query"][choices.parent]]
+    chosen = batch.children(parents, found, entry, choices.where(worth))
+    frontier.push(np.concatenate((moved[~done], chosen)))
