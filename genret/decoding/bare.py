@@ -33,7 +33,7 @@ class BareDecoder:
     def __init__(self, decoder: Any) -> None:
         """Take a decoder of which `is_bare` is true; its weights are copied only where that makes them faster."""
         self._embedding = decoder.embed_tokens.weight
-        self._rotary = decoder.rotary_emb
+        self._rotations = _Rotations(decoder.rotary_emb)
         linears = [module for layer in decoder.layers for module in layer.modules() if type(module) is nn.Linear]
         self._packed = can_pack(linears)
         self._layers = [_Layer(layer, number, self._packed) for number, layer in enumerate(decoder.layers)]
@@ -55,18 +55,10 @@ class BareDecoder:
             # By tokens that attention does not get to see.
             ids, positions, attend = padded(ids), padded(positions), _without_padding(attend, count)
         states = nn.functional.embedding(ids, self._embedding)
-        rotation = self._rotation(states, positions)
+        rotation = self._rotations.at(states, positions)
         for layer in self._layers:
             states = layer.forward(states, rotation, attend)
         return _normed(self._norm, states)[:count]
-
-    def _rotation(self, states: Tensor, positions: Tensor) -> Rotation:
-        """Of tokens at positions; on a CPU made once for all tokens that share one, as those of a batch mostly do."""
-        if positions.device.type != "cpu":
-            return _signed(*(part[0, :, None] for part in self._rotary(states[None], positions[None])))
-        distinct, place = positions.unique(return_inverse=True)
-        cosine, sine = _signed(*(part[0] for part in self._rotary(states[None], distinct[None])))
-        return cosine[place, None], sine[place, None]
 
 
 def _without_padding(attend: Attend, count: int) -> Attend:
@@ -74,6 +66,29 @@ def _without_padding(attend: Attend, count: int) -> Attend:
         return padded(attend(number, query[:count], key[:count], value[:count], scaling))
 
     return attend_to_tokens
+
+
+class _Rotations:
+    """Rotary embeddings, made by the model's own module; on a CPU once for each position, as a table."""
+
+    def __init__(self, rotary: Any) -> None:
+        self._rotary = rotary
+        # These kinds turn all positions in another way once a sequence is long.
+        self._fixed = "dynamic" not in rotary.rope_type and rotary.rope_type != "longrope"
+        self._table: Rotation | None = None
+
+    def at(self, states: Tensor, positions: Tensor) -> Rotation:
+        """Those of tokens at positions, in the type and on the device of their states."""
+        if not self._fixed or states.device.type != "cpu":
+            return self._made(states, positions)
+        end, table = int(positions.max()) + 1, self._table
+        if table is None or len(table[0]) < end or table[0].dtype != states.dtype:
+            table = self._table = self._made(states, torch.arange(2 * end))
+        cosine, sine = table
+        return cosine.index_select(0, positions), sine.index_select(0, positions)
+
+    def _made(self, states: Tensor, positions: Tensor) -> Rotation:
+        return _signed(*(part[0, :, None] for part in self._rotary(states[None], positions[None])))
 
 
 class _Layer:
@@ -93,8 +108,9 @@ class _Layer:
 
     def forward(self, states: Tensor, rotation: Rotation, attend: Attend) -> Tensor:
         """States `[tokens, width]` after this layer, from those before it."""
-        states = states + self._attention(_normed(self._layer.input_layernorm, states), rotation, attend)
-        return states + self._feed_forward(_normed(self._layer.post_attention_layernorm, states))
+        # In place, into what the products have just made.
+        states = self._attention(_normed(self._layer.input_layernorm, states), rotation, attend).add_(states)
+        return self._feed_forward(_normed(self._layer.post_attention_layernorm, states)).add_(states)
 
     def _attention(self, states: Tensor, rotation: Rotation, attend: Attend) -> Tensor:
         asking, keyed, _ = self._heads
@@ -106,7 +122,7 @@ class _Layer:
     def _feed_forward(self, states: Tensor) -> Tensor:
         """The gated layer (arXiv 2002.05202, equation 6), with the model's own activation."""
         gate, up = self._widen(states).chunk(2, -1)
-        return self._narrow(self._activation(gate) * up)
+        return self._narrow(self._activation(gate).mul_(up))
 
 
 def is_bare(decoder: Any) -> bool:
@@ -137,7 +153,7 @@ def _normed(norm: Any, states: Tensor) -> Tensor:
 
 
 def _signed(cosine: Tensor, sine: Tensor) -> Rotation:
-    """From `[..., head_dim]` each; the sine takes the sign of the half that it is for."""
+    """From `[tokens, 1, head_dim]` each; the sine takes the sign of the half that it is for."""
     left, right = sine.chunk(2, dim=-1)
     return cosine, torch.cat((-left, right), dim=-1)
 

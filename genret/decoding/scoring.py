@@ -168,13 +168,15 @@ class Scorer:
         else:
             target_logprob[asked] -= normaliser[asked]
             logprob -= normaliser[owner]
+        if leaf_filter is not None:
+            logprob[~leaf_filter.children(child)] = -np.inf
         parts = [(owner, child, logprob)]
         wide = np.flatnonzero(count > WIDE)
         for number in np.unique(node[wide]):
             member = wide[node[wide] == number]
             top, place = self._wide(states, member, int(number), normaliser, leaf_filter, limit)
             parts.append((np.repeat(member, top.shape[1]), (first[member[0]] + place).ravel(), top.ravel()))
-        return _collect(target_logprob, parts, leaf_filter)
+        return _collect(target_logprob, parts)
 
     def _normaliser(self, states: torch.Tensor) -> Floats:
         """`[s]`, the logarithm of the sum of exponentials of all logits: what vocabulary scoring divides by.
@@ -272,12 +274,9 @@ def _log_softmax(raw: Floats, count: Ints) -> Floats:
         return np.where(np.isneginf(raw), -np.inf, shifted - np.repeat(total, count))
 
 
-def _collect(target: Floats, parts: list[tuple[Ints, Ints, Floats]], leaf_filter: LeafFilter | None) -> Scores:
+def _collect(target: Floats, parts: list[tuple[Ints, Ints, Floats]]) -> Scores:
     owner, child, logprob = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
-    keep = _numbers(logprob) > -np.inf
-    if leaf_filter is not None:
-        keep &= leaf_filter.children(child)
-    kept = np.flatnonzero(keep)
+    kept = np.flatnonzero(_numbers(logprob) > -np.inf)
     kept = kept[np.argsort(owner[kept], kind="stable")]
     return Scores(_numbers(target), owner[kept], child[kept], logprob[kept])
 
