@@ -36,8 +36,12 @@ Mode: TypeAlias = Literal["beam", "exact"]
 
 # About how many tokens a model reads in one pass for the price of one, bound by reading its weights: forced tokens
 # are read ahead as far as this allows. Beyond it, tokens that pruning makes useless cost more than passes.
-TOKENS_PER_PASS = {"cpu": 64, "cuda": 256}
+TOKENS_PER_PASS = {"cpu": 32, "cuda": 256}
 OTHER_TOKENS_PER_PASS = 256
+# So many hypotheses are expanded in one pass before it is known that all of them are needed: more than tokens, since
+# most hypotheses are needed in the end.
+HYPOTHESES_PER_PASS = {"cpu": 64, "cuda": 256}
+OTHER_HYPOTHESES_PER_PASS = 256
 
 # A path into the trie: up to a token whose score is known, and from there a stretch without a choice.
 HYPOTHESIS = np.dtype(
@@ -304,7 +308,9 @@ class _Batch:
         # Columns of each expansion's tokens in the cache, by place in the identifier.
         self.paths = np.full((self.size, self.trie.max_length), -1, dtype=np.int32)
         self._decoder, self._prompts = search.decoder, prompts
-        self.tokens_per_pass = TOKENS_PER_PASS.get(self._decoder.device.type, OTHER_TOKENS_PER_PASS)
+        device = self._decoder.device.type
+        self.tokens_per_pass = TOKENS_PER_PASS.get(device, OTHER_TOKENS_PER_PASS)
+        self.hypotheses_per_pass = HYPOTHESES_PER_PASS.get(device, OTHER_HYPOTHESES_PER_PASS)
 
     def late(self) -> bool:
         """Whether no further pass may begin."""
@@ -508,7 +514,7 @@ def _beam_search(batch: _Batch, k: int, width: int) -> list[SearchResult]:
         else:
             running = running[running["score"] >= _sure_threshold(batch, running, results, width)[running["query"]]]
             unread = np.flatnonzero(_unread(batch, running))
-            if len(unread) > batch.tokens_per_pass and not batch.over_vocabulary:
+            if len(unread) > batch.hypotheses_per_pass and not batch.over_vocabulary:
                 # Those of later places may be pruned before they are needed.
                 unread = unread[running["stop"][unread] == now[running["query"][unread]]]
             if len(unread):
@@ -682,7 +688,7 @@ def _best_first(batch: _Batch, k: int, at_once: int, max_expansions: int | None)
         _absorb(batch, hypotheses, found, results, frontier)
         frontier.prune(results.threshold())
         count = np.full(batch.size, max(at_once, min(most, _room(batch, frontier))))
-        most = min(2 * most, max(at_once, batch.tokens_per_pass)) if doubling else at_once
+        most = min(2 * most, max(at_once, batch.hypotheses_per_pass)) if doubling else at_once
         if max_expansions is not None:
             count = np.minimum(count, max_expansions - batch.expanded)
         if batch.late():
@@ -699,7 +705,7 @@ def _room(batch: _Batch, frontier: _Frontier) -> int:
     Where few identifiers are allowed, or no hypothesis stands out, many must be expanded before k results are better
     than the rest, and passes for a few of them cost as much as full ones.
     """
-    return batch.tokens_per_pass // max(1, int(np.count_nonzero(frontier.best() > -np.inf)))
+    return batch.hypotheses_per_pass // max(1, int(np.count_nonzero(frontier.best() > -np.inf)))
 
 
 def _absorb(batch: _Batch, hypotheses: Hypotheses, found: _Expansions, results: _Results, frontier: _Frontier) -> None:

@@ -28,10 +28,14 @@ SHAPE = {
     "max_position_embeddings": 128,
 }
 YARN = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 32}
+DYNAMIC = {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 2.0}
 CONFIGS = {
     "llama": LlamaConfig(**SHAPE),
     "llama with biases": LlamaConfig(**SHAPE, attention_bias=True, mlp_bias=True),
     "llama with stretched positions": LlamaConfig(**SHAPE, rope_parameters=YARN),
+    "llama with positions that stretch": LlamaConfig(
+        **{**SHAPE, "max_position_embeddings": 32}, rope_parameters=DYNAMIC
+    ),
     "mistral": MistralConfig(**SHAPE, sliding_window=None),
     "mistral with a window": MistralConfig(**SHAPE, sliding_window=6),
     "mistral with another activation": MistralConfig(**SHAPE, sliding_window=None, hidden_act="gelu"),
@@ -89,6 +93,19 @@ def test_its_states_are_those_of_the_model(name: str, dtype: torch.dtype) -> Non
         expected = model.get_decoder()(input_ids=torch.tensor(ids)[None], use_cache=False).last_hidden_state[0, 10:]
     tolerance = {torch.float64: 1e-5, torch.float32: 1e-4, torch.bfloat16: 0.1}[dtype]
     assert (states[0] - expected).abs().max() <= tolerance * expected.abs().max()
+
+
+@pytest.mark.parametrize("name", ["llama", "llama with positions that stretch"])
+def test_sequences_may_grow_longer(name: str) -> None:
+    model = build(CONFIGS[name])
+    decoder = TreeDecoder(model)
+    # The last length is beyond what the second model was made for, the last but one well within it.
+    for length in (3, 30, 7, 60):
+        ids = np.random.default_rng(length).integers(3, 64, size=length)
+        with decoder.evaluating():
+            _, states = decoder.begin([ids[:-2]], ids[-2:])
+            expected = model.get_decoder()(input_ids=torch.tensor(ids)[None], use_cache=False).last_hidden_state[0, -3:]
+        assert (states[0] - expected).abs().max() <= 1e-5 * expected.abs().max()
 
 
 def test_trained_weights_are_seen() -> None:

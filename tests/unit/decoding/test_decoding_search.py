@@ -258,6 +258,7 @@ def test_a_long_search_takes_few_passes(model: Any, monkeypatch: pytest.MonkeyPa
     passes, found = {}, {}
     for tokens in (1, 64):
         monkeypatch.setitem(search.TOKENS_PER_PASS, "cpu", tokens)
+        monkeypatch.setitem(search.HYPOTHESES_PER_PASS, "cpu", tokens)
         (found[tokens],) = finder.search(prompts, k=20, mode="exact", beam=2)
         passes[tokens] = len(rows)
         rows.clear()
