@@ -527,6 +527,15 @@ def test_nor_may_logits_be_that_no_identifier_asks_for(bad: float, dtype: torch.
         finder.search([[9, 10]], k=3)
 
 
+@pytest.mark.parametrize("first", [0.0, -40.0, -1e6, -torch.inf])
+def test_a_normaliser_does_not_hang_on_one_token(first: float) -> None:
+    torch.manual_seed(0)
+    logits = torch.randn(7, 500)
+    logits[3, 0] = first
+    expected = logits.double().logsumexp(-1)
+    torch.testing.assert_close(scoring._log_sum_exp(logits).double(), expected, atol=1e-5, rtol=0)
+
+
 @pytest.mark.parametrize("mode", ["beam", "exact"])
 @pytest.mark.parametrize("how", SCORINGS)
 def test_impossible_tokens_are_never_returned(how: scoring.Scoring, mode: search.Mode) -> None:
