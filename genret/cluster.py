@@ -13,7 +13,6 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -210,21 +209,33 @@ def _waiting(gcs: Any) -> dict[str, int]:
     return waiting
 
 
-class _Worker:
-    """Holds the state that a factory makes, and applies it to batches."""
+@dataclass(frozen=True)
+class _Job:
+    """One function to map with. Actors are told it with every batch, since a new one may get any batch."""
 
-    def __init__(self, factory: Callable[..., Callable[[Any], Any]], arguments: dict[str, Any]) -> None:
-        # Called with the first batch: an error here would only say that the actor died.
-        self._make = partial(factory, **arguments)
-        self._apply: Callable[[Any], Any] | None = None
+    number: int
+    factory: Callable[..., Callable[[Any], Any]]
+    # In a tuple, a reference stays one: each actor fetches the arguments once, and not with every batch.
+    arguments: tuple[Any]
+
+
+class _Worker:
+    """Holds the function that a job's factory makes, and applies it to batches."""
+
+    def __init__(self, hide_gpus: bool) -> None:
+        if hide_gpus:
+            os.environ.update(NO_GPU)
+        self._number = -1
+        self._function: Callable[[Any], Any] | None = None
 
     def ready(self) -> None:
         """Answers once the actor runs."""
 
-    def apply(self, batch: Any) -> Any:
-        if self._apply is None:
-            self._apply = self._make()
-        return self._apply(batch)
+    def apply(self, job: _Job, batch: Any) -> Any:
+        if self._function is None or self._number != job.number:
+            self._function = None  # two functions at once may be more than there is room for
+            self._function, self._number = job.factory(**ray.get(job.arguments[0])), job.number
+        return self._function(batch)
 
 
 def map_batches(
@@ -258,26 +269,24 @@ def map_batches(
         RayTaskError: Any other error there.
         RayActorError: A batch lost its actor four times.
     """
-    if total == 0:
-        return
-    pool = _Pool(factory, arguments, compute, gpus)
-    waiting = enumerate(batches)
-    finished: dict[int, Result] = {}
-    following = done = 0
+    with actor_pool(compute, gpus) as pool:
+        yield from pool.map(batches, total, factory, arguments, progress)
+
+
+@contextmanager
+def actor_pool(compute: ComputeConfig, gpus: float = 0.0) -> Iterator["ActorPool"]:
+    """Actors for the time of a `with` block, to map several functions with, one after another.
+
+    Args:
+        compute: Number of actors and the CPUs of each.
+        gpus: GPUs of each actor.
+
+    Yields:
+        The pool. Its actors start with the first batches.
+    """
+    pool = ActorPool(compute, gpus)
     try:
-        for number, batch in islice(waiting, _IN_FLIGHT * min(compute.cpu_workers, total)):
-            pool.submit(number, batch)
-        while pool.busy:
-            number, result = pool.next_result()
-            finished[number] = result
-            done += 1
-            for upcoming, batch in islice(waiting, 1):
-                pool.submit(upcoming, batch)
-            if progress is not None:
-                progress(done, total)
-            while following in finished:
-                yield finished.pop(following)
-                following += 1
+        yield pool
     finally:
         pool.close()
 
@@ -290,39 +299,59 @@ class _Task:
     losses: int = 0
 
 
-class _Pool:
-    """Actors that hold the same function, and the batches that they are working on.
+class ActorPool:
+    """Actors that apply a function to batches, and the batches that they are working on; see `actor_pool`.
 
     Batches go only to actors that have started: on a cluster without room for all of them, those that run do all
     the work, and the others may never start.
     """
 
-    def __init__(
-        self, factory: Callable[..., Any], arguments: dict[str, Any], compute: ComputeConfig, gpus: float
-    ) -> None:
-        options: dict[str, Any] = {"num_cpus": compute.cpus_a_worker, "num_gpus": gpus}
-        if not gpus:
-            options["runtime_env"] = {"env_vars": NO_GPU}
-        self._class = ray.remote(**options)(_Worker)
-        self._factory = factory
-        self._arguments = ray.put(arguments)
+    def __init__(self, compute: ComputeConfig, gpus: float) -> None:
+        self._class = ray.remote(num_cpus=compute.cpus_a_worker, num_gpus=gpus)(_Worker)
+        self._hide_gpus = not gpus
         self._size = compute.cpu_workers
+        self._jobs = 0
+        self._job: _Job | None = None
         self._queue: deque[_Task] = deque()
         self._starting: dict[Any, Any] = {}
         self._load: dict[Any, int] = {}
         self._running: dict[Any, _Task] = {}
 
-    @property
-    def busy(self) -> bool:
-        """Whether any batch is not done."""
-        return bool(self._queue or self._running)
+    def map(
+        self,
+        batches: Iterable[Batch],
+        total: int,
+        factory: Callable[..., Callable[[Batch], Result]],
+        arguments: dict[str, Any],
+        progress: ProgressFunction | None = None,
+    ) -> Iterator[Result]:
+        """Apply a function with state to batches; as `map_batches`. One at a time can be under way."""
+        if total == 0:
+            return
+        self._jobs += 1
+        self._job = _Job(self._jobs, factory, (ray.put(arguments),))
+        waiting = enumerate(batches)
+        finished: dict[int, Result] = {}
+        following = done = 0
+        for number, batch in islice(waiting, _IN_FLIGHT * min(self._size, total)):
+            self._submit(number, batch)
+        while self._queue or self._running:
+            number, result = self._next_result()
+            finished[number] = result
+            done += 1
+            for upcoming, batch in islice(waiting, 1):
+                self._submit(upcoming, batch)
+            if progress is not None:
+                progress(done, total)
+            while following in finished:
+                yield finished.pop(following)
+                following += 1
 
-    def submit(self, number: int, batch: Any) -> None:
-        """Put a batch into the queue."""
+    def _submit(self, number: int, batch: Any) -> None:
         self._queue.append(_Task(number, batch))
         self._fill()
 
-    def next_result(self) -> tuple[int, Any]:
+    def _next_result(self) -> tuple[int, Any]:
         """Wait for any batch; one that lost its actor is begun again elsewhere."""
         while True:
             ready, _ = ray.wait([*self._starting, *self._running], num_returns=1)
@@ -369,9 +398,9 @@ class _Pool:
             task = self._queue.popleft()
             task.actor = min(free, key=lambda actor: self._load[actor])
             self._load[task.actor] += 1
-            self._running[task.actor.apply.remote(task.batch)] = task
+            self._running[task.actor.apply.remote(self._job, task.batch)] = task
         while len(self._load) + len(self._starting) < self._size and len(self._starting) < len(self._queue):
-            actor = self._class.remote(self._factory, self._arguments)
+            actor = self._class.remote(self._hide_gpus)
             self._starting[actor.ready.remote()] = actor
 
 

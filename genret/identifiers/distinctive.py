@@ -1,10 +1,14 @@
 """Putting a distinctive keyword first, so that identifiers part at their first choice."""
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+
+from genret.identifiers.keywords import KeywordLists
 
 
-def lead_with_distinctive(keywords: Sequence[Sequence[str]], pool: int, leading: Iterable[str] = ()) -> list[list[str]]:
+def lead_with_distinctive(keywords: KeywordLists, pool: int, leading: Iterable[str] = ()) -> Iterator[list[str]]:
     """Reorder each passage's keywords: one that few other identifiers begin with comes first.
 
     Greedy: the passage takes, of its best `pool` keywords, the one that the fewest passages before it have taken,
@@ -16,17 +20,24 @@ def lead_with_distinctive(keywords: Sequence[Sequence[str]], pool: int, leading:
         pool: How many of the best may lead.
         leading: Keywords that other identifiers begin with already.
 
-    Returns:
+    Yields:
         The same keywords a passage, in the same order but for the one that leads.
     """
-    taken = Counter(keyword.casefold() for keyword in leading)
-    ordered: list[list[str]] = [[] for _ in keywords]
-    for number in sorted(range(len(keywords)), key=lambda index: (len(keywords[index]), index)):
-        words = list(keywords[number])
-        if words:
-            # min() keeps the first of equals, and the words are best first.
-            first = min(range(min(pool, len(words))), key=lambda place: taken[words[place].casefold()])
+    for words, first in zip(keywords, _choices(keywords, pool, leading), strict=True):
+        if first:
             words.insert(0, words.pop(first))
-            taken[words[0].casefold()] += 1
-        ordered[number] = words
-    return ordered
+        yield words
+
+
+def _choices(keywords: KeywordLists, pool: int, leading: Iterable[str]) -> np.ndarray:
+    """The place of the keyword that leads, for each passage; int32."""
+    taken = Counter(keyword.casefold() for keyword in leading)
+    choices = np.zeros(len(keywords), dtype=np.int32)
+    for number, words in keywords.shortest_first():
+        if words:
+            counts = [taken[word.casefold()] for word in words[:pool]]
+            # index() finds the first of equals, and the words are best first.
+            first = counts.index(min(counts))
+            taken[words[first].casefold()] += 1
+            choices[number] = first
+    return choices

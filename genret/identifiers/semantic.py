@@ -2,16 +2,20 @@
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
+from itertools import chain, islice
 
 import pyarrow as pa
 
 from genret.config import IdentifiersConfig
 from genret.identifiers.distinctive import lead_with_distinctive
-from genret.identifiers.uniqueness import make_unique, normalisation_key
-from genret.llm.base import Engine, Item, Request, Requests, Response, pair_responses
+from genret.identifiers.keywords import KeywordLists, join_keywords
+from genret.identifiers.uniqueness import iterate_unique, make_unique, normalisation_key
+from genret.llm.base import Engine, Item, Pairs, Request, Requests, Response, Work, work_through
 from genret.llm.filters import Limits, unfit_reason
 from genret.llm.words import has_lone_surrogate
-from genret.tables import check_table, reject, table_from_rows
+from genret.spools import Spool
+from genret.tables import SCHEMAS, reject, table_from_rows
 
 WORD_SEPARATOR = " "
 """Between keywords where every keyword of the corpus is one word: hardly any tokenizer spends a token on it,
@@ -19,7 +23,8 @@ so that identifiers stay short and every choice in the trie is one between words
 PHRASE_SEPARATOR = ", "
 """Between keywords where some are phrases, so that it stays visible where one ends."""
 
-_READ_ROWS = 1024
+_PASSAGES_A_PART = 1024
+_KEYWORDS = pa.schema({"keywords": pa.string()})
 
 
 def build_semantic_identifiers(
@@ -40,23 +45,14 @@ def build_semantic_identifiers(
         keywords has a number as its identifier and can be retrieved like all others.
     """
     keywords, rejects = _keywords(config, passages, engine, limits)
-    if config.order == "distinctive":
-        keywords = lead_with_distinctive(keywords, config.max_keywords)
-    phrases = any(len(keyword.split()) > 1 for words in keywords for keyword in words)
-    unique = make_unique(
-        keywords, config.keywords, config.max_keywords, PHRASE_SEPARATOR if phrases else WORD_SEPARATOR
-    )
-    identifiers = pa.table(
-        {
-            "passage_id": passages.column("passage_id"),
-            "identifier": pa.array(unique.identifiers, pa.string()),
-            "source": pa.array(unique.sources, pa.string()),
-        }
-    )
-    return {
-        "identifiers": check_table("identifiers", identifiers),
-        "rejects": table_from_rows("rejects", rejects),
-    }
+    separator = PHRASE_SEPARATOR if keywords.have_phrases() else WORD_SEPARATOR
+    unique = iterate_unique(_ordered(config, keywords), config.keywords, config.max_keywords, separator)
+    identifiers = Spool(SCHEMAS["identifiers"])
+    for start in range(0, passages.num_rows, _PASSAGES_A_PART):
+        names = passages.column("passage_id").slice(start, _PASSAGES_A_PART)
+        given, sources = zip(*islice(unique, len(names)), strict=True)
+        identifiers.append(pa.table([names, list(given), list(sources)], schema=SCHEMAS["identifiers"]))
+    return {"identifiers": identifiers.table(), "rejects": rejects}
 
 
 def extend_semantic_identifiers(
@@ -80,39 +76,57 @@ def extend_semantic_identifiers(
     """
     separator = PHRASE_SEPARATOR if any(PHRASE_SEPARATOR in identifier for identifier in existing) else WORD_SEPARATOR
     keywords, _ = _keywords(config, passages, engine, limits)
+    ordered = _ordered(config, keywords, (identifier.split(separator, 1)[0] for identifier in existing))
+    return make_unique(ordered, config.keywords, config.max_keywords, separator, existing).identifiers
+
+
+def _ordered(config: IdentifiersConfig, keywords: KeywordLists, leading: Iterable[str] = ()) -> Iterable[list[str]]:
+    """The keywords of each passage in the order of the configuration; others begin with `leading` already."""
     if config.order == "distinctive":
-        leading = (identifier.split(separator, 1)[0] for identifier in existing)
-        keywords = lead_with_distinctive(keywords, config.max_keywords, leading)
-    return make_unique(keywords, config.keywords, config.max_keywords, separator, existing).identifiers
+        return lead_with_distinctive(keywords, config.max_keywords, leading)
+    return keywords
 
 
 def _keywords(
     config: IdentifiersConfig, passages: pa.Table, engine: Engine, limits: Limits | None
-) -> tuple[list[list[str]], list[dict[str, str]]]:
-    """The keywords of each passage, and rows of `rejects`."""
-    keywords: list[list[str]] = []
-    rejects = []
-    for request, response in pair_responses(engine, keyword_requests(config, passages)):
+) -> tuple[KeywordLists, pa.Table]:
+    """The keywords of each passage, and the table `rejects`; both on disk."""
+    keywords, rejects = Spool(_KEYWORDS), Spool(SCHEMAS["rejects"])
+    work = Work(partial(_ask, config), partial(_collect, limits))
+    for joined, rejected in work_through(engine, _parts(passages), work):
+        keywords.append(joined)
+        rejects.append(rejected)
+    return KeywordLists(keywords.table().column("keywords")), rejects.table()
+
+
+def keyword_requests(config: IdentifiersConfig, passages: pa.Table) -> Requests:
+    """Ask for the keywords of every passage, as many as an identifier may take; a request's id is the passage's."""
+    return Requests(lambda: chain.from_iterable(_ask(config, part) for part in _parts(passages)))
+
+
+def _parts(passages: pa.Table) -> list[pa.Table]:
+    columns = passages.select(["passage_id", "title", "text"])
+    return [columns.slice(start, _PASSAGES_A_PART) for start in range(0, columns.num_rows, _PASSAGES_A_PART)]
+
+
+def _ask(config: IdentifiersConfig, part: pa.Table) -> Iterator[Request]:
+    for passage_id, title, text in zip(*(column.to_pylist() for column in part.columns), strict=True):
+        yield Request(passage_id, "keywords", config.max_keywords, title, text)
+
+
+def _collect(limits: Limits | None, pairs: Pairs) -> tuple[pa.Table, pa.Table]:
+    """The keywords of some passages, joined, and rows of `rejects`."""
+    joined: list[str] = []
+    rejects: list[dict[str, str]] = []
+    for request, response in pairs:
         fit, unfit = _judge(response.items, limits)
         words = list(_clean(fit))
         if unfit:
             rejects.append(_unfit(request, unfit))
         if not words or response.error:
             rejects.append(_rejected(request, response))
-        keywords.append(words)
-    return keywords, rejects
-
-
-def keyword_requests(config: IdentifiersConfig, passages: pa.Table) -> Requests:
-    """Ask for the keywords of every passage, as many as an identifier may take; a request's id is the passage's."""
-
-    def draw() -> Iterator[Request]:
-        columns = passages.select(["passage_id", "title", "text"])
-        for batch in columns.to_batches(max_chunksize=_READ_ROWS):
-            for row in batch.to_pylist():
-                yield Request(row["passage_id"], "keywords", config.max_keywords, row["title"], row["text"])
-
-    return Requests(draw)
+        joined.append(join_keywords(words))
+    return pa.table({"keywords": pa.array(joined, pa.string())}), table_from_rows("rejects", rejects)
 
 
 def _clean(keywords: Iterable[str]) -> Iterator[str]:

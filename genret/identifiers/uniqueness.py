@@ -1,7 +1,7 @@
 """Identifiers that differ by construction, whatever tokenizer will read them."""
 
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 LLM, EXTENDED, ORDINAL = "llm", "extended", "ordinal"
@@ -51,8 +51,16 @@ class UniqueIdentifiers:
 
 
 def make_unique(
-    keywords: Sequence[Sequence[str]], first: int, most: int, separator: str, existing: Iterable[str] = ()
+    keywords: Iterable[Sequence[str]], first: int, most: int, separator: str, existing: Iterable[str] = ()
 ) -> UniqueIdentifiers:
+    """The identifiers that `iterate_unique` gives, all at once."""
+    given = list(iterate_unique(keywords, first, most, separator, existing))
+    return UniqueIdentifiers([identifier for identifier, _ in given], [source for _, source in given])
+
+
+def iterate_unique(
+    keywords: Iterable[Sequence[str]], first: int, most: int, separator: str, existing: Iterable[str] = ()
+) -> Iterator[tuple[str, str]]:
     """Join keywords to identifiers that are unique under `normalisation_key`.
 
     A passage gets its first `first` keywords. Where an earlier passage has that identifier, its next
@@ -67,18 +75,16 @@ def make_unique(
         separator: Between keywords, and before a number.
         existing: Identifiers that are taken already.
 
-    Returns:
-        The identifiers. They depend on the order of the passages, and on nothing else.
+    Yields:
+        Each passage's identifier and its source (`UniqueIdentifiers`). They depend on the order of the passages, and
+        on nothing else.
     """
     taken = {normalisation_key(identifier) for identifier in existing}
     next_ordinal: dict[str, int] = {}
-    identifiers, sources = [], []
     for words in keywords:
         identifier, source = _free_identifier(words, first, most, separator, taken, next_ordinal)
         taken.add(normalisation_key(identifier))
-        identifiers.append(identifier)
-        sources.append(source)
-    return UniqueIdentifiers(identifiers, sources)
+        yield identifier, source
 
 
 def _free_identifier(

@@ -72,6 +72,34 @@ _ATTEMPTS = 4
 
 
 @dataclass(frozen=True)
+class WordCounts:
+    """The words of some passages.
+
+    Attributes:
+        passages: Number of passages.
+        frequency: Number of passages that have the word.
+        occurrences: Of the word in all of them.
+    """
+
+    passages: int
+    frequency: dict[str, int]
+    occurrences: dict[str, int]
+
+    @classmethod
+    def of(cls, passages: Iterable[tuple[str, str]]) -> "WordCounts":
+        """Count the words of titles and texts."""
+        number = 0
+        frequency: Counter[str] = Counter()
+        occurrences: Counter[str] = Counter()
+        for title, text in passages:
+            number += 1
+            words = split_words(f"{title}\n{text}")
+            occurrences.update(words)
+            frequency.update(set(words))
+        return cls(number, dict(frequency), dict(occurrences))
+
+
+@dataclass(frozen=True)
 class CorpusStatistics:
     """What the engine knows of the whole corpus.
 
@@ -91,14 +119,18 @@ class CorpusStatistics:
     @classmethod
     def fit(cls, passages: Iterable[Passage]) -> "CorpusStatistics":
         """Count the words of titles and texts."""
+        return cls.of([WordCounts.of((passage.title, passage.text) for passage in passages)])
+
+    @classmethod
+    def of(cls, parts: Iterable[WordCounts]) -> "CorpusStatistics":
+        """Those of a corpus whose parts were counted one by one."""
         number = 0
         frequency: Counter[str] = Counter()
         occurrences: Counter[str] = Counter()
-        for passage in passages:
-            number += 1
-            words = split_words(f"{passage.title}\n{passage.text}")
-            occurrences.update(words)
-            frequency.update(set(words))
+        for part in parts:
+            number += part.passages
+            frequency.update(part.frequency)
+            occurrences.update(part.occurrences)
         shared = sorted(word for word, count in frequency.items() if count > 1)
         background = np.array([occurrences[word] for word in shared], dtype=np.int64)
         return cls(number, {word: frequency[word] for word in shared}, background)
@@ -177,9 +209,10 @@ class ExtractiveEngine:
 
     def generate(self, requests: Iterable[Request]) -> Iterator[Response]:
         """One response for each request, in their order; see `genret.llm.base.Engine`."""
-        return map(self._respond, requests)
+        return map(self.respond, requests)
 
-    def _respond(self, request: Request) -> Response:
+    def respond(self, request: Request) -> Response:
+        """The response to one request."""
         if request.kind in _UNSUPPORTED:
             return Response(request.request_id, error=f"{request.kind}: not supported by the extractive engine")
         words = [word[:_LONGEST_WORD] for word in split_words(f"{request.title}\n{request.text}")]

@@ -2,32 +2,36 @@
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from itertools import islice
+from typing import Any
 
-from genret.cluster import map_batches
+import pyarrow as pa
+
+from genret.cluster import ActorPool, actor_pool
 from genret.config import ComputeConfig, ExtractiveConfig
-from genret.llm.base import Request, Response
-from genret.llm.extractive import CorpusStatistics, ExtractiveEngine
+from genret.llm.base import Drawing, Outcome, Pairs, Part, Request, Response, Work
+from genret.llm.extractive import CorpusStatistics, ExtractiveEngine, WordCounts
 
 _REQUESTS_A_BATCH = 512
+_PASSAGES_A_COUNT = 4_096
 
 
 @dataclass
 class PooledEngine:
     """The extractive engine behind the `Engine` protocol, fanned out over actors.
 
-    Its responses are those of one engine in one process: randomness depends on the request alone.
+    Its responses are those of one engine in one process: randomness depends on the request alone. The statistics of
+    the corpus are counted by the actors too.
 
     Attributes:
         config: The `llm` section.
-        statistics: Of the whole corpus.
+        passages: The `passages` table of the whole corpus.
         seed: Seed of the engine.
         compute: Number of actors and their CPUs.
         progress: Called with the batches of requests done, and their number.
     """
 
     config: ExtractiveConfig
-    statistics: CorpusStatistics
+    passages: pa.Table
     seed: int
     compute: ComputeConfig
     progress: Callable[[int, int], None]
@@ -35,17 +39,64 @@ class PooledEngine:
 
     def generate(self, requests: Iterable[Request]) -> Iterator[Response]:
         """Responses in the order of the requests, which are drawn twice: counted, then answered some at a time."""
-        total = -(-sum(1 for _ in requests) // _REQUESTS_A_BATCH)
-        remaining = iter(requests)
-        batches = (list(islice(remaining, _REQUESTS_A_BATCH)) for _ in range(total))
-        arguments = {"config": self.config, "statistics": self.statistics, "seed": self.seed}
-        for responses in map_batches(batches, total, open_extractive, arguments, self.compute, progress=self.progress):
+        batches: Drawing[list[Request]] = Drawing(lambda: _batches(requests))
+        for responses in self.work(batches, Work(_as_they_are, _responses)):
             yield from responses
+
+    def work(self, parts: Iterable[Part], work: Work[Part, Outcome]) -> Iterator[Outcome]:
+        """What is made of each part, in the order of the parts; they are counted first, and go to the actors."""
+        total = sum(1 for _ in parts)
+        if not total:
+            return
+        with actor_pool(self.compute) as pool:
+            arguments = {"config": self.config, "statistics": self._statistics(pool), "seed": self.seed, "work": work}
+            yield from pool.map(parts, total, open_extractive, arguments, self.progress)
+
+    def _statistics(self, pool: ActorPool) -> CorpusStatistics:
+        texts = self.passages.select(["title", "text"])
+        starts = range(0, texts.num_rows, _PASSAGES_A_COUNT)
+        blocks = (texts.slice(start, _PASSAGES_A_COUNT) for start in starts)
+        return CorpusStatistics.of(pool.map(blocks, len(starts), open_counting, {}))
+
+
+def _batches(requests: Iterable[Request]) -> Iterator[list[Request]]:
+    batch: list[Request] = []
+    for request in requests:
+        batch.append(request)
+        if len(batch) == _REQUESTS_A_BATCH:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
+
+
+def _as_they_are(batch: list[Request]) -> list[Request]:
+    return batch
+
+
+def _responses(pairs: Pairs) -> list[Response]:
+    return [response for _, response in pairs]
+
+
+def open_counting() -> Callable[[pa.Table], WordCounts]:
+    """Counting words, as a function on batches in an actor."""
+    return count_block
+
+
+def count_block(block: pa.Table) -> WordCounts:
+    """The words of some passages."""
+    titles, texts = (block.column(name).to_pylist() for name in ("title", "text"))
+    return WordCounts.of(zip(titles, texts, strict=True))
 
 
 def open_extractive(
-    config: ExtractiveConfig, statistics: CorpusStatistics, seed: int
-) -> Callable[[list[Request]], list[Response]]:
-    """The engine as a function on batches, in an actor."""
+    config: ExtractiveConfig, statistics: CorpusStatistics, seed: int, work: Work[Any, Any]
+) -> Callable[[Any], Any]:
+    """The engine at work, as a function on parts in an actor."""
     engine = ExtractiveEngine(config, statistics, seed)
-    return lambda batch: list(engine.generate(batch))
+
+    def apply(part: Any) -> Any:
+        # It answers one request after the other: each is made once, and none is kept.
+        return work.make((request, engine.respond(request)) for request in work.ask(part))
+
+    return apply

@@ -6,12 +6,10 @@ from typing import Any
 
 import pyarrow as pa
 
-from genret import tables
 from genret.asking import make_sender
 from genret.config import HttpConfig, RunConfig, VllmConfig
 from genret.llm.base import Engine
 from genret.llm.completion import CompletionEngine, Counts
-from genret.llm.extractive import CorpusStatistics
 from genret.llm.filters import Limits
 from genret.llm.pool import PooledEngine
 from genret.llm.reasons import count_reasons
@@ -37,7 +35,7 @@ def open_engine(context: Context, stage: str, passages: pa.Table) -> Engine:
         return engine
     return PooledEngine(
         config.llm,
-        CorpusStatistics.fit(tables.iterate_passages(passages)),
+        passages,
         config.seed,
         config.compute,
         context.progress(stage, "batches"),

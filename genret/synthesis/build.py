@@ -1,19 +1,26 @@
 """The synthesis stage: what the engine wrote, sorted into tables with nothing lost."""
 
-from collections.abc import Iterable
+import hashlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import partial
 from itertools import chain
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from genret.config import SynthesisConfig
-from genret.llm.base import Engine, Item, Request, Requests, Response, pair_responses
+from genret.llm.base import Drawing, Engine, Item, Pairs, Request, Requests, Response, Work, work_through
 from genret.llm.filters import Limits, broken_reason, unfit_reason
+from genret.spools import Spool
 from genret.synthesis.answers import preference_requests
 from genret.synthesis.duplicates import NearDuplicates
 from genret.synthesis.queries import check_constraint_fields, passage_of, query_requests
-from genret.tables import reject, table_from_rows
+from genret.tables import SCHEMAS, reject, table_from_rows
 
-_ROWS_A_BLOCK = 65_536
+_PASSAGES_A_PART = 1024
+_TABLES = ("queries", "preference_queries", "rejects")
 
 
 def synthesize(
@@ -50,10 +57,12 @@ def synthesize(
         ValueError: `multihop` is not in the order of the passages.
     """
     check_constraint_fields(config, passages)
-    sorting = _Sorting(engine.name, limits)
-    for request, response in pair_responses(engine, synthesis_requests(config, passages, multihop)):
-        sorting.add(request, response)
-    return sorting.tables()
+    parts = Drawing(lambda: _parts(config, passages, multihop))
+    work = Work(partial(_ask, config), partial(_sort, engine.name, limits))
+    collected = _Collected()
+    for outcome in work_through(engine, parts, work):
+        collected.add(outcome)
+    return collected.tables()
 
 
 def synthesis_requests(config: SynthesisConfig, passages: pa.Table, multihop: Iterable[Request] = ()) -> Requests:
@@ -62,27 +71,38 @@ def synthesis_requests(config: SynthesisConfig, passages: pa.Table, multihop: It
     return Requests(lambda: chain(preference_requests(config, passages), query_requests(config, passages, multihop)))
 
 
-class _Rows:
-    """A table that grows. Rows become Arrow columns block by block: as Python objects they take far more
-    room."""
+@dataclass(frozen=True)
+class _Part:
+    """Some passages to ask about: for preference queries, or for all others."""
 
-    def __init__(self, name: str) -> None:
-        self._name = name
-        self._pending: list[dict[str, str]] = []
-        self._blocks: list[pa.Table] = []
+    preference: bool
+    passages: pa.Table
+    multihop: tuple[Request, ...] = ()
 
-    def append(self, row: dict[str, str]) -> None:
-        self._pending.append(row)
-        if len(self._pending) >= _ROWS_A_BLOCK:
-            self._flush()
 
-    def _flush(self) -> None:
-        self._blocks.append(table_from_rows(self._name, self._pending))
-        self._pending = []
+def _parts(config: SynthesisConfig, passages: pa.Table, multihop: Iterable[Request]) -> Iterator[_Part]:
+    """The parts in the order of `synthesis_requests`."""
+    blocks = [passages.slice(start, _PASSAGES_A_PART) for start in range(0, passages.num_rows, _PASSAGES_A_PART)]
+    if config.preference_queries:
+        for block in blocks:
+            yield _Part(True, block)
+    remaining = iter(multihop)
+    pending = next(remaining, None)
+    for block in blocks:
+        related = []
+        names = set(block.column("passage_id").to_pylist()) if pending else ()
+        while pending and passage_of(pending) in names:
+            related.append(pending)
+            pending = next(remaining, None)
+        yield _Part(False, block, tuple(related))
+    if pending:
+        raise ValueError(f"multi-hop requests: {pending.request_id!r} is not in the order of the passages")
 
-    def table(self) -> pa.Table:
-        self._flush()
-        return pa.concat_tables(self._blocks)
+
+def _ask(config: SynthesisConfig, part: _Part) -> Iterable[Request]:
+    if part.preference:
+        return preference_requests(config, part.passages)
+    return query_requests(config, part.passages, part.multihop)
 
 
 class _Seen:
@@ -103,17 +123,34 @@ class _Seen:
         return ""
 
 
+@dataclass(frozen=True)
+class _Sorted:
+    """What came of a part.
+
+    Attributes:
+        tables: `queries`, `preference_queries` and `rejects`.
+        keys: uint64: 64 bits of a digest of each kept query's text without case, in their order.
+    """
+
+    tables: dict[str, pa.Table]
+    keys: np.ndarray
+
+
+def _sort(generator: str, limits: Limits | None, pairs: Pairs) -> _Sorted:
+    sorting = _Sorting(generator, limits)
+    for request, response in pairs:
+        sorting.add(request, response)
+    return sorting.sorted()
+
+
 class _Sorting:
-    """Sorts responses into tables."""
+    """Sorts the responses of a part into tables."""
 
     def __init__(self, generator: str, limits: Limits | None) -> None:
         self._generator = generator
         self._limits = limits
-        self._queries = _Rows("queries")
-        self._preference = _Rows("preference_queries")
-        self._rejects = _Rows("rejects")
-        self._preference_keys: set[str] = set()
-        self._clashes: set[str] = set()
+        self._rows: dict[str, list[dict[str, str]]] = {name: [] for name in _TABLES}
+        self._keys: list[str] = []
         # Requests of a passage and stage come one after another: only its own texts are remembered.
         self._group = ("", False)
         self._seen = _Seen(limits)
@@ -145,28 +182,78 @@ class _Sorting:
 
     def _keep(self, request: Request, query_id: str, text: str, answer: str) -> None:
         row = {"query_id": query_id, "passage_id": passage_of(request), "text": text}
-        key = text.casefold()
+        self._keys.append(text.casefold())
         if request.kind == "preference":
-            self._preference_keys.add(key)
-            self._preference.append(row | {"answer": " ".join(answer.split())})
+            self._rows["preference_queries"].append(row | {"answer": " ".join(answer.split())})
         else:
-            if key in self._preference_keys:
-                self._clashes.add(key)
-            self._queries.append(row | {"kind": request.kind, "generator": self._generator})
+            self._rows["queries"].append(row | {"kind": request.kind, "generator": self._generator})
 
     def _reject(self, input_id: str, reason: str, raw: str) -> None:
-        self._rejects.append(reject("synthesis", input_id, reason, raw))
+        self._rows["rejects"].append(_rejected(input_id, reason, raw))
+
+    def sorted(self) -> _Sorted:
+        """What there is."""
+        return _Sorted({name: table_from_rows(name, rows) for name, rows in self._rows.items()}, _digests(self._keys))
+
+
+def _rejected(input_id: str, reason: str, raw: str) -> dict[str, str]:
+    return reject("synthesis", input_id, reason, raw)
+
+
+def _digests(keys: Iterable[str]) -> np.ndarray:
+    digests = (hashlib.blake2b(key.encode(), digest_size=8).digest() for key in keys)
+    return np.frombuffer(b"".join(digests), dtype=np.uint64)
+
+
+class _Collected:
+    """The tables of all parts, on disk. Held are eight bytes a preference query, to see which of them other queries
+    equal."""
+
+    def __init__(self) -> None:
+        self._spools = {name: Spool(SCHEMAS[name]) for name in _TABLES}
+        self._pending: list[np.ndarray] = []
+        self._preference = np.empty(0, dtype=np.uint64)
+        self._suspects: set[str] = set()
+
+    def add(self, part: _Sorted) -> None:
+        """Take in a part; those with preference queries come first."""
+        for name, table in part.tables.items():
+            self._spools[name].append(table)
+        if part.tables["preference_queries"].num_rows:
+            self._pending.append(part.keys)
+        elif part.tables["queries"].num_rows:
+            self._suspect(part)
+
+    def _suspect(self, part: _Sorted) -> None:
+        """Note the texts whose digests preference queries have too; equal texts are among them."""
+        if self._pending:
+            self._preference, self._pending = np.unique(np.concatenate(self._pending)), []
+        if not self._preference.size:
+            return
+        places = np.searchsorted(self._preference, part.keys)
+        places[places == self._preference.size] = 0
+        alike = np.flatnonzero(self._preference[places] == part.keys)
+        texts = part.tables["queries"].column("text").take(pa.array(alike))
+        self._suspects.update(text.casefold() for text in texts.to_pylist())
 
     def tables(self) -> dict[str, pa.Table]:
         """The tables; preference queries that SFT has too are left out here."""
-        preference = self._preference.table()
-        if self._clashes:
-            clash = [text.casefold() in self._clashes for text in preference.column("text").to_pylist()]
-            for row in preference.filter(pa.array(clash)).to_pylist():
-                self._reject(row["query_id"], "supervised fine-tuning has the same query", row["text"])
-            preference = preference.filter(pa.array([not same for same in clash]))
+        preference = self._spools["preference_queries"].table()
+        if self._suspects:
+            preference = self._without_clashes(preference)
         return {
-            "queries": self._queries.table(),
+            "queries": self._spools["queries"].table(),
             "preference_queries": preference,
-            "rejects": self._rejects.table(),
+            "rejects": self._spools["rejects"].table(),
         }
+
+    def _without_clashes(self, preference: pa.Table) -> pa.Table:
+        kept = Spool(preference.schema)
+        for batch in preference.to_batches(_PASSAGES_A_PART):
+            block = pa.Table.from_batches([batch])
+            clash = pa.array([text.casefold() in self._suspects for text in block.column("text").to_pylist()])
+            for row in block.filter(clash).to_pylist():
+                row = _rejected(row["query_id"], "supervised fine-tuning has the same query", row["text"])
+                self._spools["rejects"].append(table_from_rows("rejects", [row]))
+            kept.append(block.filter(pc.invert(clash)))
+        return kept.table()

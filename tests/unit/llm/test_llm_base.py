@@ -1,9 +1,10 @@
+from copy import deepcopy
 from typing import ClassVar
 from weakref import WeakSet
 
 import pytest
 
-from genret.llm.base import Request, Requests, Response, pair_responses
+from genret.llm.base import Item, Request, Requests, Response, Work, pair_responses, work_through
 
 
 class Scripted:
@@ -100,3 +101,31 @@ class Counted(Request):
 def test_requests_that_can_be_drawn_only_once_are_refused():
     with pytest.raises(TypeError, match="can be drawn twice"):
         next(pair_responses(Scripted(["a"]), iter(requests("a"))))
+
+
+def numbered(part):
+    return [Request(f"{part}{number}", "chunk", 1, "", "text") for number in range(2)]
+
+
+def names(pairs):
+    return [f"{request.request_id}={response.request_id}" for request, response in pairs]
+
+
+def test_work_is_done_part_by_part():
+    engine = Scripted(["a0", "a1", "b0", "b1"])
+    outcomes = work_through(engine, ["a", "b"], Work(numbered, names))
+    assert next(outcomes) == ["a0=a0", "a1=a1"] and engine.drawn == 2
+    assert list(outcomes) == [["b0=b0", "b1=b1"]]
+    assert list(work_through(Scripted([]), [], Work(numbered, names))) == []
+
+
+@pytest.mark.parametrize("answers", [["a0", "b0", "b1"], ["a0", "a1", "b0"]])
+def test_work_with_a_lost_response_is_an_error(answers):
+    with pytest.raises(RuntimeError, match="scripted: expected the response to"):
+        list(work_through(Scripted(answers), ["a", "b"], Work(numbered, names)))
+
+
+def test_records_travel_whole():
+    request = Request("a", "multihop", 2, "title", "text", {"year": "1999"}, ("other",), "query")
+    response = Response("a", (Item("text", "answer"), Item("more")), "error", "raw")
+    assert deepcopy([request, response]) == [request, response]

@@ -231,10 +231,31 @@ def test_nothing_to_do_gives_empty_tables():
             assert outputs[name].schema == SCHEMAS[name]
 
 
-def test_rows_beyond_a_block_are_kept(monkeypatch):
-    monkeypatch.setattr(build, "_ROWS_A_BLOCK", 3)
-    outputs = run({"p0|chunk": [f"q{n}" for n in range(10)]}, "text", chunk_queries=10)
-    assert outputs["queries"].column("text").to_pylist() == [f"q{n}" for n in range(10)]
+def test_parts_change_nothing(monkeypatch):
+    script = {
+        **{f"p{n}|chunk": [f"q{n}", f"Q{n}", "same"] for n in range(5)},
+        **{f"p{n}|preference": [Item(f"x{n}", "a"), Item("SAME", "b")] for n in range(5)},
+        "p1|multihop": ["both"],
+        "p4|multihop": ["q4", "all"],
+    }
+    multihop = [Request(f"p{n}|multihop", "multihop", 2, "", "t", related=("u",)) for n in (1, 4)]
+    config = SynthesisConfig(chunk_queries=3, sentence_queries=0, preference_queries=2)
+
+    def outputs():
+        return synthesize(config, passages(*"abcde"), ScriptedEngine(script), multihop=multihop)
+
+    whole = outputs()
+    assert [whole[name].num_rows for name in ("queries", "preference_queries", "rejects")] == [12, 5, 11]
+    monkeypatch.setattr(build, "_PASSAGES_A_PART", 2)
+    parts = outputs()
+    assert all(parts[name].equals(whole[name]) for name in whole)
+
+
+def test_multihop_requests_out_of_order_are_an_error(monkeypatch):
+    monkeypatch.setattr(build, "_PASSAGES_A_PART", 1)
+    multihop = [Request(f"p{n}|multihop", "multihop", 2, "", "t", related=("u",)) for n in (1, 0)]
+    with pytest.raises(ValueError, match=r"'p0\|multihop' is not in the order of the passages"):
+        synthesize(SynthesisConfig(), passages("a", "b"), ScriptedEngine({}), multihop=multihop)
 
 
 def test_missing_metadata_is_found_before_the_engine_is_asked():

@@ -1,0 +1,52 @@
+"""Tables that are larger than memory should hold: written to disk part by part, then mapped."""
+
+import mmap
+import tempfile
+
+import pyarrow as pa
+
+_ROWS_A_BLOCK = 65_536
+_BYTES_A_BLOCK = 8 << 20
+
+
+class Spool:
+    """A table that grows on disk.
+
+    Its file lies where temporary files do (TMPDIR), uncompressed, and has no name: nothing of it is left, however the
+    process ends. What is read of the table are pages of that file, which the system may drop at any time, and not
+    memory of the process; it is used like any other table.
+
+    Args:
+        schema: Of all parts.
+    """
+
+    def __init__(self, schema: pa.Schema) -> None:
+        self._schema = schema
+        self._pending: list[pa.Table] = []
+        self._rows = self._bytes = 0
+        self._file = tempfile.TemporaryFile(prefix="genret-")  # noqa: SIM115 (closed when it is mapped)
+        self._writer = pa.ipc.new_file(self._file, schema)
+
+    def append(self, part: pa.Table) -> None:
+        """Add rows. They are copied: the part is not kept for longer than it takes to fill a block."""
+        self._pending.append(part)
+        self._rows += part.num_rows
+        self._bytes += part.nbytes
+        if self._rows >= _ROWS_A_BLOCK or self._bytes >= _BYTES_A_BLOCK:
+            self._flush()
+
+    def _flush(self) -> None:
+        # One array a block and column: what takes rows from tables is slow with many.
+        for batch in pa.concat_tables(self._pending).combine_chunks().to_batches(_ROWS_A_BLOCK):
+            self._writer.write_batch(batch)
+        self._pending, self._rows, self._bytes = [], 0, 0
+
+    def table(self) -> pa.Table:
+        """All rows, in blocks; ends the writing."""
+        if self._rows:
+            self._flush()
+        self._writer.close()
+        self._file.flush()
+        with self._file:
+            mapped = mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_READ)
+        return pa.ipc.open_file(pa.py_buffer(mapped)).read_all()
