@@ -7,6 +7,8 @@ import blingfire
 _PARAGRAPH_BREAK = re.compile(r"\n\s*\n")
 # What the splitter does not take as white space, or ends its answer at (NUL).
 _BLANK = re.compile(r"[\s\x00-\x1f\x7f-\x9f\u200b\ufeff]")
+# The same for a text of ASCII characters.
+_ASCII_BLANKS = dict.fromkeys((*range(0x21), 0x7F), " ")
 _LONE_SURROGATE = re.compile(r"[\ud800-\udfff]")
 
 
@@ -41,7 +43,11 @@ def sentence_spans(text: str) -> list[tuple[int, int]]:
 
 def _sentence_starts(text: str, start: int, end: int) -> list[int]:
     # A copy of the same length, so that places in it are places in the text.
-    paragraph = _LONE_SURROGATE.sub("\ufffd", _BLANK.sub(" ", text[start:end]))
+    paragraph = text[start:end]
+    if paragraph.isascii():
+        paragraph = paragraph.translate(_ASCII_BLANKS)
+    else:
+        paragraph = _LONE_SURROGATE.sub("\ufffd", _BLANK.sub(" ", paragraph))
     starts = [start]
     position = 0
     for sentence in blingfire.text_to_sentences(paragraph).split("\n"):
