@@ -94,8 +94,8 @@ def _keywords(
     keywords, rejects = Spool(_KEYWORDS), Spool(SCHEMAS["rejects"])
     work = Work(partial(_ask, config), partial(_collect, limits))
     for joined, rejected in work_through(engine, _parts(passages), work):
-        keywords.append(joined)
-        rejects.append(rejected)
+        keywords.append(pa.table([joined], schema=_KEYWORDS))
+        rejects.append(table_from_rows("rejects", rejected))
     return KeywordLists(keywords.table().column("keywords")), rejects.table()
 
 
@@ -114,7 +114,7 @@ def _ask(config: IdentifiersConfig, part: pa.Table) -> Iterator[Request]:
         yield Request(passage_id, "keywords", config.max_keywords, title, text)
 
 
-def _collect(limits: Limits | None, pairs: Pairs) -> tuple[pa.Table, pa.Table]:
+def _collect(limits: Limits | None, pairs: Pairs) -> tuple[list[str], list[dict[str, str]]]:
     """The keywords of some passages, joined, and rows of `rejects`."""
     joined: list[str] = []
     rejects: list[dict[str, str]] = []
@@ -126,7 +126,7 @@ def _collect(limits: Limits | None, pairs: Pairs) -> tuple[pa.Table, pa.Table]:
         if not words or response.error:
             rejects.append(_rejected(request, response))
         joined.append(join_keywords(words))
-    return pa.table({"keywords": pa.array(joined, pa.string())}), table_from_rows("rejects", rejects)
+    return joined, rejects
 
 
 def _clean(keywords: Iterable[str]) -> Iterator[str]:

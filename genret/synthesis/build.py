@@ -22,6 +22,9 @@ from genret.tables import SCHEMAS, reject, table_from_rows
 _PASSAGES_A_PART = 1024
 _TABLES = ("queries", "preference_queries", "rejects")
 
+# By table and column.
+_Columns = dict[str, dict[str, list[str]]]
+
 
 def synthesize(
     config: SynthesisConfig,
@@ -128,11 +131,12 @@ class _Sorted:
     """What came of a part.
 
     Attributes:
-        tables: `queries`, `preference_queries` and `rejects`.
+        columns: Of `queries`, `preference_queries` and `rejects`. No Arrow yet: it imports pandas at the first array,
+            which takes an actor longer than a thousand passages do.
         keys: uint64: 64 bits of a digest of each kept query's text without case, in their order.
     """
 
-    tables: dict[str, pa.Table]
+    columns: _Columns
     keys: np.ndarray
 
 
@@ -149,7 +153,7 @@ class _Sorting:
     def __init__(self, generator: str, limits: Limits | None) -> None:
         self._generator = generator
         self._limits = limits
-        self._rows: dict[str, list[dict[str, str]]] = {name: [] for name in _TABLES}
+        self._columns: _Columns = {name: {column: [] for column in SCHEMAS[name].names} for name in _TABLES}
         self._keys: list[str] = []
         # Requests of a passage and stage come one after another: only its own texts are remembered.
         self._group = ("", False)
@@ -181,23 +185,24 @@ class _Sorting:
         return unfit_reason(request.kind, item, self._limits)
 
     def _keep(self, request: Request, query_id: str, text: str, answer: str) -> None:
-        row = {"query_id": query_id, "passage_id": passage_of(request), "text": text}
+        row = {"query_id": query_id, "passage_id": self._group[0], "text": text}
         self._keys.append(text.casefold())
         if request.kind == "preference":
-            self._rows["preference_queries"].append(row | {"answer": " ".join(answer.split())})
+            self._append("preference_queries", row | {"answer": " ".join(answer.split())})
         else:
-            self._rows["queries"].append(row | {"kind": request.kind, "generator": self._generator})
+            self._append("queries", row | {"kind": request.kind, "generator": self._generator})
 
     def _reject(self, input_id: str, reason: str, raw: str) -> None:
-        self._rows["rejects"].append(_rejected(input_id, reason, raw))
+        self._append("rejects", reject("synthesis", input_id, reason, raw))
+
+    def _append(self, name: str, row: dict[str, str]) -> None:
+        columns = self._columns[name]
+        for column, value in row.items():
+            columns[column].append(value)
 
     def sorted(self) -> _Sorted:
         """What there is."""
-        return _Sorted({name: table_from_rows(name, rows) for name, rows in self._rows.items()}, _digests(self._keys))
-
-
-def _rejected(input_id: str, reason: str, raw: str) -> dict[str, str]:
-    return reject("synthesis", input_id, reason, raw)
+        return _Sorted(self._columns, _digests(self._keys))
 
 
 def _digests(keys: Iterable[str]) -> np.ndarray:
@@ -217,24 +222,23 @@ class _Collected:
 
     def add(self, part: _Sorted) -> None:
         """Take in a part; those with preference queries come first."""
-        for name, table in part.tables.items():
-            self._spools[name].append(table)
-        if part.tables["preference_queries"].num_rows:
+        for name, columns in part.columns.items():
+            self._spools[name].append(pa.table(columns, schema=SCHEMAS[name]))
+        if part.columns["preference_queries"]["text"]:
             self._pending.append(part.keys)
-        elif part.tables["queries"].num_rows:
-            self._suspect(part)
+        elif part.columns["queries"]["text"]:
+            self._suspect(part.columns["queries"]["text"], part.keys)
 
-    def _suspect(self, part: _Sorted) -> None:
+    def _suspect(self, texts: list[str], keys: np.ndarray) -> None:
         """Note the texts whose digests preference queries have too; equal texts are among them."""
         if self._pending:
             self._preference, self._pending = np.unique(np.concatenate(self._pending)), []
         if not self._preference.size:
             return
-        places = np.searchsorted(self._preference, part.keys)
+        places = np.searchsorted(self._preference, keys)
         places[places == self._preference.size] = 0
-        alike = np.flatnonzero(self._preference[places] == part.keys)
-        texts = part.tables["queries"].column("text").take(pa.array(alike))
-        self._suspects.update(text.casefold() for text in texts.to_pylist())
+        alike = np.flatnonzero(self._preference[places] == keys)
+        self._suspects.update(texts[number].casefold() for number in alike)
 
     def tables(self) -> dict[str, pa.Table]:
         """The tables; preference queries that SFT has too are left out here."""
@@ -253,7 +257,8 @@ class _Collected:
             block = pa.Table.from_batches([batch])
             clash = pa.array([text.casefold() in self._suspects for text in block.column("text").to_pylist()])
             for row in block.filter(clash).to_pylist():
-                row = _rejected(row["query_id"], "supervised fine-tuning has the same query", row["text"])
-                self._spools["rejects"].append(table_from_rows("rejects", [row]))
+                reason = "supervised fine-tuning has the same query"
+                rejected = reject("synthesis", row["query_id"], reason, row["text"])
+                self._spools["rejects"].append(table_from_rows("rejects", [rejected]))
             kept.append(block.filter(pc.invert(clash)))
         return kept.table()
