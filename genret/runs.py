@@ -35,6 +35,7 @@ from pydantic import TypeAdapter, ValidationError
 from typing_extensions import TypedDict  # pydantic asks for this one before Python 3.12
 
 from genret.errors import InputError
+from genret.spools import Spool
 from genret.storage import Storage, attempt_name
 from genret.tables import SCHEMAS, check_table
 
@@ -43,6 +44,11 @@ FORMAT = 1
 
 _ATTEMPT_AT_END = re.compile(r"-(\d{8}T\d{6})-[0-9a-f]{8}(\.[\w-]+)?$")
 _COPY_BYTES = 1 << 22
+# A file of compressed columns; the table is a few times as large.
+_BYTES_IN_MEMORY = 1 << 21
+_ROWS_A_READ = 8_192
+# A reader holds a column of one group at a time.
+_ROWS_A_GROUP = 65_536
 
 
 class StoredTable(TypedDict):
@@ -162,7 +168,7 @@ class RunStore:
         return StageWriter(self, self._storage, stage, fingerprint)
 
     def read_table(self, record: StageRecord, name: str) -> pa.Table:
-        """A table that a stage wrote.
+        """A table that a stage wrote; a large one lies in a file that is mapped (`genret.spools`), not in memory.
 
         Raises:
             InputError: The stage wrote no such table, or its file is missing, damaged or does not fit the
@@ -171,7 +177,7 @@ class RunStore:
         stored = _entry(record, "table", record.tables, name)
         try:
             with self._storage.reading(stored["path"]) as stream:
-                table = pq.ParquetFile(stream, page_checksum_verification=True).read()
+                table = _read_whole(pq.ParquetFile(stream, page_checksum_verification=True), stream.size())
             if table.num_rows != stored["rows"]:
                 raise InputError(f"expected {stored['rows']} rows, found {table.num_rows}")
             return check_table(name, table)
@@ -414,7 +420,7 @@ class StageWriter:
             pq.ParquetWriter(stream, SCHEMAS[name], compression="zstd", write_page_checksum=True) as writer,
         ):
             for part in parts:
-                writer.write_table(check_table(name, part))
+                writer.write_table(check_table(name, part), row_group_size=_ROWS_A_GROUP)
                 rows += part.num_rows
         self._sizes[place] = self._storage.size(place)
         self._tables[name] = {"path": place, "rows": rows}
@@ -493,6 +499,15 @@ class StageWriter:
             raise RuntimeError(f"stage {self.stage} is committed: {name!r} can no longer be written")
         if _plain(name) in entries:
             raise ValueError(f"stage {self.stage} wrote {name!r} before")
+
+
+def _read_whole(file: pq.ParquetFile, size: int) -> pa.Table:
+    if size <= _BYTES_IN_MEMORY:
+        return file.read()
+    spool = Spool(file.schema_arrow)
+    for batch in file.iter_batches(_ROWS_A_READ):
+        spool.append(pa.Table.from_batches([batch]))
+    return spool.table()
 
 
 def _replace_folder(partial: Path, folder: Path, expected: Mapping[str, int]) -> None:

@@ -3,6 +3,7 @@
 import mmap
 import tempfile
 
+import numpy as np
 import pyarrow as pa
 
 _ROWS_A_BLOCK = 65_536
@@ -50,3 +51,29 @@ class Spool:
         with self._file:
             mapped = mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_READ)
         return pa.ipc.open_file(pa.py_buffer(mapped)).read_all()
+
+
+def take_rows(column: pa.ChunkedArray, rows: np.ndarray) -> pa.Array:
+    """Some values of a column, copied out of its chunks.
+
+    `ChunkedArray.take` copies all of a column of strings into one array before it takes any.
+
+    Args:
+        column: Of any type.
+        rows: Row numbers, in any order; may repeat.
+
+    Returns:
+        The values, in the order of `rows`.
+    """
+    by_place = np.argsort(rows, kind="stable")
+    places = rows[by_place]
+    ends = np.cumsum([len(chunk) for chunk in column.chunks])
+    bounds = [0, *np.searchsorted(places, ends).tolist()]
+    parts = [
+        chunk.take(pa.array(places[low:high] - (end - len(chunk))))
+        for chunk, end, low, high in zip(column.chunks, ends, bounds, bounds[1:], strict=False)
+        if low < high
+    ]
+    order = np.empty(len(rows), dtype=np.int64)
+    order[by_place] = np.arange(len(rows))
+    return pa.concat_arrays(parts or [pa.array([], column.type)]).take(pa.array(order))

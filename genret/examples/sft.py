@@ -1,6 +1,8 @@
 """Training rows of supervised fine-tuning: Query2ID and Context2ID (arXiv 2502.17957, sections 3.2 and
 3.3)."""
 
+from dataclasses import dataclass
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -9,7 +11,8 @@ from genret.config import ExamplesConfig
 from genret.corpus.chunking import chunk_text
 from genret.corpus.sentences import split_sentences
 from genret.errors import InputError
-from genret.tables import SCHEMAS, check_table, reject, table_from_rows
+from genret.spools import Spool, take_rows
+from genret.tables import SCHEMAS, reject, table_from_rows
 
 QUERY, CONTEXT = "query2id", "context2id"
 """Kinds of rows."""
@@ -17,7 +20,8 @@ QUERY, CONTEXT = "query2id", "context2id"
 _ANNOTATED = "annotated"
 
 _READ_ROWS = 1024
-_ROWS_A_BLOCK = 65_536
+_ROWS_A_BLOCK = 16_384
+_CONTEXTS = pa.schema({"text": pa.string()})
 
 
 def build_sft_examples(
@@ -49,23 +53,58 @@ def build_sft_examples(
     Raises:
         InputError: A query or a passage has no identifier.
     """
-    contexts, rejects = _context_rows(config, passages, identifiers)
+    contexts, rejects = _contexts_of(config, passages, identifiers)
     rng = np.random.default_rng(seed)
-    asked = _query_rows(_with_repeats(config, queries, rng), identifiers)
-    order = _order(config, asked.num_rows, contexts.num_rows, rng)
-    return {
-        "sft_examples": _take(pa.concat_tables([asked, contexts]), order),
-        "rejects": rejects,
-    }
+    asked = _Prompts(queries.column("text"), _places(queries.column("passage_id"), identifiers, "queries"), QUERY)
+    repeated = _with_repeats(config, queries, rng)
+    order = _order(config, len(repeated), len(contexts.owners), rng)
+    spool = Spool(SCHEMAS["sft_examples"])
+    for start in range(0, len(order), _ROWS_A_BLOCK):
+        block = order[start : start + _ROWS_A_BLOCK]
+        is_query = block < len(repeated)
+        sides = [(asked, repeated[block[is_query]]), (contexts, block[~is_query] - len(repeated))]
+        spool.append(_merged([_rows(side, rows, identifiers) for side, rows in sides], is_query))
+    return {"sft_examples": spool.table(), "rejects": rejects}
 
 
-def _with_repeats(config: ExamplesConfig, queries: pa.Table, rng: np.random.Generator) -> pa.Table:
-    """The queries, and behind them the repetitions of those that people wrote."""
-    annotated = np.flatnonzero(pc.equal(queries.column("kind"), _ANNOTATED).to_numpy())
+@dataclass(frozen=True)
+class _Prompts:
+    """Prompts of a kind of rows, each once.
+
+    Attributes:
+        texts: string.
+        owners: int32, aligned: the row of `identifiers` that each leads to.
+        kind: The kind.
+    """
+
+    texts: pa.ChunkedArray
+    owners: np.ndarray
+    kind: str
+
+
+def _rows(prompts: _Prompts, rows: np.ndarray, identifiers: pa.Table) -> pa.Table:
+    """Training rows of some of the prompts."""
+    completions = take_rows(identifiers.column("identifier"), prompts.owners[rows])
+    columns = [take_rows(prompts.texts, rows), completions, pa.repeat(prompts.kind, len(rows))]
+    return pa.table(columns, schema=SCHEMAS["sft_examples"])
+
+
+def _merged(sides: list[pa.Table], is_first: np.ndarray) -> pa.Table:
+    """The rows of two tables in turns: those of the first where it is said so."""
+    order = np.empty(len(is_first), dtype=np.int64)
+    order[is_first] = np.arange(sides[0].num_rows)
+    order[~is_first] = sides[0].num_rows + np.arange(sides[1].num_rows)
+    return pa.concat_tables(sides).combine_chunks().take(pa.array(order))
+
+
+def _with_repeats(config: ExamplesConfig, queries: pa.Table, rng: np.random.Generator) -> np.ndarray:
+    """The rows of the queries, and behind them the repetitions of those that people wrote; int32."""
+    rows = np.arange(queries.num_rows, dtype=np.int32)
+    annotated = rows[pc.equal(queries.column("kind"), _ANNOTATED).to_numpy()]
     more = annotated_rows(config, queries.num_rows - len(annotated), len(annotated)) - len(annotated)
     if not more:
-        return queries
-    return pa.concat_tables([queries, queries.take(pa.array(annotated[_passes(len(annotated), more, rng)]))])
+        return rows
+    return np.concatenate([rows, annotated[_passes(len(annotated), more, rng)]])
 
 
 def annotated_rows(config: ExamplesConfig, n_synthetic: int, n_annotated: int) -> int:
@@ -74,30 +113,24 @@ def annotated_rows(config: ExamplesConfig, n_synthetic: int, n_annotated: int) -
     return max(n_annotated, wanted) if n_annotated else 0
 
 
-def _query_rows(queries: pa.Table, identifiers: pa.Table) -> pa.Table:
-    places = _places(queries.column("passage_id"), identifiers, "queries")
-    return _rows(queries.column("text"), places, identifiers, QUERY)
-
-
-def _context_rows(config: ExamplesConfig, passages: pa.Table, identifiers: pa.Table) -> tuple[pa.Table, pa.Table]:
-    """Context2ID rows, each once, and the rejects."""
-    contexts: list[pa.Array] = []
-    counts: list[int] = []
-    rejects = []
-    if config.context2id != "none":
-        for batch in passages.select(["passage_id", "title", "text"]).to_batches(max_chunksize=_READ_ROWS):
-            texts: list[str] = []
-            for row in batch.to_pylist():
-                own = _contexts(config, row["title"], row["text"])
-                if not own:
-                    rejects.append(reject("examples", row["passage_id"], "no text to learn the identifier from"))
-                counts.append(len(own))
-                texts += own
-            contexts.append(pa.array(texts, pa.string()))
-    places = _places(passages.column("passage_id"), identifiers, "passages").to_numpy()[: len(counts)]
-    repeated = pa.array(np.repeat(places, np.array(counts, dtype=np.int64)), pa.int64())
-    rows = _rows(pa.chunked_array(contexts, pa.string()), repeated, identifiers, CONTEXT)
-    return rows, table_from_rows("rejects", rejects)
+def _contexts_of(config: ExamplesConfig, passages: pa.Table, identifiers: pa.Table) -> tuple[_Prompts, pa.Table]:
+    """The prompts of Context2ID, and the rejects."""
+    contexts, rejects = Spool(_CONTEXTS), Spool(SCHEMAS["rejects"])
+    owners = _places(passages.column("passage_id"), identifiers, "passages")
+    counts = np.zeros(len(owners), dtype=np.int32)
+    columns = passages.select(["passage_id", "title", "text"])
+    for start in range(0, columns.num_rows if config.context2id != "none" else 0, _READ_ROWS):
+        texts: list[str] = []
+        rejected = []
+        for number, row in enumerate(columns.slice(start, _READ_ROWS).to_pylist(), start):
+            own = _contexts(config, row["title"], row["text"])
+            if not own:
+                rejected.append(reject("examples", row["passage_id"], "no text to learn the identifier from"))
+            counts[number] = len(own)
+            texts += own
+        contexts.append(pa.table([texts], schema=_CONTEXTS))
+        rejects.append(table_from_rows("rejects", rejected))
+    return _Prompts(contexts.table().column("text"), np.repeat(owners, counts), CONTEXT), rejects.table()
 
 
 def _contexts(config: ExamplesConfig, title: str, text: str) -> list[str]:
@@ -106,20 +139,15 @@ def _contexts(config: ExamplesConfig, title: str, text: str) -> list[str]:
     return chunk_text(f"{title}\n{text}" if title else text, config.context_tokens)
 
 
-def _places(passage_ids: pa.ChunkedArray, identifiers: pa.Table, table: str) -> pa.ChunkedArray:
-    """The row of `identifiers` for each passage id."""
+def _places(passage_ids: pa.ChunkedArray, identifiers: pa.Table, table: str) -> np.ndarray:
+    """The row of `identifiers` for each passage id; int32."""
     places = pc.index_in(passage_ids, identifiers.column("passage_id").combine_chunks())
     if places.null_count:
         row = pc.index(places.is_null(), True).as_py()
         raise InputError(
             f"table {table}, row {row}: expected a passage of the identifiers table, found {passage_ids[row].as_py()!r}"
         )
-    return places.cast(pa.int64())
-
-
-def _rows(prompts: pa.ChunkedArray, places: pa.Array | pa.ChunkedArray, identifiers: pa.Table, kind: str) -> pa.Table:
-    completions = identifiers.column("identifier").take(places)
-    return pa.table([prompts, completions, pa.repeat(kind, len(prompts))], schema=SCHEMAS["sft_examples"])
+    return places.to_numpy()
 
 
 def row_counts(config: ExamplesConfig, n_queries: int, n_contexts: int) -> tuple[int, int]:
@@ -134,28 +162,30 @@ def row_counts(config: ExamplesConfig, n_queries: int, n_contexts: int) -> tuple
 
 
 def _order(config: ExamplesConfig, n_queries: int, n_contexts: int, rng: np.random.Generator) -> np.ndarray:
-    """Which row comes when: queries are rows from 0, contexts the rows after them."""
+    """Which row comes when: queries are rows from 0, contexts the rows after them; int32."""
     if config.mix == "concat" or not n_queries or not n_contexts:
-        return rng.permutation(n_queries + n_contexts)
+        return rng.permutation(n_queries + n_contexts).astype(np.int32)
     n_queries_out, n_contexts_out = row_counts(config, n_queries, n_contexts)
-    total = n_queries_out + n_contexts_out
-    # Row i is a context where the number of contexts due after it is one more than before it.
-    due = np.arange(total + 1, dtype=np.int64) * n_contexts_out // total
-    is_context = np.diff(due) > 0
-    order = np.empty(total, dtype=np.int64)
+    is_context = _spread(n_queries_out + n_contexts_out, n_contexts_out)
+    order = np.empty(len(is_context), dtype=np.int32)
     order[~is_context] = _passes(n_queries, n_queries_out, rng)
     order[is_context] = n_queries + _passes(n_contexts, n_contexts_out, rng)
     return order
 
 
+def _spread(total: int, contexts: int) -> np.ndarray:
+    """Which of so many rows are contexts; bool. In blocks, as the numbers behind it take sixteen times the room."""
+    is_context = np.empty(total, dtype=bool)
+    for start in range(0, total, _ROWS_A_BLOCK):
+        # Row i is a context where the number of contexts due after it is one more than before it.
+        due = np.arange(start, min(start + _ROWS_A_BLOCK, total) + 1, dtype=np.int64) * contexts // total
+        is_context[start : start + _ROWS_A_BLOCK] = np.diff(due) > 0
+    return is_context
+
+
 def _passes(n: int, total: int, rng: np.random.Generator) -> np.ndarray:
-    """`total` of the numbers below `n`: permutation after permutation, the last one cut."""
-    return np.concatenate([rng.permutation(n) for _ in range(-(-total // n))])[:total]
-
-
-def _take(rows: pa.Table, order: np.ndarray) -> pa.Table:
-    """Rows in an order. In blocks: a string array holds no more than two gigabytes."""
-    blocks = [
-        rows.take(pa.array(order[start : start + _ROWS_A_BLOCK])) for start in range(0, len(order), _ROWS_A_BLOCK)
-    ]
-    return check_table("sft_examples", pa.concat_tables(blocks) if blocks else rows.slice(0, 0))
+    """`total` of the numbers below `n`: permutation after permutation, the last one cut; int32."""
+    passes = np.empty(total, dtype=np.int32)
+    for start in range(0, total, n):
+        passes[start : start + n] = rng.permutation(n)[: total - start]
+    return passes
