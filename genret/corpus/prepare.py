@@ -1,14 +1,19 @@
 """The first stage: from a corpus to passages, and to queries and judgements to evaluate with."""
 
 from collections.abc import Iterable, Iterator
+from itertools import islice
 
 import pyarrow as pa
 
 from genret.config import CorpusConfig
 from genret.corpus.chunking import chunk_text
+from genret.corpus.documents import Documents
 from genret.corpus.readers import Corpus, read_corpus, training_part
-from genret.tables import metadata_to_json, passages_to_table, table_from_rows
+from genret.spools import Spool
+from genret.tables import SCHEMAS, metadata_to_json, passages_to_table, table_from_rows
 from genret.types import Document, Passage
+
+_PASSAGES_A_BLOCK = 1024
 
 
 def prepare_corpus(config: CorpusConfig) -> dict[str, pa.Table]:
@@ -32,7 +37,7 @@ def prepare_corpus(config: CorpusConfig) -> dict[str, pa.Table]:
         if query.metadata
     ]
     outputs = {
-        "passages": passages_to_table(make_passages(corpus.documents, config)),
+        "passages": _passages(corpus.documents, config),
         "test_queries": table_from_rows(
             "test_queries", ({"query_id": query.query_id, "text": query.text} for query in corpus.queries)
         ),
@@ -47,6 +52,18 @@ def prepare_corpus(config: CorpusConfig) -> dict[str, pa.Table]:
     if config.train_split:
         outputs["annotated_queries"] = _annotated_queries(read_corpus(training_part(config)))
     return outputs
+
+
+def _passages(documents: Documents, config: CorpusConfig) -> pa.Table:
+    """The passages, on disk."""
+    if config.unit == "document":  # as `make_passages` has it, in columns
+        columns = [documents.table.column(name) for name in ("doc_id", "doc_id", "title", "text", "metadata")]
+        return pa.table(columns, schema=SCHEMAS["passages"])
+    spool = Spool(SCHEMAS["passages"])
+    remaining = make_passages(documents, config)
+    while block := list(islice(remaining, _PASSAGES_A_BLOCK)):
+        spool.append(passages_to_table(block))
+    return spool.table()
 
 
 def _annotated_queries(corpus: Corpus) -> pa.Table:

@@ -5,17 +5,22 @@ import io
 import json
 import re
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from array import array
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import closing
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow import fs
 
 from genret.config import CorpusConfig
 from genret.corpus import python_docs
+from genret.corpus.documents import Documents
 from genret.errors import InputError
 from genret.tables import reject
 from genret.types import Document, Qrel, Query
@@ -36,7 +41,7 @@ _KINDS = {
 class Corpus:
     """What a corpus brings. Every judgement names a document and a query that are here."""
 
-    documents: list[Document]
+    documents: Documents
     queries: list[Query]
     """Only those that have a judgement."""
     qrels: list[Qrel]
@@ -135,7 +140,7 @@ def _input_files(config: CorpusConfig) -> list[str]:
 
 def _read_beir(config: CorpusConfig) -> Corpus:
     corpus, queries, qrels = _beir_files(config)
-    return _assemble(config, read_json_lines(corpus), FieldNames(), queries, qrels)
+    return _assemble(config, lambda: read_json_lines(corpus), FieldNames(), queries, qrels)
 
 
 def _beir_files(config: CorpusConfig) -> tuple[str, str, str]:
@@ -164,14 +169,19 @@ def _beir_file(folder: str, name: str) -> str:
 
 def _read_jsonl(config: CorpusConfig) -> Corpus:
     _check_judgement_paths(config)
-    rows = read_json_lines(config.path)
-    return _assemble(config, rows, _configured_fields(config), config.queries_path, config.qrels_path)
+    return _assemble(
+        config, lambda: read_json_lines(config.path), _configured_fields(config), config.queries_path, config.qrels_path
+    )
 
 
 def _read_parquet(config: CorpusConfig) -> Corpus:
     _check_judgement_paths(config)
     fields = _configured_fields(config)
-    rows = (row for path in _parquet_files(config.path) for row in _parquet_rows(path, fields))
+    files = _parquet_files(config.path)
+
+    def rows() -> Iterator[Row]:
+        return (row for path in files for row in _parquet_rows(path, fields))
+
     return _assemble(config, rows, fields, config.queries_path, config.qrels_path)
 
 
@@ -187,7 +197,10 @@ def _check_judgement_paths(config: CorpusConfig) -> None:
 
 def _read_ir_datasets(config: CorpusConfig) -> Corpus:
     dataset = _load_ir_dataset(config.path)
-    documents = (_ir_datasets_row(config.path, document) for document in dataset.docs_iter())
+
+    def documents() -> Iterator[Row]:
+        return (_ir_datasets_row(config.path, document) for document in dataset.docs_iter())
+
     if not (dataset.has_queries() and dataset.has_qrels()):
         return _assemble(config, documents, FieldNames("doc_id"), "", "")
     queries = [Query(_clean(query.query_id), _clean(query.default_text())) for query in dataset.queries_iter()]
@@ -224,7 +237,7 @@ def _read_python_docs(config: CorpusConfig) -> Corpus:
     questions = python_docs.read_questions(config.split)
     docs = python_docs.read_python_docs()
     qrels, rejects = python_docs.judge(questions, docs)
-    documents = docs.documents[: config.max_documents or None]
+    documents = Documents.collect(docs.documents[: config.max_documents or None])
     return _keep_judged(config, documents, [question.query for question in questions], qrels, rejects)
 
 
@@ -240,33 +253,40 @@ _READERS: dict[str, Callable[[CorpusConfig], Corpus]] = {
 # ---- from records to a corpus
 
 
-def _assemble(
-    config: CorpusConfig, rows: Iterable[Row], fields: FieldNames, queries_path: str, qrels_path: str
-) -> Corpus:
+_Draw = Callable[[], Iterable[Row]]
+
+
+def _assemble(config: CorpusConfig, rows: _Draw, fields: FieldNames, queries_path: str, qrels_path: str) -> Corpus:
     rejects: list[dict[str, str]] = []
     documents = _documents(config, rows, fields, rejects)
     if not queries_path:
         return _keep_judged(config, documents, [], [], rejects)
-    queries = _queries(read_json_lines(queries_path), rejects)
+    queries = _queries(lambda: read_json_lines(queries_path), rejects)
     return _keep_judged(config, documents, queries, _qrels(qrels_path, rejects), rejects)
 
 
-def _documents(
-    config: CorpusConfig, rows: Iterable[Row], fields: FieldNames, rejects: list[dict[str, str]]
-) -> list[Document]:
-    documents: list[Document] = []
-    for doc_id, row in _with_unique_ids(rows, fields.id):
-        title = _text_field(row, fields.title, required=False)
-        text = _text_field(row, fields.text)
-        if text.strip() or title.strip():
-            documents.append(Document(doc_id, text, title, _metadata(row.values, fields)))
-        else:
-            rejects.append(reject(_STAGE, doc_id, f"{row.place}: expected a text or a title, found none", row.raw))
-        if 0 < config.max_documents == len(documents):
-            break
-    if not documents:
+def _documents(config: CorpusConfig, rows: _Draw, fields: FieldNames, rejects: list[dict[str, str]]) -> Documents:
+    documents = Documents.collect(_each_document(config, rows, fields, rejects))
+    if not len(documents):
         raise InputError(f"{config.path}: expected documents, found none ({len(rejects)} without text)")
     return documents
+
+
+def _each_document(
+    config: CorpusConfig, rows: _Draw, fields: FieldNames, rejects: list[dict[str, str]]
+) -> Iterator[Document]:
+    count = 0
+    with closing(_with_unique_ids(rows, fields.id)) as identified:
+        for doc_id, row in identified:
+            title = _text_field(row, fields.title, required=False)
+            text = _text_field(row, fields.text)
+            if text.strip() or title.strip():
+                count += 1
+                yield Document(doc_id, text, title, _metadata(row.values, fields))
+            else:
+                rejects.append(reject(_STAGE, doc_id, f"{row.place}: expected a text or a title, found none", row.raw))
+            if 0 < config.max_documents == count:
+                break
 
 
 def _metadata(values: dict[str, Any], fields: FieldNames) -> dict[str, Any]:
@@ -275,32 +295,58 @@ def _metadata(values: dict[str, Any], fields: FieldNames) -> dict[str, Any]:
     return {name: value for name, value in values.items() if name not in fields and value is not None}
 
 
-def _queries(rows: Iterable[Row], rejects: list[dict[str, str]]) -> list[Query]:
+def _queries(rows: _Draw, rejects: list[dict[str, str]]) -> list[Query]:
     queries = []
-    for query_id, row in _with_unique_ids(rows, "_id"):
-        if (text := _text_field(row, "text")).strip():
-            queries.append(Query(query_id, text, _metadata(row.values, FieldNames())))
-        else:
-            rejects.append(reject(_STAGE, query_id, f"{row.place}: expected a query, found no text", row.raw))
+    with closing(_with_unique_ids(rows, "_id")) as identified:
+        for query_id, row in identified:
+            if (text := _text_field(row, "text")).strip():
+                queries.append(Query(query_id, text, _metadata(row.values, FieldNames())))
+            else:
+                rejects.append(reject(_STAGE, query_id, f"{row.place}: expected a query, found no text", row.raw))
     return queries
 
 
-def _with_unique_ids(rows: Iterable[Row], field: str) -> Iterator[tuple[str, Row]]:
+def _with_unique_ids(draw: _Draw, field: str) -> Generator[tuple[str, Row], None, None]:
+    """The rows with their ids. It must be closed: only then are ids that stand twice an error.
+
+    Kept are eight bytes an id. Where two have the same, the rows are drawn again to see whether it is one id.
+    """
+    digests = array("Q")
+    try:
+        for row in draw():
+            identifier = _identifier(row, field)
+            digests.append(_digest(identifier))
+            yield identifier, row
+    finally:
+        # Also behind an error: of two, the one that stands first in the file is told.
+        _check_unique(digests, draw, field)
+
+
+def _identifier(row: Row, field: str) -> str:
+    value = row.values.get(field)
+    if isinstance(value, bool) or not isinstance(value, str | int) or value == "":
+        raise InputError(f"{row.place}, field {field!r}: expected an id (text or whole number), {_found(row, field)}")
+    return str(value)
+
+
+def _digest(identifier: str) -> int:
+    content = identifier.encode("utf-8", "surrogatepass")
+    return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), sys.byteorder)
+
+
+def _check_unique(digests: "array[int]", draw: _Draw, field: str) -> None:
+    keys = np.sort(np.frombuffer(digests, dtype=np.uint64))
+    twice = set(keys[1:][keys[1:] == keys[:-1]].tolist())
     places: dict[str, str] = {}
-    for row in rows:
-        value = row.values.get(field)
-        if isinstance(value, bool) or not isinstance(value, str | int) or value == "":
-            raise InputError(
-                f"{row.place}, field {field!r}: expected an id (text or whole number), {_found(row, field)}"
-            )
-        identifier = str(value)
+    for row in islice(draw(), len(digests)) if twice else ():
+        identifier = _identifier(row, field)
         if identifier in places:
             raise InputError(
                 f"{row.place}, field {field!r}: expected an id of its own, found {identifier!r}, "
                 f"which {places[identifier]} has too"
             )
-        places[identifier] = row.place
-        yield identifier, row
+        if _digest(identifier) in twice:
+            places[identifier] = row.place
 
 
 def _text_field(row: Row, field: str, required: bool = True) -> str:
@@ -342,14 +388,14 @@ def _qrels(path: str, rejects: list[dict[str, str]]) -> list[Qrel]:
 
 def _keep_judged(
     config: CorpusConfig,
-    documents: list[Document],
+    documents: Documents,
     queries: list[Query],
     qrels: list[Qrel],
     rejects: list[dict[str, str]],
 ) -> Corpus:
     """Leave out judgements that name what is not there, and queries that nobody judged."""
     limited = len(documents) == config.max_documents
-    doc_ids = {document.doc_id for document in documents}
+    doc_ids = documents.among({qrel.doc_id for qrel in qrels})
     query_ids = {query.query_id for query in queries}
     kept: list[Qrel] = []
     beyond = 0

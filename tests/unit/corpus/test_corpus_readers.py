@@ -12,6 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from genret.config import CorpusConfig
+from genret.corpus import readers
+from genret.corpus.documents import Documents
 from genret.corpus.readers import Corpus, open_input, read_corpus, source_fingerprint
 from genret.errors import InputError
 from genret.tables import passages_to_table, table_from_rows
@@ -47,7 +49,7 @@ def reasons(corpus: Corpus) -> list[tuple[str, str]]:
 
 
 EXPECTED = Corpus(
-    [Document("d1", "first", "One"), Document("d2", "second")],
+    Documents.collect([Document("d1", "first", "One"), Document("d2", "second")]),
     [Query("q1", "which is first"), Query("q2", "which is second")],
     [Qrel("q1", "d1", 1), Qrel("q2", "d2", 2)],
     [],
@@ -80,7 +82,7 @@ def test_compressed_files_in_several_members_with_other_line_ends(tmp_path: Path
 def test_qrels_without_header_and_ids_that_are_numbers(tmp_path: Path) -> None:
     config = beir(tmp_path, [{"_id": 7, "text": "seven"}], [{"_id": 1, "text": "one"}], "1\t7\t1")
     corpus = read_corpus(config)
-    assert corpus.documents == [Document("7", "seven")]
+    assert list(corpus.documents) == [Document("7", "seven")]
     assert corpus.qrels == [Qrel("1", "7", 1)]
 
 
@@ -117,7 +119,8 @@ def test_jsonl_with_its_own_field_names(tmp_path: Path) -> None:
     (tmp_path / "docs.jsonl").write_text(json_lines(rows))
     path = str(tmp_path / "docs.jsonl")
     config = CorpusConfig(type="jsonl", path=path, id_field="key", title_field="head", text_field="body")
-    assert read_corpus(config) == Corpus([Document("d1", "first", "One", {"year": 1999})], [], [], [])
+    documents = Documents.collect([Document("d1", "first", "One", {"year": 1999})])
+    assert read_corpus(config) == Corpus(documents, [], [], [])
 
 
 def test_jsonl_with_queries(tmp_path: Path) -> None:
@@ -147,7 +150,7 @@ def test_parquet_file_and_folder(tmp_path: Path) -> None:
     pq.write_table(table.slice(1), tmp_path / "parts" / "1.parquet")
     pq.write_table(table, tmp_path / "all.parquet")
     whole = read_corpus(CorpusConfig(type="parquet", path=f"{tmp_path}/all.parquet"))
-    assert whole.documents == [Document("1", "first", "One", {"year": 1999}), Document("2", "second")]
+    assert list(whole.documents) == [Document("1", "first", "One", {"year": 1999}), Document("2", "second")]
     assert [input_id for input_id, _ in reasons(whole)] == ["3"]
     parts = read_corpus(CorpusConfig(type="parquet", path=f"{tmp_path}/parts"))
     assert parts.documents == whole.documents
@@ -185,7 +188,7 @@ def test_ir_datasets(tmp_path: Path) -> None:
     )
     ir_datasets.registry.register("made-for-this-test", dataset)
     corpus = read_corpus(CorpusConfig(type="ir_datasets", path="made-for-this-test"))
-    assert corpus.documents == [Document("d1", "first"), Document("d2", "second")]
+    assert list(corpus.documents) == [Document("d1", "first"), Document("d2", "second")]
     assert corpus.queries == [Query("q1", "which is first")]
     assert corpus.qrels == [Qrel("q1", "d1", 1)]
     with pytest.raises(InputError, match="found 'no-such-set'"):
@@ -359,7 +362,9 @@ def test_judgements_beyond_the_first_documents_are_counted(tmp_path: Path) -> No
 def test_lone_surrogates_become_replacement_characters(tmp_path: Path) -> None:
     line = r'{"_id": "d\ud800", "text": "\ud83d\ude00 \udc00", "metadata": {"k\udfff": ["\ud800"]}}' + "\n"
     config = beir(tmp_path, [line], QUERIES, "q1\td\ufffd\t1\n")
-    assert read_corpus(config).documents == [Document("d\ufffd", "\U0001f600 \ufffd", "", {"k\ufffd": ["\ufffd"]})]
+    assert list(read_corpus(config).documents) == [
+        Document("d\ufffd", "\U0001f600 \ufffd", "", {"k\ufffd": ["\ufffd"]})
+    ]
 
 
 @settings(max_examples=50)
@@ -376,7 +381,7 @@ def test_any_text_comes_through_to_the_tables(rows: list[tuple[str, str, str]]) 
                 read_corpus(CorpusConfig(type="jsonl", path=str(path)))
             return
         corpus = read_corpus(CorpusConfig(type="jsonl", path=str(path)))
-        assert corpus.documents == expected
+        assert list(corpus.documents) == expected
         passages = [Passage(one.doc_id, one.doc_id, one.text, one.title) for one in corpus.documents]
         assert passages_to_table(passages).column("text").to_pylist() == [one.text for one in expected]
         assert table_from_rows("rejects", corpus.rejects).num_rows == len(rows) - len(expected)
@@ -401,13 +406,37 @@ def test_any_bytes_are_read_or_are_an_input_error(documents: bytes, queries: byt
         except InputError as error:
             assert folder in str(error)
         else:
-            assert corpus.documents[:2] == EXPECTED.documents
+            assert list(corpus.documents)[:2] == list(EXPECTED.documents)
 
 
 def test_a_document_of_a_megabyte(tmp_path: Path) -> None:
     text = "A sentence — with “marks”, 日本語 and हिन्दी. \0" * 20_000
     config = beir(tmp_path, [{"_id": "d1", "text": text}], QUERIES, "q1\td1\t1\n")
-    assert read_corpus(config).documents == [Document("d1", text)]
+    assert list(read_corpus(config).documents) == [Document("d1", text)]
+
+
+def test_of_two_faults_the_first_is_told(tmp_path: Path) -> None:
+    lines = [{"_id": "a", "text": "x"}, {"_id": "b", "text": "x"}, {"_id": "a", "text": "x"}, {"_id": "", "text": "x"}]
+    path = tmp_path / "corpus.jsonl"
+    config = CorpusConfig(type="jsonl", path=str(path))
+    path.write_text(json_lines(lines))
+    with pytest.raises(InputError, match=r"line 3, field '_id': .* 'a', which .*line 1 has too"):
+        read_corpus(config)
+    path.write_text(json_lines([{"_id": "a", "text": 1}, *lines]))
+    with pytest.raises(InputError, match=r"line 1, field 'text'"):
+        read_corpus(config)
+    # What comes behind the last document that is wanted is not looked at.
+    path.write_text(json_lines(lines))
+    assert len(read_corpus(config.model_copy(update={"max_documents": 2})).documents) == 2
+    with pytest.raises(InputError, match=r"which .*line 1 has too"):
+        read_corpus(config.model_copy(update={"max_documents": 3}))
+
+
+def test_ids_with_the_same_digest_are_looked_at_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(readers, "_digest", len)
+    path = tmp_path / "corpus.jsonl"
+    path.write_text(json_lines({"_id": name, "text": "x"} for name in ("a", "b", "cc")))
+    assert len(read_corpus(CorpusConfig(type="jsonl", path=str(path))).documents) == 3
 
 
 # ---- the fingerprint
