@@ -596,3 +596,16 @@ def test_what_is_not_json_has_no_fingerprint():
         fingerprint({1, 2})
     with pytest.raises(ValueError, match="not JSON compliant"):
         fingerprint(float("nan"))
+
+
+def test_a_large_table_is_no_part_of_memory(tmp_path: Path) -> None:
+    rng = random.Random(0)
+    rows = [{"query_id": f"q{number}", "text": rng.randbytes(100).hex()} for number in range(40_000)]
+    store, table = RunStore(tmp_path), table_from_rows("test_queries", rows)
+    writer = store.begin("corpus", MARK)
+    writer.write_table("test_queries", table)
+    record = writer.commit({})
+    before = pa.total_allocated_bytes()
+    found = store.read_table(record, "test_queries")
+    assert pa.total_allocated_bytes() - before < found.nbytes / 10
+    assert found.equals(table) and found.schema.equals(table.schema)

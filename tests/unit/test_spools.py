@@ -1,0 +1,45 @@
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from genret import spools
+from genret.spools import Spool, take_rows
+
+SCHEMA = pa.schema([pa.field("name", pa.string(), nullable=False), pa.field("number", pa.int32())])
+
+
+def part(*numbers: int) -> pa.Table:
+    return pa.table([[f"n{number}" for number in numbers], list(numbers)], schema=SCHEMA)
+
+
+@given(st.lists(st.lists(st.integers(0, 99), max_size=7), max_size=6), st.integers(1, 9))
+def test_a_table_comes_back_whole(parts: list[list[int]], rows: int) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(spools, "_ROWS_A_BLOCK", rows)
+        spool = Spool(SCHEMA)
+        for numbers in parts:
+            spool.append(part(*numbers))
+        table = spool.table()
+    assert table.equals(part(*(number for numbers in parts for number in numbers)))
+    assert table.schema.equals(SCHEMA)
+
+
+def test_it_takes_no_memory() -> None:
+    before = pa.total_allocated_bytes()
+    spool = Spool(SCHEMA)
+    for start in range(0, 300_000, 10_000):
+        spool.append(part(*range(start, start + 10_000)))
+    table = spool.table()
+    assert table.num_rows == 300_000 and table.nbytes > 3_000_000
+    assert pa.total_allocated_bytes() - before < 100_000
+
+
+@given(st.lists(st.lists(st.text(max_size=3), max_size=5), max_size=5), st.data())
+def test_rows_are_taken_from_any_chunk(chunks: list[list[str]], data: st.DataObject) -> None:
+    values = [value for chunk in chunks for value in chunk]
+    column = pa.chunked_array(chunks, pa.string())
+    places = st.lists(st.integers(0, len(values) - 1), max_size=12) if values else st.just([])
+    rows = data.draw(places)
+    assert take_rows(column, np.array(rows, dtype=np.int32)).to_pylist() == [values[row] for row in rows]
