@@ -5,9 +5,12 @@
 Passages are made from real ones (a corpus in the BEIR layout, or else the docstrings of Python's standard library) by
 recombination: each takes the title of one, and a sentence from each of a few others. For every number of rows and of
 workers, the pipeline runs up to `examples` with the engine `extractive` in a process of its own. Printed are seconds
-and rows a second and core of each stage, the greatest memory of the driver and of all processes together (proportional
-set size, so that what they share counts once), how both grow from one number of rows to the next (1.0: in proportion),
-and how much faster more workers are.
+and rows a second and core of each stage, the greatest memory of the driver and of all processes together, how both grow
+from one number of rows to the next (1.0: in proportion), and how much faster more workers are.
+
+Memory is the proportional set size, so that what processes share counts once. Of it, anonymous memory (Pss_Anon) is
+shown by itself: large tables are files that are mapped, and their pages count for the process that reads them until the
+system wants them back, which it may at any time; anonymous pages are what a process cannot do without.
 """
 
 import argparse
@@ -37,13 +40,28 @@ _SENTENCES = 4
 
 @dataclass(frozen=True)
 class Measurement:
-    """One run: rows, workers, seconds by stage, greatest bytes of the driver and of all processes."""
+    """One run: rows, workers, seconds by stage, and the greatest memory of the driver and of all processes."""
 
     rows: int
     workers: int
     seconds: dict[str, float]
-    driver: int
-    everything: int
+    driver: "Memory"
+    everything: "Memory"
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes: all, and those of anonymous pages."""
+
+    proportional: int = 0
+    anonymous: int = 0
+
+    def __add__(self, other: "Memory") -> "Memory":
+        return Memory(self.proportional + other.proportional, self.anonymous + other.anonymous)
+
+    def or_more(self, other: "Memory") -> "Memory":
+        """The greater of both, each by itself."""
+        return Memory(max(self.proportional, other.proportional), max(self.anonymous, other.anonymous))
 
 
 def write_corpus(target: Path, rows: int, folder: str) -> None:
@@ -66,10 +84,10 @@ def measure(corpus: Path, rows: int, workers: int, run: Path) -> Measurement:
     flags = [part for setting in settings for part in ("--set", setting)]
     command = [sys.executable, "-m", "genret", "run", "scratch-semantic", "--run", str(run), "--until", "examples"]
     process = subprocess.Popen([*command, *flags], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    driver = everything = 0
+    driver = everything = Memory()
     while process.poll() is None:
         own, total = _memory(process.pid)
-        driver, everything = max(driver, own), max(everything, total)
+        driver, everything = driver.or_more(own), everything.or_more(total)
         time.sleep(0.5)
     if process.returncode:
         raise SystemExit(f"the run failed:\n{process.stderr.read() if process.stderr else ''}")
@@ -79,50 +97,58 @@ def measure(corpus: Path, rows: int, workers: int, run: Path) -> Measurement:
     )
 
 
-def _memory(pid: int) -> tuple[int, int]:
+def _memory(pid: int) -> tuple[Memory, Memory]:
     sizes = []
     try:
         root = psutil.Process(pid)
         for process in [root, *root.children(recursive=True)]:
             try:
-                sizes.append(_proportional(process.pid))
+                sizes.append(_of_process(process.pid))
             except (OSError, psutil.Error):
-                sizes.append(0)
+                sizes.append(Memory())
     except psutil.Error:
         pass
-    return (sizes[0], sum(sizes)) if sizes else (0, 0)
+    return (sizes[0], sum(sizes, Memory())) if sizes else (Memory(), Memory())
 
 
-def _proportional(pid: int) -> int:
+def _of_process(pid: int) -> Memory:
     text = Path(f"/proc/{pid}/smaps_rollup").read_text()
-    return int(re.search(r"^Pss:\s+(\d+) kB", text, flags=re.MULTILINE)[1]) * 1024
+    sizes = (re.search(rf"^{name}:\s+(\d+) kB", text, flags=re.MULTILINE) for name in ("Pss", "Pss_Anon"))
+    return Memory(*(int(size[1]) * 1024 for size in sizes))
 
 
 def show(measurements: list[Measurement]) -> None:
     """Print a table, and what follows from it."""
     print(f"{'rows':>9} {'workers':>7} " + " ".join(f"{stage + ' s':>14} {'rows/s/core':>12}" for stage in STAGES)
-          + f" {'driver MB':>10} {'all MB':>8}")  # fmt: skip
+          + f" {'driver MB':>10} {'anonymous':>10} {'all MB':>8} {'anonymous':>10}")  # fmt: skip
     for m in measurements:
         cells = []
         for stage in STAGES:
             cores = m.workers if stage in POOLED else 1
             cells.append(f"{m.seconds[stage]:>14.1f} {m.rows / max(m.seconds[stage], 1e-3) / cores:>12,.0f}")
-        print(f"{m.rows:>9,} {m.workers:>7} {' '.join(cells)} {m.driver / 1e6:>10,.0f} {m.everything / 1e6:>8,.0f}")
+        print(f"{m.rows:>9,} {m.workers:>7} {' '.join(cells)} {_megabytes(m.driver, 10)} {_megabytes(m.everything, 8)}")
     for workers in sorted({m.workers for m in measurements}):
         same = sorted((m for m in measurements if m.workers == workers), key=lambda m: m.rows)
         for small, large in pairwise(same):
             times = math.log(sum(large.seconds.values()) / sum(small.seconds.values())) / math.log(
                 large.rows / small.rows
             )
-            memory = large.everything / small.everything
+            more = large.rows - small.rows
+            driver = (large.driver.anonymous - small.driver.anonymous) / more
+            everything = (large.everything.anonymous - small.everything.anonymous) / more
             print(f"{small.rows:,} -> {large.rows:,} rows, {workers} workers: seconds grow with rows^{times:.2f}; "
-                  f"memory {memory:.2f} times")  # fmt: skip
+                  f"anonymous memory by {driver:,.0f} bytes a passage in the driver, {everything:,.0f} in "
+                  "all processes")  # fmt: skip
     for rows in sorted({m.rows for m in measurements}):
         same = {m.workers: m for m in measurements if m.rows == rows}
         for fewer, more in pairwise(sorted(same)):
             faster = [sum(same[n].seconds[stage] for stage in POOLED) for n in (fewer, more)]
             print(f"{rows:,} rows: identifiers and synthesis with {more} workers {faster[0] / faster[1]:.2f} times as "
                   f"fast as with {fewer}")  # fmt: skip
+
+
+def _megabytes(memory: Memory, width: int) -> str:
+    return f"{memory.proportional / 1e6:>{width},.0f} {memory.anonymous / 1e6:>10,.0f}"
 
 
 def main() -> None:
