@@ -35,7 +35,7 @@ from pydantic import TypeAdapter, ValidationError
 from typing_extensions import TypedDict  # pydantic asks for this one before Python 3.12
 
 from genret.errors import InputError
-from genret.spools import Spool
+from genret.spools import NoRoomError, Spool
 from genret.storage import Storage, attempt_name
 from genret.tables import SCHEMAS, check_table
 
@@ -172,7 +172,7 @@ class RunStore:
 
         Raises:
             InputError: The stage wrote no such table, or its file is missing, damaged or does not fit the
-                schema; names the file.
+                schema; names the file. Or there is no room for it (`genret.spools.NoRoomError`).
         """
         stored = _entry(record, "table", record.tables, name)
         try:
@@ -181,6 +181,8 @@ class RunStore:
             if table.num_rows != stored["rows"]:
                 raise InputError(f"expected {stored['rows']} rows, found {table.num_rows}")
             return check_table(name, table)
+        except NoRoomError:
+            raise
         except (InputError, OSError, pa.ArrowException) as error:
             raise self._damaged(record, stored["path"], error) from error
 
@@ -505,7 +507,7 @@ def _read_whole(file: pq.ParquetFile, size: int) -> pa.Table:
     if size <= _BYTES_IN_MEMORY:
         return file.read()
     spool = Spool(file.schema_arrow)
-    for batch in file.iter_batches(_ROWS_A_READ):
+    for batch in file.iter_batches(_ROWS_A_READ, use_threads=False):  # each thread would keep room of its own
         spool.append(pa.Table.from_batches([batch]))
     return spool.table()
 

@@ -2,12 +2,30 @@
 
 import mmap
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import pyarrow as pa
 
+from genret.errors import InputError
+
 _ROWS_A_BLOCK = 65_536
 _BYTES_A_BLOCK = 8 << 20
+
+
+class NoRoomError(InputError):
+    """Temporary files cannot be written."""
+
+
+@contextmanager
+def _room() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise NoRoomError(
+            f"{tempfile.gettempdir()}: expected room for temporary files (another folder: TMPDIR), found: {error}"
+        ) from error
 
 
 class Spool:
@@ -19,14 +37,18 @@ class Spool:
 
     Args:
         schema: Of all parts.
+
+    Raises:
+        NoRoomError: The file cannot be written; all methods raise it.
     """
 
     def __init__(self, schema: pa.Schema) -> None:
         self._schema = schema
         self._pending: list[pa.Table] = []
         self._rows = self._bytes = 0
-        self._file = tempfile.TemporaryFile(prefix="genret-")  # noqa: SIM115 (closed when it is mapped)
-        self._writer = pa.ipc.new_file(self._file, schema)
+        with _room():
+            self._file = tempfile.TemporaryFile(prefix="genret-")  # noqa: SIM115 (closed when it is mapped)
+            self._writer = pa.ipc.new_file(self._file, schema)
 
     def append(self, part: pa.Table) -> None:
         """Add rows. They are copied: the part is not kept for longer than it takes to fill a block."""
@@ -38,17 +60,18 @@ class Spool:
 
     def _flush(self) -> None:
         # One array a block and column: what takes rows from tables is slow with many.
-        for batch in pa.concat_tables(self._pending).combine_chunks().to_batches(_ROWS_A_BLOCK):
-            self._writer.write_batch(batch)
+        with _room():
+            for batch in pa.concat_tables(self._pending).combine_chunks().to_batches(_ROWS_A_BLOCK):
+                self._writer.write_batch(batch)
         self._pending, self._rows, self._bytes = [], 0, 0
 
     def table(self) -> pa.Table:
         """All rows, in blocks; ends the writing."""
         if self._rows:
             self._flush()
-        self._writer.close()
-        self._file.flush()
-        with self._file:
+        with _room(), self._file:
+            self._writer.close()
+            self._file.flush()
             mapped = mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_READ)
         return pa.ipc.open_file(pa.py_buffer(mapped)).read_all()
 

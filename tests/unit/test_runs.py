@@ -5,6 +5,7 @@ import subprocess
 import sys
 import textwrap
 from datetime import timedelta
+from io import FileIO
 from pathlib import Path
 from uuid import uuid4
 
@@ -13,8 +14,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from genret import runs, spools
 from genret.errors import InputError
 from genret.runs import RunStore, StageRecord, fingerprint
+from genret.spools import NoRoomError
 from genret.tables import table_from_rows
 
 MARK = "0123456789abcdef"
@@ -609,3 +612,14 @@ def test_a_large_table_is_no_part_of_memory(tmp_path: Path) -> None:
     found = store.read_table(record, "test_queries")
     assert pa.total_allocated_bytes() - before < found.nbytes / 10
     assert found.equals(table) and found.schema.equals(table.schema)
+
+
+def test_no_room_for_a_large_table_is_not_taken_for_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = RunStore(tmp_path)
+    writer = store.begin("corpus", MARK)
+    writer.write_table("test_queries", queries(3))
+    record = writer.commit({})
+    monkeypatch.setattr(runs, "_BYTES_IN_MEMORY", 0)
+    monkeypatch.setattr(spools.tempfile, "TemporaryFile", lambda prefix: FileIO("/dev/full", "r+"))
+    with pytest.raises(NoRoomError, match="TMPDIR"):
+        store.read_table(record, "test_queries")

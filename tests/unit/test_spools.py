@@ -1,3 +1,5 @@
+from io import FileIO
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -5,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from genret import spools
-from genret.spools import Spool, take_rows
+from genret.spools import NoRoomError, Spool, take_rows
 
 SCHEMA = pa.schema([pa.field("name", pa.string(), nullable=False), pa.field("number", pa.int32())])
 
@@ -34,6 +36,13 @@ def test_it_takes_no_memory() -> None:
     table = spool.table()
     assert table.num_rows == 300_000 and table.nbytes > 3_000_000
     assert pa.total_allocated_bytes() - before < 100_000
+
+
+def test_a_full_disk_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(spools.tempfile, "TemporaryFile", lambda prefix: FileIO("/dev/full", "r+"))
+    with pytest.raises(NoRoomError, match=r"expected room for temporary files .*No space left"):
+        spool = Spool(SCHEMA)
+        spool.append(part(*range(spools._ROWS_A_BLOCK)))
 
 
 @given(st.lists(st.lists(st.text(max_size=3), max_size=5), max_size=5), st.data())
