@@ -509,6 +509,7 @@ def _read_whole(file: pq.ParquetFile, size: int) -> pa.Table:
     spool = Spool(file.schema_arrow)
     for batch in file.iter_batches(_ROWS_A_READ, use_threads=False):  # each thread would keep room of its own
         spool.append(pa.Table.from_batches([batch]))
+        pa.default_memory_pool().release_unused()
     return spool.table()
 
 

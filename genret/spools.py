@@ -64,6 +64,8 @@ class Spool:
             for batch in pa.concat_tables(self._pending).combine_chunks().to_batches(_ROWS_A_BLOCK):
                 self._writer.write_batch(batch)
         self._pending, self._rows, self._bytes = [], 0, 0
+        # The allocator keeps what it was given back, many blocks of it.
+        pa.default_memory_pool().release_unused()
 
     def table(self) -> pa.Table:
         """All rows, in blocks; ends the writing."""
