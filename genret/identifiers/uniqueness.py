@@ -82,9 +82,7 @@ def iterate_unique(
     taken = {normalisation_key(identifier) for identifier in existing}
     next_ordinal: dict[str, int] = {}
     for words in keywords:
-        identifier, source = _free_identifier(words, first, most, separator, taken, next_ordinal)
-        taken.add(normalisation_key(identifier))
-        yield identifier, source
+        yield _free_identifier(words, first, most, separator, taken, next_ordinal)
 
 
 def _free_identifier(
@@ -95,11 +93,13 @@ def _free_identifier(
     taken: set[str],
     next_ordinal: dict[str, int],
 ) -> tuple[str, str]:
+    """The identifier, whose key is taken now, and its source."""
     shortest = min(first, len(words))
     for count in range(shortest, min(most, len(words)) + 1):
         identifier = separator.join(words[:count])
         key = normalisation_key(identifier)
         if key and key not in taken:
+            taken.add(key)
             return identifier, LLM if count == shortest else EXTENDED
     return _numbered(separator.join(words[:most]), separator, taken, next_ordinal), ORDINAL
 
@@ -111,6 +111,8 @@ def _numbered(stem: str, separator: str, taken: set[str], next_ordinal: dict[str
     while True:
         identifier = f"{stem}{separator}{ordinal}" if stem_key else str(ordinal)
         ordinal += 1
-        if normalisation_key(identifier) not in taken:
+        key = normalisation_key(identifier)
+        if key not in taken:
+            taken.add(key)
             next_ordinal[stem_key] = ordinal
             return identifier

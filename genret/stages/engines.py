@@ -56,7 +56,8 @@ def told_of_engine(engine: Engine) -> dict[str, Any]:
 
 def told_of_rejects(outputs: Mapping[str, pa.Table]) -> dict[str, Any]:
     """How many rows a stage rejected for which reason."""
-    return {"reasons": count_reasons(outputs["rejects"].column("reason").to_pylist())}
+    chunks = outputs["rejects"].column("reason").iterchunks()
+    return {"reasons": count_reasons(reason for chunk in chunks for reason in chunk.to_pylist())}
 
 
 def query_limits(config: RunConfig) -> Limits | None:

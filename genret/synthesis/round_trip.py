@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import pyarrow as pa
 
 from genret.errors import InputError
+from genret.spools import Spool
 from genret.tables import reject
 from genret.types import Retriever
 
@@ -32,16 +33,20 @@ def round_trip(queries: pa.Table, retriever: Retriever, top: int) -> tuple[pa.Ta
     """
     if top < 1:
         raise InputError(f"round trip: expected a depth of at least 1, found {top}")
-    kept: list[bool] = []
+    kept = Spool(queries.schema)
     rejects: list[dict[str, str]] = []
-    for batch in queries.select(["query_id", "passage_id", "text"]).to_batches(max_chunksize=_BLOCK):
-        rows = batch.to_pylist()
-        for row, found in zip(rows, _find(rows, retriever, top), strict=True):
-            kept.append(found)
-            if not found:
-                reason = f"round trip: {retriever.name} does not find the passage among its first {top}"
-                rejects.append(reject("synthesis", row["query_id"], reason, row["text"]))
-    return queries.filter(pa.array(kept, pa.bool_())), rejects
+    reason = f"round trip: {retriever.name} does not find the passage among its first {top}"
+    for start in range(0, queries.num_rows, _BLOCK):
+        block = queries.slice(start, _BLOCK)
+        rows = block.select(["query_id", "passage_id", "text"]).to_pylist()
+        found = _find(rows, retriever, top)
+        rejects += [
+            reject("synthesis", row["query_id"], reason, row["text"])
+            for row, is_found in zip(rows, found, strict=True)
+            if not is_found
+        ]
+        kept.append(block.filter(pa.array(found, pa.bool_())))
+    return kept.table(), rejects
 
 
 def _find(rows: Sequence[dict[str, str]], retriever: Retriever, top: int) -> list[bool]:
