@@ -19,8 +19,9 @@ or given. Peak disk is what the tables and models of the stages so far take, and
 memory of training is 16 bytes a parameter (weights, gradients, two moments of AdamW, 4 bytes each; Rajbhandari et al.,
 arXiv 1910.02054, section 3.1), shared out with ZeRO-3, and its activations, 34 bytes a token, layer and unit of width
 (Korthikanti et al., arXiv 2205.05198, equation 2, without the square of the length); of a search 4 bytes a parameter,
-and on CPUs as much again for what is laid out once more. Not covered: a language model
-behind HTTP while its server is busy, failures, waiting for machines, and transfers to object stores.
+and on CPUs as much again for what is laid out once more; of stages that read all texts into memory twice the texts.
+Not covered: a language model behind HTTP while its server is busy, failures, waiting for machines, and transfers to
+object stores.
 """
 
 import math
@@ -102,6 +103,9 @@ _ROW_BYTES = {
 }
 _TEXT_SHARE = 0.4  # of texts that zstd leaves
 _PROCESS_BYTES = 7e8  # of a process with torch and Ray in it, before it does anything
+# What stages that map their tables from files hold of a passage: keys, order (by `benchmarks/scaling.py`).
+_HELD_BYTES = 300.0
+_MAPPED = frozenset({"corpus", "identifiers", "synthesis", "examples"})
 
 
 @dataclass(frozen=True)
@@ -327,7 +331,7 @@ def _stages(config: RunConfig, size: CorpusSize, model: Model, budget: Budget | 
     one, workers, trainers = {"CPU": 1.0}, compute.cpu_workers, compute.training_workers
 
     def stage(name: str, rows: float, work: float, disk: float, **more: float) -> StagePlan:
-        memory = more.get("memory", 2 * text)
+        memory = more.get("memory", n * _HELD_BYTES if name in _MAPPED else 2 * text)
         return StagePlan(name, rows, more.get("tokens", 0.0), work, 1, one, disk, memory)
 
     yield stage("corpus", n, n, _TEXT_SHARE * text)

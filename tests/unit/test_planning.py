@@ -1,5 +1,6 @@
 """What a run will take, beside what the stages themselves make and what can be counted by hand."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -163,6 +164,14 @@ def test_a_search_on_a_cpu_holds_weights_twice_up_to_a_limit(monkeypatch: pytest
         assert memory(f"sft.scoring={scoring}", "compute.gpus_a_worker=1") == 4 * model.parameters
     monkeypatch.setattr(planning, "LARGEST_COPY", 4 * model.blocks - 1)
     assert memory("sft.scoring=trie") == 4 * model.parameters, "layers that are too large are not copied"
+
+
+def test_stages_that_map_their_tables_do_not_hold_the_texts() -> None:
+    config = load_config("scratch-semantic", [])
+    short, long = ({item.stage: item for item in plan(config, replace(SIZE, words=words))} for words in (100.0, 1000.0))
+    for stage in ("corpus", "identifiers", "synthesis", "examples"):
+        assert short[stage].memory == long[stage].memory
+    assert long["bm25"].memory > short["bm25"].memory
 
 
 def test_a_language_model_is_reckoned_in_tokens_on_its_replicas() -> None:
