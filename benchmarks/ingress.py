@@ -1,4 +1,6 @@
-"""CPU time that the ingress spends on a request, without Ray: `python ingress.py RUN [--clients 64] [--seconds 2]`.
+"""CPU time that the ingress spends on a request, without Ray.
+
+    python benchmarks/ingress.py RUN [--clients 64] [--seconds 2]
 
 Everything from the bytes of a request to those of its answer is the service's own: HTTP, gate, routes, batches,
 counters, log lines as Ray Serve writes them, passages and JSON. What stands in for Ray is an echo on the same event
@@ -22,9 +24,9 @@ from typing import Any
 
 import uvicorn
 import uvloop
-from load import encoded
 from ray.serve._private.logging_utils import configure_component_logger
 from ray.serve.schema import LoggingConfig
+from serving_parts.load import encoded
 from uvicorn.server import ServerState
 
 from genret.config import ServingConfig
