@@ -14,6 +14,7 @@ from genret.decoding.overlay import GrownTrie
 from genret.decoding.scoring import LeafFilter
 from genret.decoding.search import SearchResult, TrieSearch
 from genret.errors import InputError
+from genret.memory import keep_freed_memory
 from genret.retrieval.base import BatchedRetriever
 from genret.threads import settle_vector_math
 from genret.training.bundle import Bundle
@@ -48,6 +49,7 @@ class GenerativeRetriever(BatchedRetriever):
     def load(cls, folder: Path, config: RetrievalConfig, name: str = "generative") -> "GenerativeRetriever":
         """Open a trained bundle on the best device there is: 16 bits on a GPU, 32 on a CPU."""
         settle_vector_math()
+        keep_freed_memory()
         device = choose_device()
         dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
         bundle = Bundle.load(folder, dtype=dtype)

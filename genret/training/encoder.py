@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from genret.config import DenseConfig, PretrainedEncoder, ScratchEncoder
 from genret.errors import InputError
+from genret.memory import keep_freed_memory
 from genret.runs import RunStore, StageRecord
 from genret.threads import settle_vector_math
 from genret.training.machine import choose_device
@@ -261,6 +262,7 @@ def finish(vectors: Tensor, normalise: bool) -> Tensor:
 
 def _open(name: str, revision: str, training: bool) -> SentenceTransformer:
     settle_vector_math()
+    keep_freed_memory()
     device = choose_device()
     if Path(name).is_dir():
         _check_folder(Path(name))

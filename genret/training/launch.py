@@ -28,12 +28,6 @@ from genret.training.setup import Setup
 if TYPE_CHECKING:
     from genret.training.encoder import EncoderPlace
 
-# On CPUs a step frees and asks for the same hundreds of megabytes: glibc keeps them instead of giving them back
-# to the kernel, which would clear every page anew (a tenth of a step's time). Other C libraries ignore this.
-_MEMORY_SETTINGS = {
-    "MALLOC_MMAP_THRESHOLD_": str(2**30),
-    "MALLOC_TRIM_THRESHOLD_": str(2**34),
-}
 # How often the controller takes what the workers report, who wait for that at each checkpoint. Ray's own is 2 s.
 _POLL_SECONDS = "0.5"
 _ATTEMPT = "train"
@@ -133,7 +127,7 @@ def train(
             storage_path=scratch,
             failure_config=FailureConfig(max_failures=compute.max_failures),
             checkpoint_config=CheckpointConfig(num_to_keep=1),
-            worker_runtime_env={"env_vars": _MEMORY_SETTINGS | ({} if compute.gpus_a_training_worker else NO_GPU)},
+            worker_runtime_env={"env_vars": {} if compute.gpus_a_training_worker else NO_GPU},
         ),
     )
     try:

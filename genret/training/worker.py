@@ -16,6 +16,7 @@ from ray.train import Checkpoint
 from genret import tables
 from genret.config import DenseConfig, NegativesConfig, PretrainedModel, RpoConfig, SftConfig
 from genret.errors import InputError
+from genret.memory import keep_freed_memory
 from genret.runs import RunStore, StageRecord
 from genret.threads import use_threads
 from genret.training.base import load_for_training
@@ -50,6 +51,7 @@ def work(config: dict[str, Any]) -> None:
     setup = replace(task.setup, workers=context.get_world_size())
     check_packages(setup)
     use_threads(task.threads)
+    keep_freed_memory()
     with ExitStack() as stack:
         checkpoint = ray.train.get_checkpoint()
         resume_from = Path(stack.enter_context(checkpoint.as_directory())) if checkpoint else None
