@@ -10,6 +10,9 @@ Measured in one run on one machine:
 - `proxied`, where it is asked for: the service behind Ray Serve's proxy, as `serve deploy` has it.
 - `in process`: the same queries through the same retriever in this process, at the batch size that suits it best.
 
+`in process` and `empty` each have all cores to themselves. A service must do the work of both: where both use every core
+they have, it can reach no more than 1 / (1 / in process + 1 / empty), which the last lines set it beside.
+
 The load comes from another process that opens a bounded number of connections and sends queries of the run's test
 split. Ratios are of medians over `--repeats` turns, which alternate between the sides as far as they can, as machines
 are noisy. A last part starts the service with a small queue and sends it more than it can hold: the excess must be
@@ -170,9 +173,10 @@ def main() -> None:
             [rate for key, found in rates.items() if key[:2] == (name, "in process") for rate in found]
         )
         empty = statistics.median(rates[name, "empty", at])
+        most = 1 / (1 / alone + 1 / empty)
         lines.append(
             f"\n{name}: at {at} clients {mine:.1f}/s: {mine / alone:.2f} of in process ({alone:.1f}/s), "
-            f"{mine / empty:.2f} of empty ({empty:.1f}/s)"
+            f"{mine / empty:.2f} of empty ({empty:.1f}/s), {mine / most:.2f} of both on the same cores ({most:.1f}/s)"
         )
         print(lines[-1], flush=True)
     with service(str(arguments.run), *arguments.set, "serving.queue=32") as url:

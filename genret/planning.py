@@ -64,19 +64,19 @@ UNITS = {
 """What the work of a stage is counted in."""
 
 START_SECONDS = {
-    "synthesis": 3.0, "sft": 10.0, "mining": 6.0, "rpo": 10.0, "candidates": 2.0, "dense": 10.0, "base_embedding": 7.0,
-    "embedding": 7.0, "retrieval": 20.0,
+    "synthesis": 3.0, "sft": 10.0, "mining": 6.0, "rpo": 10.0, "candidates": 2.0, "dense": 10.0, "base_embedding": 5.0,
+    "embedding": 5.0, "retrieval": 12.0,
 }  # fmt: skip
 """Seconds for Ray, processes and models to start."""
 
 RATES = {
-    "corpus": 4000.0, "identifiers": 30000.0, "synthesis": 20000.0, "examples": 80000.0, "base": 400.0, "sft": 1.2e11,
-    "mining": 2.2e11, "rpo": 2.2e11, "bm25": 25000.0, "retrieval": 2.2e11, "evaluation": 2000.0, "report": 5000.0,
-    "mining_2": 2.2e11, "rpo_2": 2.2e11, "encoder": 1000.0, "base_embedding": 2000.0, "candidates": 2500.0,
-    "negatives": 1600.0, "contrastive": 20000.0, "dense": 700.0, "embedding": 2000.0,
+    "corpus": 4000.0, "identifiers": 30000.0, "synthesis": 20000.0, "examples": 80000.0, "base": 400.0, "sft": 1.4e11,
+    "mining": 6.0e11, "rpo": 1.85e11, "bm25": 25000.0, "retrieval": 6.0e11, "evaluation": 2000.0, "report": 5000.0,
+    "mining_2": 6.0e11, "rpo_2": 1.85e11, "encoder": 2400.0, "base_embedding": 2000.0, "candidates": 2500.0,
+    "negatives": 2600.0, "contrastive": 20000.0, "dense": 1300.0, "embedding": 2000.0,
     "lists": 2200.0,
 }  # fmt: skip
-"""Work a second of one worker on two CPU cores, by the README's run of the quickstart; of lists by 64,000 vectors of
+"""Work a second of one worker on two CPU cores, by runs of the quickstart and of scifact; of lists by 64,000 vectors of
 512 numbers, as they are for large corpora. Of GPUs see `GPU_FLOPS`."""
 
 GPU_FLOPS = {
