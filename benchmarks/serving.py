@@ -10,8 +10,8 @@ Measured in one run on one machine:
 - `proxied`, where it is asked for: the service behind Ray Serve's proxy, as `serve deploy` has it.
 - `in process`: the same queries through the same retriever in this process, at the batch size that suits it best.
 
-`in process` and `empty` each have all cores to themselves. A service must do the work of both: where both use every core
-they have, it can reach no more than 1 / (1 / in process + 1 / empty), which the last lines set it beside.
+`in process` and `empty` each have all cores to themselves. A service must do the work of both: where both use every
+core, it can reach no more than 1 / (1 / in process + 1 / empty), which the last lines set it beside.
 
 The load comes from another process that opens a bounded number of connections and sends queries of the run's test
 split. Ratios are of medians over `--repeats` turns, which alternate between the sides as far as they can, as machines
