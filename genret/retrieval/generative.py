@@ -8,13 +8,13 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from genret.allocator import keep_freed_memory
 from genret.config import RetrievalConfig
 from genret.decoding.explain import token_log_probs
 from genret.decoding.overlay import GrownTrie
 from genret.decoding.scoring import LeafFilter
 from genret.decoding.search import SearchResult, TrieSearch
 from genret.errors import InputError
-from genret.memory import keep_freed_memory
 from genret.retrieval.base import BatchedRetriever
 from genret.threads import settle_vector_math
 from genret.training.bundle import Bundle

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from genret.allocator import keep_freed_memory
 from genret.config import DenseConfig, PretrainedEncoder, ScratchEncoder
 from genret.errors import InputError
-from genret.memory import keep_freed_memory
 from genret.runs import RunStore, StageRecord
 from genret.threads import settle_vector_math
 from genret.training.machine import choose_device

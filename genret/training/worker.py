@@ -14,9 +14,9 @@ import torch
 from ray.train import Checkpoint
 
 from genret import tables
+from genret.allocator import keep_freed_memory
 from genret.config import DenseConfig, NegativesConfig, PretrainedModel, RpoConfig, SftConfig
 from genret.errors import InputError
-from genret.memory import keep_freed_memory
 from genret.runs import RunStore, StageRecord
 from genret.threads import use_threads
 from genret.training.base import load_for_training

@@ -9,7 +9,7 @@ import pytest
 _FAULTS = """
 import resource, sys
 import torch
-from genret.memory import keep_freed_memory
+from genret.allocator import keep_freed_memory
 torch.set_num_threads(1)
 if sys.argv[1] == "keep":
     assert keep_freed_memory()

@@ -1,4 +1,4 @@
-"""Memory of a process that computes with torch on a CPU."""
+"""What the C library does with the memory of a process that computes with torch on a CPU."""
 
 import ctypes
 from functools import cache
