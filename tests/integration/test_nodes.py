@@ -84,14 +84,14 @@ def tables(store: RunStore, records: dict[str, StageRecord]) -> dict[tuple[str, 
     }
 
 
-@pytest.mark.slow
+@pytest.mark.chaos
 def test_nodes_killed_during_synthesis_training_and_mining_change_no_table_and_no_weight(
     cluster: Cluster, tiny_settings: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Small enough that there is work left when the node goes.
     monkeypatch.setattr("genret.synthesis.build._PASSAGES_A_PART", 4)
     monkeypatch.setattr("genret.stages.training._MINING_BATCH", 8)
-    settings = [*tiny_settings, "sft.epochs=12", "compute.max_failures=3", f"compute.address={cluster.address}"]
+    settings = [*tiny_settings, "sft.epochs=48", "compute.max_failures=3", f"compute.address={cluster.address}"]
     config = load_config("scratch-semantic", settings)
     stores = [RunStore(tmp_path / name) for name in ("undisturbed", "disturbed")]
     undisturbed = run(config, stores[0], Killer(cluster, set()), until="mining")
@@ -202,7 +202,7 @@ def wait_for(condition: Callable[[], bool], seconds: float) -> None:
         time.sleep(0.5)
 
 
-@pytest.mark.slow
+@pytest.mark.chaos
 def test_a_cluster_grows_from_nothing_to_what_the_pipeline_asks_for_and_back(
     growing: OwnAutoscalingCluster, tiny_settings: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
