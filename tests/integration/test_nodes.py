@@ -91,7 +91,7 @@ def test_nodes_killed_during_synthesis_training_and_mining_change_no_table_and_n
     # Small enough that there is work left when the node goes.
     monkeypatch.setattr("genret.synthesis.build._PASSAGES_A_PART", 4)
     monkeypatch.setattr("genret.stages.training._MINING_BATCH", 8)
-    settings = [*tiny_settings, "sft.epochs=48", "compute.max_failures=3", f"compute.address={cluster.address}"]
+    settings = [*tiny_settings, "sft.epochs=12", "compute.max_failures=3", f"compute.address={cluster.address}"]
     config = load_config("scratch-semantic", settings)
     stores = [RunStore(tmp_path / name) for name in ("undisturbed", "disturbed")]
     undisturbed = run(config, stores[0], Killer(cluster, set()), until="mining")
