@@ -13,9 +13,8 @@ def keep_freed_memory() -> bool:
     """Have this process keep what it frees for what it asks for next, instead of giving it back to the kernel.
 
     A step of training or of decoding asks for the same buffers again and again. By its defaults glibc maps the large
-    ones anew each time and trims the others off, and the kernel clears every page once more: a tenth of a training
-    step, up to a third of a small model's decoding (`benchmarks/serving.py` shows the `in process` side of it). The
-    process stays as large as it once was.
+    ones anew each time and trims the others off, and the kernel clears every page once more. It is so for the whole
+    process, other libraries in it included, which stays as large as it once was.
 
     Returns:
         Whether the C library knows how; others than glibc are left as they are.
