@@ -22,6 +22,7 @@ from pyarrow import fs
 from ray._private.worker import global_worker
 from ray.autoscaler.v2.sdk import get_cluster_resource_state
 from ray.exceptions import RayActorError, RayError, RayTaskError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from genret.config import ComputeConfig
 from genret.errors import InputError
@@ -503,8 +504,13 @@ class ProgressBoard:
 
 
 def start_board() -> Any:
-    """A handle to a new `ProgressBoard` actor, which takes no CPU slot."""
-    return ray.remote(num_cpus=0)(ProgressBoard).remote()
+    """A handle to a new `ProgressBoard` actor, which takes no CPU slot.
+
+    It lives on the driver's own node, and does not go with one that others work on.
+    """
+    # Not soft: Ray would avoid a head without CPUs.
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    return ray.remote(num_cpus=0, scheduling_strategy=here)(ProgressBoard).remote()
 
 
 def read_board(board: Any) -> tuple[int, int, dict[str, float]] | None:

@@ -8,6 +8,9 @@ from pathlib import Path
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+# Else a token in the user's home switches authentication on while a process is in its first cluster: it then asks all
+# later ones for the token, and those that have none take it for dead.
+os.environ["RAY_AUTH_MODE"] = "disabled"
 
 import pyarrow as pa
 import pytest

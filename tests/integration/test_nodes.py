@@ -17,7 +17,7 @@ from ray.cloudpickle import register_pickle_by_value
 from ray.cluster_utils import AutoscalingCluster, Cluster
 from service import free_port
 
-from genret.cluster import connected, map_batches
+from genret.cluster import connected, map_batches, start_board
 from genret.config import load_config
 from genret.pipeline import run
 from genret.runs import RunStore, StageRecord
@@ -110,6 +110,15 @@ def test_nodes_killed_during_synthesis_training_and_mining_change_no_table_and_n
     assert weights[0] and weights[0] == weights[1]
 
 
+@pytest.mark.slow
+def test_progress_is_kept_on_the_node_of_the_driver(cluster: Cluster) -> None:
+    ray.init(address=cluster.address, log_to_driver=False)
+    boards = [start_board() for _ in range(5)]
+    assert [ray.get(board.read.remote()) for board in boards] == [(0, 0, {})] * 5
+    own = ray.get_runtime_context().get_node_id()
+    assert {ray.state.actors(board._actor_id.hex())["Address"]["NodeID"] for board in boards} == {own}
+
+
 class OwnAutoscalingCluster(AutoscalingCluster):
     """Ray's own one ends every Ray on the machine and takes fixed ports; this one touches only what it started."""
 
@@ -172,12 +181,7 @@ class OwnAutoscalingCluster(AutoscalingCluster):
 
 @pytest.fixture
 def growing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[OwnAutoscalingCluster]:
-    """A head without CPUs, and up to two nodes with two CPUs, as many as one worker takes.
-
-    Without a token, though the user may have one: Ray keeps what a process has first, and this one may have been in a
-    cluster before.
-    """
-    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    """A head without CPUs, and up to two nodes with two CPUs, as many as one worker takes."""
     made = OwnAutoscalingCluster(
         {"CPU": 0},
         {"worker": {"resources": {"CPU": 2}, "node_config": {}, "min_workers": 0, "max_workers": 2}},
