@@ -6,7 +6,8 @@ Passages are made from real ones (a corpus in the BEIR layout, or else the docst
 recombination: each takes the title of one, and a sentence from each of a few others. For every number of rows and of
 workers, the pipeline runs up to `examples` with the engine `extractive` in a process of its own. Printed are seconds
 and rows a second and core of each stage, the greatest memory of the driver and of all processes together, how both grow
-from one number of rows to the next (1.0: in proportion), and how much faster more workers are.
+from one number of rows to the next (1.0: in proportion), and how much faster more workers are: in the stages that
+they share, and in all. The driver works on the same cores.
 
 Memory is the proportional set size, so that what processes share counts once. Of it, anonymous memory (Pss_Anon) is
 shown by itself: large tables are files that are mapped, and their pages count for the process that reads them until the
@@ -142,9 +143,14 @@ def show(measurements: list[Measurement]) -> None:
     for rows in sorted({m.rows for m in measurements}):
         same = {m.workers: m for m in measurements if m.rows == rows}
         for fewer, more in pairwise(sorted(same)):
-            faster = [sum(same[n].seconds[stage] for stage in POOLED) for n in (fewer, more)]
-            print(f"{rows:,} rows: identifiers and synthesis with {more} workers {faster[0] / faster[1]:.2f} times as "
-                  f"fast as with {fewer}")  # fmt: skip
+            pooled, whole = (_times_faster(same[fewer], same[more], stages) for stages in (POOLED, STAGES))
+            print(f"{rows:,} rows: identifiers and synthesis with {more} workers {pooled:.2f} times as fast as with "
+                  f"{fewer}, all stages {whole:.2f} times")  # fmt: skip
+
+
+def _times_faster(fewer: Measurement, more: Measurement, stages: tuple[str, ...]) -> float:
+    before, after = (sum(measured.seconds[stage] for stage in stages) for measured in (fewer, more))
+    return before / after
 
 
 def _megabytes(memory: Memory, width: int) -> str:

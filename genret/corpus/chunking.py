@@ -66,6 +66,10 @@ def chunk_text(text: str, max_tokens: int) -> list[str]:
         The chunks in order, without white space around them; none for a text of nothing but white space.
         Together they hold every character of the text that is not white space.
     """
+    if len(text) <= max_tokens or len(_pattern(text).findall(text)) <= max_tokens:
+        # Most passages are one chunk, wherever their sentences end, and to count is quicker than to find these.
+        whole = text.strip()
+        return [whole] if whole else []
     chunks: list[str] = []
     chunk_start = chunk_end = used = 0
     for start, end, tokens in _pieces(text, max_tokens):

@@ -11,7 +11,7 @@ from genret.config import IdentifiersConfig
 from genret.identifiers.distinctive import lead_with_distinctive
 from genret.identifiers.keywords import KeywordLists, join_keywords
 from genret.identifiers.uniqueness import iterate_unique, make_unique, normalisation_key
-from genret.llm.base import Engine, Item, Pairs, Request, Requests, Response, Work, work_through
+from genret.llm.base import Drawing, Engine, Item, Pairs, Request, Requests, Response, Work, work_through
 from genret.llm.filters import Limits, unfit_reason
 from genret.llm.words import has_lone_surrogate
 from genret.spools import Spool
@@ -104,9 +104,11 @@ def keyword_requests(config: IdentifiersConfig, passages: pa.Table) -> Requests:
     return Requests(lambda: chain.from_iterable(_ask(config, part) for part in _parts(passages)))
 
 
-def _parts(passages: pa.Table) -> list[pa.Table]:
+def _parts(passages: pa.Table) -> Drawing[pa.Table]:
+    """Some passages at a time. Combined they are quicker to send than slices of chunks."""
     columns = passages.select(["passage_id", "title", "text"])
-    return [columns.slice(start, _PASSAGES_A_PART) for start in range(0, columns.num_rows, _PASSAGES_A_PART)]
+    starts = range(0, columns.num_rows, _PASSAGES_A_PART)
+    return Drawing(lambda: (columns.slice(start, _PASSAGES_A_PART).combine_chunks() for start in starts))
 
 
 def _ask(config: IdentifiersConfig, part: pa.Table) -> Iterator[Request]:

@@ -12,7 +12,10 @@ from genret.llm.base import Drawing, Outcome, Pairs, Part, Request, Response, Wo
 from genret.llm.extractive import CorpusStatistics, ExtractiveEngine, WordCounts
 
 _REQUESTS_A_BATCH = 512
-_PASSAGES_A_COUNT = 4_096
+# Parts that are counted: the driver adds their words up, which is less work for fewer of them, but every actor should
+# have a few.
+_LEAST_COUNTED, _MOST_COUNTED = 1_024, 16_384
+_COUNTS_AN_ACTOR = 8
 
 
 @dataclass
@@ -54,8 +57,10 @@ class PooledEngine:
 
     def _statistics(self, pool: ActorPool) -> CorpusStatistics:
         texts = self.passages.select(["title", "text"])
-        starts = range(0, texts.num_rows, _PASSAGES_A_COUNT)
-        blocks = (texts.slice(start, _PASSAGES_A_COUNT) for start in starts)
+        fair = texts.num_rows // (self.compute.cpu_workers * _COUNTS_AN_ACTOR)
+        size = min(max(fair, _LEAST_COUNTED), _MOST_COUNTED)
+        starts = range(0, texts.num_rows, size)
+        blocks = (texts.slice(start, size).combine_chunks() for start in starts)
         return CorpusStatistics.of(pool.map(blocks, len(starts), open_counting, {}))
 
 

@@ -17,13 +17,10 @@ from genret.spools import Spool
 from genret.synthesis.answers import preference_requests
 from genret.synthesis.duplicates import NearDuplicates
 from genret.synthesis.queries import check_constraint_fields, passage_of, query_requests
-from genret.tables import SCHEMAS, reject, table_from_rows
+from genret.tables import SCHEMAS, reject, table_from_rows, text_table
 
 _PASSAGES_A_PART = 1024
 _TABLES = ("queries", "preference_queries", "rejects")
-
-# By table and column.
-_Columns = dict[str, dict[str, list[str]]]
 
 
 def synthesize(
@@ -84,11 +81,11 @@ class _Part:
 
 
 def _parts(config: SynthesisConfig, passages: pa.Table, multihop: Iterable[Request]) -> Iterator[_Part]:
-    """The parts in the order of `synthesis_requests`."""
+    """The parts in the order of `synthesis_requests`. Combined they are quicker to send than slices of chunks."""
     blocks = [passages.slice(start, _PASSAGES_A_PART) for start in range(0, passages.num_rows, _PASSAGES_A_PART)]
     if config.preference_queries:
         for block in blocks:
-            yield _Part(True, block)
+            yield _Part(True, block.combine_chunks())
     remaining = iter(multihop)
     pending = next(remaining, None)
     for block in blocks:
@@ -97,7 +94,7 @@ def _parts(config: SynthesisConfig, passages: pa.Table, multihop: Iterable[Reque
         while pending and passage_of(pending) in names:
             related.append(pending)
             pending = next(remaining, None)
-        yield _Part(False, block, tuple(related))
+        yield _Part(False, block.combine_chunks(), tuple(related))
     if pending:
         raise ValueError(f"multi-hop requests: {pending.request_id!r} is not in the order of the passages")
 
@@ -131,12 +128,12 @@ class _Sorted:
     """What came of a part.
 
     Attributes:
-        columns: Of `queries`, `preference_queries` and `rejects`. No Arrow yet: it imports pandas at the first array,
-            which takes an actor longer than a thousand passages do.
+        tables: Rows of `queries`, `preference_queries` and `rejects`. As Arrow they are no work for the driver, which
+            takes them in for all actors.
         keys: uint64: 64 bits of a digest of each kept query's text without case, in their order.
     """
 
-    columns: _Columns
+    tables: dict[str, pa.Table]
     keys: np.ndarray
 
 
@@ -153,7 +150,9 @@ class _Sorting:
     def __init__(self, generator: str, limits: Limits | None) -> None:
         self._generator = generator
         self._limits = limits
-        self._columns: _Columns = {name: {column: [] for column in SCHEMAS[name].names} for name in _TABLES}
+        self._columns: dict[str, dict[str, list[str]]] = {
+            name: {column: [] for column in SCHEMAS[name].names} for name in _TABLES
+        }
         self._keys: list[str] = []
         # Requests of a passage and stage come one after another: only its own texts are remembered.
         self._group = ("", False)
@@ -202,7 +201,9 @@ class _Sorting:
 
     def sorted(self) -> _Sorted:
         """What there is."""
-        return _Sorted(self._columns, _digests(self._keys))
+        return _Sorted(
+            {name: text_table(name, columns) for name, columns in self._columns.items()}, _digests(self._keys)
+        )
 
 
 def _digests(keys: Iterable[str]) -> np.ndarray:
@@ -222,14 +223,15 @@ class _Collected:
 
     def add(self, part: _Sorted) -> None:
         """Take in a part; those with preference queries come first."""
-        for name, columns in part.columns.items():
-            self._spools[name].append(pa.table(columns, schema=SCHEMAS[name]))
-        if part.columns["preference_queries"]["text"]:
-            self._pending.append(part.keys)
-        elif part.columns["queries"]["text"]:
-            self._suspect(part.columns["queries"]["text"], part.keys)
+        for name, table in part.tables.items():
+            self._spools[name].append(table)
+        if part.tables["preference_queries"].num_rows:
+            # Copied: it may lie in the object store, with all of the part.
+            self._pending.append(part.keys.copy())
+        elif part.tables["queries"].num_rows:
+            self._suspect(part.tables["queries"].column("text"), part.keys)
 
-    def _suspect(self, texts: list[str], keys: np.ndarray) -> None:
+    def _suspect(self, texts: pa.ChunkedArray, keys: np.ndarray) -> None:
         """Note the texts whose digests preference queries have too; equal texts are among them."""
         if self._pending:
             self._preference, self._pending = np.unique(np.concatenate(self._pending)), []
@@ -238,7 +240,7 @@ class _Collected:
         places = np.searchsorted(self._preference, keys)
         places[places == self._preference.size] = 0
         alike = np.flatnonzero(self._preference[places] == keys)
-        self._suspects.update(texts[number].casefold() for number in alike)
+        self._suspects.update(text.casefold() for text in texts.take(pa.array(alike)).to_pylist())
 
     def tables(self) -> dict[str, pa.Table]:
         """The tables; preference queries that SFT has too are left out here."""

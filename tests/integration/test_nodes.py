@@ -84,7 +84,7 @@ def tables(store: RunStore, records: dict[str, StageRecord]) -> dict[tuple[str, 
     }
 
 
-@pytest.mark.chaos
+@pytest.mark.slow
 def test_nodes_killed_during_synthesis_training_and_mining_change_no_table_and_no_weight(
     cluster: Cluster, tiny_settings: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -206,7 +206,7 @@ def wait_for(condition: Callable[[], bool], seconds: float) -> None:
         time.sleep(0.5)
 
 
-@pytest.mark.chaos
+@pytest.mark.slow
 def test_a_cluster_grows_from_nothing_to_what_the_pipeline_asks_for_and_back(
     growing: OwnAutoscalingCluster, tiny_settings: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -78,7 +78,7 @@ def _kill_in_training(settings: list[str], run: str, environment: dict[str, str]
         process.wait()
 
 
-@pytest.mark.chaos
+@pytest.mark.slow
 def test_a_run_on_s3_killed_in_training_ends_with_the_measures_of_a_local_one(
     s3_environment: dict[str, str], tiny_settings: list[str], tmp_path: Path
 ) -> None:
@@ -101,7 +101,7 @@ def test_a_run_on_s3_killed_in_training_ends_with_the_measures_of_a_local_one(
     assert "<html" in theirs.read_file("report.html")
 
 
-@pytest.mark.chaos
+@pytest.mark.slow
 def test_of_two_drivers_on_one_run_one_works_and_the_other_says_so(
     s3_environment: dict[str, str], tiny_settings: list[str], tmp_path: Path
 ) -> None:

@@ -1,6 +1,8 @@
 """Schemas: what fits comes back as it was, what does not is named."""
 
 import json
+import subprocess
+import sys
 
 import pyarrow as pa
 import pytest
@@ -8,7 +10,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from genret.errors import InputError
-from genret.tables import SCHEMAS, check_table, passages_from_table, passages_to_table, reject, table_from_rows
+from genret.tables import (
+    SCHEMAS,
+    check_table,
+    passages_from_table,
+    passages_to_table,
+    reject,
+    table_from_rows,
+    text_table,
+)
 from genret.types import Passage
 
 VALUES = {pa.string(): "naïve", pa.int32(): 3, pa.int64(): 2**40, pa.float64(): 0.1}
@@ -93,3 +103,29 @@ def test_a_reject_can_always_be_written() -> None:
     (stored,) = table_from_rows("rejects", [row]).to_pylist()
     assert stored == {"stage": "corpus", "input_id": "id?", "reason": "why ?", "raw": "r" * 499 + "?"}
     assert reject("corpus", "id", "why")["raw"] == ""
+
+
+@given(st.lists(st.tuples(*[st.text(st.characters(exclude_categories=["Cs"]))] * 4)))
+def test_a_table_of_texts_is_what_rows_give(rows: list[tuple[str, ...]]) -> None:
+    names = SCHEMAS["rejects"].names
+    columns = {name: [row[number] for row in rows] for number, name in enumerate(names)}
+    assert text_table("rejects", columns).equals(
+        table_from_rows("rejects", [dict(zip(names, row, strict=True)) for row in rows])
+    )
+
+
+def test_a_table_of_texts_takes_no_text_that_is_broken_or_too_much(monkeypatch: pytest.MonkeyPatch) -> None:
+    columns = {name: ["abc", "def"] for name in SCHEMAS["rejects"].names}
+    with pytest.raises(UnicodeEncodeError):
+        text_table("rejects", columns | {"raw": ["a", "\ud800"]})
+    monkeypatch.setattr("genret.tables._MOST_BYTES", 5)
+    with pytest.raises(OverflowError, match="at most 5 bytes of text in a column, found 6"):
+        text_table("rejects", columns)
+
+
+def test_a_table_of_texts_needs_no_pandas() -> None:
+    code = (
+        "import sys; from genret.tables import SCHEMAS, text_table; "
+        "text_table('rejects', {name: ['a'] for name in SCHEMAS['rejects'].names}); assert 'pandas' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

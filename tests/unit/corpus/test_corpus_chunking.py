@@ -60,6 +60,11 @@ def test_chunks_keep_every_character_and_the_limit(text: str, max_tokens: int) -
     assert all(chunk == chunk.strip() for chunk in chunks)
 
 
+@given(ANY_TEXT)
+def test_a_text_that_fits_is_one_chunk(text: str) -> None:
+    assert chunk_text(text, max(len(words(text)), 1)) == ([text.strip()] if text.strip() else [])
+
+
 def test_chunks_end_at_sentence_ends() -> None:
     text = "One two three. Four five six. Seven eight nine."
     assert chunk_text(text, 9) == ["One two three. Four five six.", "Seven eight nine."]
