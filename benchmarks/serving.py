@@ -11,7 +11,8 @@ Measured in one run on one machine:
 - `in process`: the same queries through the same retriever in this process, at the batch size that suits it best.
 
 `in process` and `empty` each have all cores to themselves. A service must do the work of both: where both use every
-core, it can reach no more than 1 / (1 / in process + 1 / empty), which the last lines set it beside.
+core, it can reach no more than 1 / (1 / in process + 1 / empty), which the last lines set it beside. They also set it
+beside `in process` with the threads that a replica has unless it is told otherwise: a core less, for the ingress.
 
 The load comes from another process that opens a bounded number of connections and sends queries of the run's test
 split. Ratios are of medians over `--repeats` turns, which alternate between the sides as far as they can, as machines
@@ -37,6 +38,7 @@ from typing import Any
 from genret.retrieval.opening import load_retriever
 from genret.runs import RunStore
 from genret.serving.versions import find_version, read_config
+from genret.threads import use_threads
 
 BATCHES = (1, 8, 16, 32, 64, 128)
 K = 10
@@ -101,9 +103,10 @@ def service(run: str, *settings: str, side: str = "service") -> Iterator[str]:
 
 
 def in_process(
-    store: RunStore, name: str, queries: Sequence[str], seconds: float
+    store: RunStore, name: str, queries: Sequence[str], seconds: float, threads: int
 ) -> tuple[float, int, dict[str, list[str]]]:
     """Queries a second at the best batch size, that size, and what was found."""
+    use_threads(threads)
     retriever: Any = load_retriever(store, store.current(), name, read_config(store).retrieval)
     best = (0.0, 0)
     for batch in BATCHES:
@@ -140,6 +143,7 @@ def agreement(found: dict[str, list[list[str]]], expected: dict[str, list[str]])
 def main() -> None:
     arguments = parse_arguments()
     store = RunStore.open_existing(str(arguments.run))
+    cores = os.cpu_count() or 1
     names = arguments.retrievers or list(find_version(store).retrievers)
     queries = store.read_table(store.current()["corpus"], "test_queries").column("text").to_pylist()
     lines = [
@@ -150,8 +154,10 @@ def main() -> None:
     expected: dict[str, dict[str, list[str]]] = {}
     for _ in range(arguments.repeats):
         for name in names:
-            rate, batch, expected[name] = in_process(store, name, queries, arguments.seconds / len(BATCHES))
-            rates.setdefault((name, "in process", batch), []).append(rate)
+            for side, threads in (("of a replica", max(1, cores - 1)), ("in process", cores)):
+                share = arguments.seconds / len(BATCHES)
+                rate, batch, expected[name] = in_process(store, name, queries, share, threads)
+                rates.setdefault((name, side, batch), []).append(rate)
         for side in ("service", "empty", *(["proxied"] if arguments.proxied else [])):
             with service(str(arguments.run), *arguments.set, side=side) as url:
                 for name in names:
@@ -169,13 +175,15 @@ def main() -> None:
     at = 64 if 64 in arguments.clients else max(arguments.clients)
     for name in names:
         mine = statistics.median(rates[name, "service", at])
-        alone = statistics.median(
-            [rate for key, found in rates.items() if key[:2] == (name, "in process") for rate in found]
+        alone, replica = (
+            statistics.median([rate for key, found in rates.items() if key[:2] == (name, side) for rate in found])
+            for side in ("in process", "of a replica")
         )
         empty = statistics.median(rates[name, "empty", at])
         most = 1 / (1 / alone + 1 / empty)
         lines.append(
             f"\n{name}: at {at} clients {mine:.1f}/s: {mine / alone:.2f} of in process ({alone:.1f}/s), "
+            f"{mine / replica:.2f} of in process with the threads of a replica ({replica:.1f}/s), "
             f"{mine / empty:.2f} of empty ({empty:.1f}/s), {mine / most:.2f} of both on the same cores ({most:.1f}/s)"
         )
         print(lines[-1], flush=True)
