@@ -116,7 +116,7 @@ def test_progress_is_kept_on_the_node_of_the_driver(cluster: Cluster) -> None:
     boards = [start_board() for _ in range(5)]
     assert [ray.get(board.read.remote()) for board in boards] == [(0, 0, {})] * 5
     own = ray.get_runtime_context().get_node_id()
-    assert {ray.state.actors(board._actor_id.hex())["Address"]["NodeID"] for board in boards} == {own}
+    assert {ray._private.state.actors(board._actor_id.hex())["Address"]["NodeID"] for board in boards} == {own}
 
 
 class OwnAutoscalingCluster(AutoscalingCluster):
