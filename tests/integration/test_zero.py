@@ -95,6 +95,9 @@ def train_all(rank: int, port: int, folder: Path, output: Path) -> None:
         with patch.dict(os.environ):
             for case in CASES:
                 train_case(case, folder, output / name, setup)
+    # Gloo's threads must have ended before the interpreter does, or it aborts now and then; the first process saves.
+    torch.distributed.barrier()
+    torch.distributed.destroy_process_group()
 
 
 def read_trained(output: Path) -> dict[str, Trained]:
