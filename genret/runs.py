@@ -24,6 +24,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -406,7 +407,7 @@ class StageWriter:
         self.write_parts(name, [table])
 
     def write_parts(self, name: str, parts: Iterable[pa.Table]) -> None:
-        """Write a table as Parquet that is made part by part, of which one is held at a time.
+        """Write a table as Parquet that is made part by part: while one is written, the next one is made.
 
         Args:
             name: A key of `tables.SCHEMAS`.
@@ -420,10 +421,17 @@ class StageWriter:
         with (
             self._storage.writing(place) as stream,
             pq.ParquetWriter(stream, SCHEMAS[name], compression="zstd", write_page_checksum=True) as writer,
+            ThreadPoolExecutor(1) as thread,
         ):
+            writing: Future[None] | None = None
             for part in parts:
-                writer.write_table(check_table(name, part), row_group_size=_ROWS_A_GROUP)
+                checked = check_table(name, part)
+                if writing:
+                    writing.result()
+                writing = thread.submit(writer.write_table, checked, row_group_size=_ROWS_A_GROUP)
                 rows += part.num_rows
+            if writing:
+                writing.result()
         self._sizes[place] = self._storage.size(place)
         self._tables[name] = {"path": place, "rows": rows}
 

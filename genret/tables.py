@@ -250,6 +250,8 @@ def check_table(name: str, table: pa.Table) -> pa.Table:
 
 def metadata_to_json(metadata: Mapping[str, Any]) -> str:
     """Metadata as the tables hold it: a JSON object; what JSON has no form for becomes its `str`."""
+    if not metadata:  # most documents have none, and the encoder takes its time
+        return "{}"
     return json.dumps(dict(metadata), ensure_ascii=False, sort_keys=True, default=str)
 
 

@@ -311,7 +311,7 @@ def _with_unique_ids(draw: _Draw, field: str) -> Generator[tuple[str, Row], None
 
     Kept are eight bytes an id. Where two have the same, the rows are drawn again to see whether it is one id.
     """
-    digests = array("Q")
+    digests = array("q")
     try:
         for row in draw():
             identifier = _identifier(row, field)
@@ -330,12 +330,12 @@ def _identifier(row: Row, field: str) -> str:
 
 
 def _digest(identifier: str) -> int:
-    content = identifier.encode("utf-8", "surrogatepass")
-    return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), sys.byteorder)
+    # Compared within this process alone, in which it is always the same.
+    return hash(identifier)
 
 
 def _check_unique(digests: "array[int]", draw: _Draw, field: str) -> None:
-    keys = np.sort(np.frombuffer(digests, dtype=np.uint64))
+    keys = np.sort(np.frombuffer(digests, dtype=np.int64))
     twice = set(keys[1:][keys[1:] == keys[:-1]].tolist())
     places: dict[str, str] = {}
     for row in islice(draw(), len(digests)) if twice else ():

@@ -1,6 +1,7 @@
 """Training rows of supervised fine-tuning: Query2ID and Context2ID (arXiv 2502.17957, sections 3.2 and
 3.3)."""
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,12 +22,29 @@ _ANNOTATED = "annotated"
 
 _READ_ROWS = 1024
 _ROWS_A_BLOCK = 16_384
+# As the run has them in its files.
+_ROWS_A_PART = 65_536
 _CONTEXTS = pa.schema({"text": pa.string()})
+
+
+@dataclass(frozen=True)
+class SftExamples:
+    """Training rows.
+
+    Attributes:
+        rows: How many.
+        parts: The table `sft_examples` part by part, made as they are drawn; none is empty.
+        rejects: The table `rejects`: passages without text, which have no Context2ID rows.
+    """
+
+    rows: int
+    parts: Iterator[pa.Table]
+    rejects: pa.Table
 
 
 def build_sft_examples(
     config: ExamplesConfig, passages: pa.Table, identifiers: pa.Table, queries: pa.Table, seed: int
-) -> dict[str, pa.Table]:
+) -> SftExamples:
     """Pair queries and passage texts with identifiers.
 
     Query2ID rows are the queries; those that people wrote are repeated, in full passes and the last one cut, until
@@ -47,9 +65,6 @@ def build_sft_examples(
         queries: The `queries` table.
         seed: Seed of the order.
 
-    Returns:
-        The tables `sft_examples`, and `rejects`: passages without text, which have no Context2ID rows.
-
     Raises:
         InputError: A query or a passage has no identifier.
     """
@@ -58,13 +73,34 @@ def build_sft_examples(
     asked = _Prompts(queries.column("text"), _places(queries.column("passage_id"), identifiers, "queries"), QUERY)
     repeated = _with_repeats(config, queries, rng)
     order = _order(config, len(repeated), len(contexts.owners), rng)
-    spool = Spool(SCHEMAS["sft_examples"])
+    blocks = _mixed((asked, repeated), contexts, identifiers, order)
+    return SftExamples(len(order), _combined(blocks), rejects)
+
+
+def _mixed(
+    queries: tuple["_Prompts", np.ndarray], contexts: "_Prompts", identifiers: pa.Table, order: np.ndarray
+) -> Iterator[pa.Table]:
+    """Training rows in an order of queries, whose prompts are given with which row is which, and contexts."""
+    asked, repeated = queries
     for start in range(0, len(order), _ROWS_A_BLOCK):
         block = order[start : start + _ROWS_A_BLOCK]
         is_query = block < len(repeated)
         sides = [(asked, repeated[block[is_query]]), (contexts, block[~is_query] - len(repeated))]
-        spool.append(_merged([_rows(side, rows, identifiers) for side, rows in sides], is_query))
-    return {"sft_examples": spool.table(), "rejects": rejects}
+        yield _merged([_rows(side, rows, identifiers) for side, rows in sides], is_query)
+
+
+def _combined(blocks: Iterable[pa.Table]) -> Iterator[pa.Table]:
+    """The same rows in fewer parts."""
+    pending: list[pa.Table] = []
+    rows = 0
+    for block in blocks:
+        pending.append(block)
+        rows += block.num_rows
+        if rows >= _ROWS_A_PART:
+            yield pa.concat_tables(pending)
+            pending, rows = [], 0
+    if pending:
+        yield pa.concat_tables(pending)
 
 
 @dataclass(frozen=True)
@@ -122,14 +158,16 @@ def _contexts_of(config: ExamplesConfig, passages: pa.Table, identifiers: pa.Tab
     for start in range(0, columns.num_rows if config.context2id != "none" else 0, _READ_ROWS):
         texts: list[str] = []
         rejected = []
-        for number, row in enumerate(columns.slice(start, _READ_ROWS).to_pylist(), start):
-            own = _contexts(config, row["title"], row["text"])
+        block = (column.to_pylist() for column in columns.slice(start, _READ_ROWS).columns)
+        for number, (passage_id, title, text) in enumerate(zip(*block, strict=True), start):
+            own = _contexts(config, title, text)
             if not own:
-                rejected.append(reject("examples", row["passage_id"], "no text to learn the identifier from"))
+                rejected.append(reject("examples", passage_id, "no text to learn the identifier from"))
             counts[number] = len(own)
             texts += own
         contexts.append(pa.table([texts], schema=_CONTEXTS))
-        rejects.append(table_from_rows("rejects", rejected))
+        if rejected:
+            rejects.append(table_from_rows("rejects", rejected))
     return _Prompts(contexts.table().column("text"), np.repeat(owners, counts), CONTEXT), rejects.table()
 
 

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator
 
 import numpy as np
 
-from genret.identifiers.keywords import KeywordLists
+from genret.identifiers.keywords import KeywordLists, fold_keywords
 
 
 def lead_with_distinctive(keywords: KeywordLists, pool: int, leading: Iterable[str] = ()) -> Iterator[list[str]]:
@@ -35,9 +35,10 @@ def _choices(keywords: KeywordLists, pool: int, leading: Iterable[str]) -> np.nd
     choices = np.zeros(len(keywords), dtype=np.int32)
     for number, words in keywords.shortest_first():
         if words:
-            counts = [taken[word.casefold()] for word in words[:pool]]
+            folded = fold_keywords(words[:pool])
+            counts = [taken.get(word, 0) for word in folded]
             # index() finds the first of equals, and the words are best first.
             first = counts.index(min(counts))
-            taken[words[first].casefold()] += 1
+            taken[folded[first]] += 1
             choices[number] = first
     return choices

@@ -16,6 +16,11 @@ def join_keywords(keywords: Iterable[str]) -> str:
     return _BETWEEN.join(keywords)
 
 
+def fold_keywords(keywords: Iterable[str]) -> list[str]:
+    """Each keyword in the form that is the same whatever its case (`str.casefold`), all at once."""
+    return _split(join_keywords(keywords).casefold())
+
+
 class KeywordLists:
     """The keywords of each passage, best first, kept as a column of texts: lists of strings take ten times the room.
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Protocol
 
 import pyarrow as pa
@@ -51,6 +52,11 @@ class Context:
     def table(self, stage: str, name: str) -> pa.Table:
         """A table that an earlier stage wrote."""
         return self.store.read_table(self.records[stage], name)
+
+    @cached_property
+    def passages(self) -> pa.Table:
+        """The passages of the corpus: most stages work with them, and they are read once."""
+        return self.table("corpus", "passages")
 
     def gather(self, name: str) -> pa.Table:
         """The tables of a name that all stages so far wrote, as one."""

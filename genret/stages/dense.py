@@ -34,7 +34,7 @@ def run_encoder(context: Context, writer: StageWriter) -> dict[str, Any]:
 
     config = context.config
     with torch_threads(config.compute.cpus_a_training_worker), TemporaryDirectory(prefix="genret-encoder-") as folder:
-        encoder = build_scratch_encoder(config.dense, passage_texts(context.table("corpus", "passages")), config.seed)
+        encoder = build_scratch_encoder(config.dense, passage_texts(context.passages), config.seed)
         encoder.save(Path(folder))
         writer.write_folder("encoder", Path(folder))
     return {"parameters": sum(weight.numel() for weight in encoder.model.parameters())}
@@ -55,7 +55,7 @@ def run_candidates(context: Context, writer: StageWriter) -> dict[str, Any]:
 
 def asked_negatives(context: Context) -> Requests:
     """What the engine is asked about the queries of the candidates, which are there."""
-    queries, passages = context.table("candidates", "queries"), context.table("corpus", "passages")
+    queries, passages = context.table("candidates", "queries"), context.passages
     return negative_requests(queries, passages, _found_negatives(context, queries), context.config.negatives.count)
 
 
@@ -70,7 +70,7 @@ def _found_negatives(context: Context, queries: pa.Table) -> dict[str, list[str]
 
 def run_negatives(context: Context, writer: StageWriter) -> dict[str, Any]:
     """Have hard negatives written."""
-    passages, queries = context.table("corpus", "passages"), context.table("candidates", "queries")
+    passages, queries = context.passages, context.table("candidates", "queries")
     found = _found_negatives(context, queries)
     engine = open_engine(context, "negatives", passages)
     count = context.config.negatives.count
@@ -91,7 +91,7 @@ def run_contrastive(context: Context, writer: StageWriter) -> dict[str, Any]:
         context.table("candidates", "queries"),
         context.table("candidates", "run"),
         written,
-        context.table("corpus", "passages"),
+        context.passages,
         context.config.seed,
     )
     write_tables(writer, outputs)
@@ -147,7 +147,7 @@ def _embed(context: Context, writer: StageWriter, stage: str, *, base: bool) -> 
     from genret.retrieval.dense import BLOCK, missing_blocks, open_embedder, write_index
     from genret.training.encoder import EncoderPlace, chosen_family
 
-    compute, passages = context.config.compute, context.table("corpus", "passages")
+    compute, passages = context.config.compute, context.passages
     section = context.config.dense
     place = EncoderPlace.of(str(context.store.url), section, base=base)
     scratch = context.store.scratch(stage, context.mark)

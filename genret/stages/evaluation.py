@@ -21,7 +21,7 @@ from genret.stages.context import Context, versions, write_tables
 def run_evaluation(context: Context, writer: StageWriter) -> dict[str, Any]:
     """Judge what was retrieved."""
     ranking, qrels = context.table("retrieval", "run"), context.table("corpus", "qrels")
-    passages = context.table("corpus", "passages")
+    passages = context.passages
     outputs = evaluate(
         context.config.evaluation,
         ranking,
@@ -46,7 +46,7 @@ def _analyses(context: Context, query_measures: pa.Table) -> dict[str, pa.Table]
     config, seed = context.config.evaluation, context.config.seed
     retrievers = context.config.retrieval.retrievers
     ranking, qrels = context.table("retrieval", "run"), context.table("corpus", "qrels")
-    passages, test_queries = context.table("corpus", "passages"), context.table("corpus", "test_queries")
+    passages, test_queries = context.passages, context.table("corpus", "test_queries")
     queries, identifiers = context.table("synthesis", "queries"), context.table("identifiers", "identifiers")
     measured = query_measures.column("query_id").unique().to_pylist()
     slices = slice_queries(
@@ -94,7 +94,7 @@ def run_report(context: Context, writer: StageWriter) -> dict[str, Any]:
         latencies=context.table("retrieval", "latencies"),
         test_queries=context.table("corpus", "test_queries"),
         qrels=context.table("corpus", "qrels"),
-        passages=context.table("corpus", "passages"),
+        passages=context.passages,
         identifiers=context.table("identifiers", "identifiers"),
         training_log=context.gather("training_log"),
         validation_log=context.gather("validation_log"),

@@ -29,7 +29,7 @@ def run_bm25(context: Context, writer: StageWriter) -> dict[str, Any]:
     """Build the index of BM25."""
     from genret.retrieval.bm25 import Bm25Retriever
 
-    retriever = Bm25Retriever.build(context.table("corpus", "passages"), context.config.retrieval)
+    retriever = Bm25Retriever.build(context.passages, context.config.retrieval)
     with TemporaryDirectory(prefix="genret-bm25-") as folder:
         retriever.save(Path(folder))
         writer.write_folder("bm25", Path(folder))

@@ -32,7 +32,7 @@ def run_corpus(context: Context, writer: StageWriter) -> dict[str, Any]:
 
 def run_identifiers(context: Context, writer: StageWriter) -> dict[str, Any]:
     """Give each passage its identifier."""
-    passages = context.table("corpus", "passages")
+    passages = context.passages
     engine = open_engine(context, "identifiers", passages)
     # The engine without a model quotes its passages: what it writes is not judged.
     limits = None if context.config.llm.type == "extractive" else Limits()
@@ -48,7 +48,7 @@ def run_identifiers(context: Context, writer: StageWriter) -> dict[str, Any]:
 
 def run_synthesis(context: Context, writer: StageWriter) -> dict[str, Any]:
     """Write synthetic queries."""
-    passages = context.table("corpus", "passages")
+    passages = context.passages
     engine = open_engine(context, "synthesis", passages)
     from genret.retrieval.bm25 import Bm25Retriever
 
@@ -78,19 +78,20 @@ def _round_trip(outputs: Mapping[str, pa.Table], retriever: Retriever, top: int)
 
 def run_examples(context: Context, writer: StageWriter) -> dict[str, Any]:
     """Build the rows of SFT."""
-    outputs = build_sft_examples(
+    examples = build_sft_examples(
         context.config.examples,
-        context.table("corpus", "passages"),
+        context.passages,
         context.table("identifiers", "identifiers"),
         _training_queries(context),
         context.config.seed,
     )
-    if not outputs["sft_examples"].num_rows:
+    if not examples.rows:
         raise InputError(
             "examples: expected at least one training row, found none: there are no synthetic queries, and no passage "
             "has text for examples.context2id"
         )
-    write_tables(writer, outputs)
+    writer.write_parts("sft_examples", examples.parts)
+    writer.write_table("rejects", examples.rejects)
     return {}
 
 

@@ -24,7 +24,7 @@ def run_base(context: Context, writer: StageWriter) -> dict[str, Any]:
     with torch_threads(context.config.compute.cpus_a_training_worker):
         bundle = build_base(
             context.config.sft,
-            context.table("corpus", "passages"),
+            context.passages,
             context.table("identifiers", "identifiers"),
             context.table("examples", "sft_examples"),
             context.config.identifiers.type,

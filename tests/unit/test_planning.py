@@ -45,8 +45,8 @@ def test_rows_of_training_are_those_that_the_stage_makes(queries: int, contexts:
     ]
     made = build_sft_examples(
         config, passages, table_from_rows("identifiers", ids), table_from_rows("queries", asked), seed=0
-    )["sft_examples"]
-    kinds = made.column("kind").to_pylist()
+    )
+    kinds = [kind for part in made.parts for kind in part.column("kind").to_pylist()]
     assert (kinds.count("query2id"), kinds.count("context2id")) == row_counts(config, queries, contexts)
 
 

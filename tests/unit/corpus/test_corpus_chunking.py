@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from genret.corpus.chunking import _ASCII_TOKEN, _TOKEN, LONGEST_WORD, chunk_text, tokenize_words
+from genret.corpus.chunking import _ASCII_TOKEN, _TOKEN, LONGEST_WORD, chunk_text, count_tokens, tokenize_words
 
 ANY_TEXT = st.text(
     st.characters(exclude_categories=()) | st.sampled_from(" .\nabcdeABCDE,字かहि\u0301\0\ud800"),
@@ -44,6 +44,12 @@ def test_tokens(text: str, expected: list[str]) -> None:
 def test_the_quick_pattern_finds_the_same_in_ascii(text: str) -> None:
     for some in (text, text * LONGEST_WORD):
         assert _ASCII_TOKEN.findall(some) == _TOKEN.findall(some)
+
+
+@given(ANY_TEXT | st.text(st.characters(max_codepoint=0x7F) | st.sampled_from("aZ0_ .\n"), max_size=200))
+def test_tokens_are_counted_as_they_are_found(text: str) -> None:
+    for some in (text, text * LONGEST_WORD):
+        assert count_tokens(some) == len(tokenize_words(some))
 
 
 @given(ANY_TEXT)

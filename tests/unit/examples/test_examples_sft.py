@@ -36,8 +36,17 @@ def tables(n_passages, n_queries, text="some words in text {n}."):
     return passages, identifiers, queries
 
 
+def build_table(*arguments):
+    examples = build_sft_examples(*arguments)
+    table = pa.Table.from_batches(
+        [batch for part in examples.parts for batch in part.to_batches()], SCHEMAS["sft_examples"]
+    )
+    assert table.num_rows == examples.rows
+    return table
+
+
 def build(n_passages, n_queries, seed=0, **settings):
-    return build_sft_examples(ExamplesConfig(**settings), *tables(n_passages, n_queries), seed)["sft_examples"]
+    return build_table(ExamplesConfig(**settings), *tables(n_passages, n_queries), seed)
 
 
 def kinds(examples):
@@ -59,7 +68,7 @@ def test_rows_pair_texts_with_the_identifier_of_their_passage():
 def test_long_passages_are_cut_into_chunks():
     passages, identifiers, queries = tables(2, 1, text="one two three four. " * 5)
     config = ExamplesConfig(mix="concat", context_tokens=8)
-    examples = build_sft_examples(config, passages, identifiers, queries, 0)["sft_examples"]
+    examples = build_table(config, passages, identifiers, queries, 0)
     contexts = [row for row in examples.to_pylist() if row["kind"] == "context2id"]
     for name in ("id 0", "id 1"):
         own = [row["prompt"] for row in contexts if row["completion"] == name]
@@ -71,7 +80,7 @@ def test_long_passages_are_cut_into_chunks():
 def test_sentences_and_the_title_as_contexts():
     passages, identifiers, queries = tables(1, 1, text="The first one is here. The second one is there.")
     config = ExamplesConfig(mix="concat", context2id="sentence")
-    examples = build_sft_examples(config, passages, identifiers, queries, 0)["sft_examples"]
+    examples = build_table(config, passages, identifiers, queries, 0)
     assert sorted(examples.column("prompt").to_pylist()) == [
         "The first one is here.",
         "The second one is there.",
@@ -129,10 +138,11 @@ def test_the_order_is_shuffled_by_the_seed_alone(mix):
 def test_passages_in_several_chunks(monkeypatch):
     monkeypatch.setattr(sft, "_READ_ROWS", 2)
     monkeypatch.setattr(sft, "_ROWS_A_BLOCK", 3)
+    monkeypatch.setattr(sft, "_ROWS_A_PART", 5)
     passages, identifiers, queries = tables(7, 5)
     chunked = pa.concat_tables([passages.slice(0, 3), passages.slice(3)])
     config = ExamplesConfig(mix="concat")
-    examples = build_sft_examples(config, chunked, identifiers, queries, 0)["sft_examples"]
+    examples = build_table(config, chunked, identifiers, queries, 0)
     for row in examples.to_pylist():
         if row["kind"] == "context2id":
             assert row["prompt"].startswith(f"title {row['completion'].split()[1]}\n")
@@ -142,8 +152,8 @@ def test_passages_in_several_chunks(monkeypatch):
 def test_a_passage_without_text_is_rejected_and_keeps_its_queries():
     passages = passages_to_table([Passage("p0", "d0", " \n", ""), Passage("p1", "d1", "text")])
     _, identifiers, queries = tables(2, 2)
-    outputs = build_sft_examples(ExamplesConfig(mix="concat"), passages, identifiers, queries, 0)
-    assert outputs["rejects"].to_pylist() == [
+    examples = build_sft_examples(ExamplesConfig(mix="concat"), passages, identifiers, queries, 0)
+    assert examples.rejects.to_pylist() == [
         {
             "stage": "examples",
             "input_id": "p0",
@@ -151,15 +161,17 @@ def test_a_passage_without_text_is_rejected_and_keeps_its_queries():
             "raw": "",
         }
     ]
-    assert sorted(outputs["sft_examples"].column("prompt").to_pylist()) == ["query 0", "query 1", "text"]
+    assert sorted(row["prompt"] for part in examples.parts for row in part.to_pylist()) == [
+        "query 0",
+        "query 1",
+        "text",
+    ]
 
 
 def test_no_passages_at_all():
     empty = [table_from_rows(name, []) for name in ("passages", "identifiers", "queries")]
     for mix in ("interleave", "concat"):
-        outputs = build_sft_examples(ExamplesConfig(mix=mix), *empty, 0)
-        assert outputs["sft_examples"].num_rows == 0
-        assert outputs["sft_examples"].schema == SCHEMAS["sft_examples"]
+        assert build_table(ExamplesConfig(mix=mix), *empty, 0).num_rows == 0
 
 
 def test_a_query_or_passage_without_an_identifier_is_named():
@@ -182,7 +194,7 @@ def annotated(queries, count):
 def test_queries_that_people_wrote_are_repeated_until_they_have_their_share(synthetic, written, share):
     passages, identifiers, queries = tables(5, synthetic + written)
     config = ExamplesConfig(mix="concat", context2id="none", annotated_share=share)
-    rows = build_sft_examples(config, passages, identifiers, annotated(queries, written), 0)["sft_examples"]
+    rows = build_table(config, passages, identifiers, annotated(queries, written), 0)
     counts = Counter(rows.column("prompt").to_pylist())
     repeated = [counts[f"query {n}"] for n in range(synthetic, synthetic + written)]
     assert all(counts[f"query {n}"] == 1 for n in range(synthetic))
@@ -196,7 +208,7 @@ def test_queries_that_people_wrote_are_repeated_until_they_have_their_share(synt
 def test_repeated_queries_keep_their_identifiers_and_come_in_a_mixed_order():
     passages, identifiers, queries = tables(4, 40)
     config = ExamplesConfig(mix="concat", context2id="none", annotated_share=0.5)
-    rows = build_sft_examples(config, passages, identifiers, annotated(queries, 2), 0)["sft_examples"].to_pylist()
+    rows = build_table(config, passages, identifiers, annotated(queries, 2), 0).to_pylist()
     assert all(row["completion"] == f"id {int(row['prompt'].split()[1]) % 4}" for row in rows)
     places = [place for place, row in enumerate(rows) if row["prompt"] in ("query 38", "query 39")]
     assert len(places) == 38
