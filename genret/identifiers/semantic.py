@@ -11,7 +11,18 @@ from genret.config import IdentifiersConfig
 from genret.identifiers.distinctive import lead_with_distinctive
 from genret.identifiers.keywords import KeywordLists, join_keywords
 from genret.identifiers.uniqueness import iterate_unique, make_unique, normalisation_key
-from genret.llm.base import Drawing, Engine, Item, Pairs, Request, Requests, Response, Work, work_through
+from genret.llm.base import (
+    Drawing,
+    Engine,
+    Item,
+    Pairs,
+    Request,
+    Requests,
+    Response,
+    Work,
+    rows_a_part,
+    work_through,
+)
 from genret.llm.filters import Limits, unfit_reason
 from genret.llm.words import has_lone_surrogate
 from genret.spools import Spool
@@ -23,7 +34,7 @@ so that identifiers stay short and every choice in the trie is one between words
 PHRASE_SEPARATOR = ", "
 """Between keywords where some are phrases, so that it stays visible where one ends."""
 
-_PASSAGES_A_PART = 1024
+_READ_ROWS = 1024
 _KEYWORDS = pa.schema({"keywords": pa.string()})
 
 
@@ -48,8 +59,8 @@ def build_semantic_identifiers(
     separator = PHRASE_SEPARATOR if keywords.have_phrases() else WORD_SEPARATOR
     unique = iterate_unique(_ordered(config, keywords), config.keywords, config.max_keywords, separator)
     identifiers = Spool(SCHEMAS["identifiers"])
-    for start in range(0, passages.num_rows, _PASSAGES_A_PART):
-        names = passages.column("passage_id").slice(start, _PASSAGES_A_PART)
+    for start in range(0, passages.num_rows, _READ_ROWS):
+        names = passages.column("passage_id").slice(start, _READ_ROWS)
         given, sources = zip(*islice(unique, len(names)), strict=True)
         identifiers.append(pa.table([names, list(given), list(sources)], schema=SCHEMAS["identifiers"]))
     return {"identifiers": identifiers.table(), "rejects": rejects}
@@ -107,8 +118,9 @@ def keyword_requests(config: IdentifiersConfig, passages: pa.Table) -> Requests:
 def _parts(passages: pa.Table) -> Drawing[pa.Table]:
     """Some passages at a time. Combined they are quicker to send than slices of chunks."""
     columns = passages.select(["passage_id", "title", "text"])
-    starts = range(0, columns.num_rows, _PASSAGES_A_PART)
-    return Drawing(lambda: (columns.slice(start, _PASSAGES_A_PART).combine_chunks() for start in starts))
+    size = rows_a_part(columns.num_rows)
+    starts = range(0, columns.num_rows, size)
+    return Drawing(lambda: (columns.slice(start, size).combine_chunks() for start in starts))
 
 
 def _ask(config: IdentifiersConfig, part: pa.Table) -> Iterator[Request]:

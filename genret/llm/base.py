@@ -7,6 +7,9 @@ from typing import Any, Generic, Literal, Protocol, TypeVar, runtime_checkable
 
 RequestKind = Literal["keywords", "chunk", "sentence", "constraint", "preference", "multihop", "negative"]
 
+_PARTS = 64
+_FEWEST_ROWS, _MOST_ROWS = 128, 4_096
+
 Drawn = TypeVar("Drawn")
 Part = TypeVar("Part")
 Outcome = TypeVar("Outcome")
@@ -134,6 +137,12 @@ class Work(Generic[Part, Outcome]):
 
     ask: Callable[[Part], Iterable[Request]]
     make: Callable[[Pairs], Outcome]
+
+
+def rows_a_part(rows: int) -> int:
+    """How many rows of a table of so many make a part: each part costs some milliseconds to hand over, whatever its
+    size, but every worker should have several."""
+    return min(max(rows // _PARTS, _FEWEST_ROWS), _MOST_ROWS)
 
 
 @runtime_checkable

@@ -1,7 +1,7 @@
 """The extractive engine on the pool of actors."""
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow as pa
@@ -19,6 +19,13 @@ _COUNTS_AN_ACTOR = 8
 
 
 @dataclass
+class Counted:
+    """The statistics of a corpus as soon as an engine has had them counted, for the next engine that works with it."""
+
+    statistics: CorpusStatistics | None = None
+
+
+@dataclass
 class PooledEngine:
     """The extractive engine behind the `Engine` protocol, fanned out over actors.
 
@@ -31,6 +38,7 @@ class PooledEngine:
         seed: Seed of the engine.
         compute: Number of actors and their CPUs.
         progress: Called with the batches of requests done, and their number.
+        counted: The statistics, where they are known.
     """
 
     config: ExtractiveConfig
@@ -38,6 +46,7 @@ class PooledEngine:
     seed: int
     compute: ComputeConfig
     progress: Callable[[int, int], None]
+    counted: Counted = field(default_factory=Counted)
     name: str = "extractive"
 
     def generate(self, requests: Iterable[Request]) -> Iterator[Response]:
@@ -56,6 +65,11 @@ class PooledEngine:
             yield from pool.map(parts, total, open_extractive, arguments, self.progress)
 
     def _statistics(self, pool: ActorPool) -> CorpusStatistics:
+        if self.counted.statistics is None:
+            self.counted.statistics = self._count(pool)
+        return self.counted.statistics
+
+    def _count(self, pool: ActorPool) -> CorpusStatistics:
         texts = self.passages.select(["title", "text"])
         fair = texts.num_rows // (self.compute.cpu_workers * _COUNTS_AN_ACTOR)
         size = min(max(fair, _LEAST_COUNTED), _MOST_COUNTED)

@@ -11,6 +11,7 @@ from genret import tables
 from genret.config import RunConfig
 from genret.installed import installed_versions
 from genret.leases import Driving
+from genret.llm.pool import Counted
 from genret.runs import RunStore, StageRecord, StageWriter
 
 _PACKAGES = ("ray", "torch", "transformers", "trl", "pyarrow", "bm25s", "sentence-transformers", "ir-measures")
@@ -40,6 +41,7 @@ class Context:
         records: The stages that are done, by name.
         mark: Fingerprint of the running stage.
         driving: That this process still drives the run.
+        counted: What was counted in the passages.
     """
 
     config: RunConfig
@@ -48,6 +50,7 @@ class Context:
     records: dict[str, StageRecord] = field(default_factory=dict)
     mark: str = ""
     driving: Driving = field(default_factory=Driving)
+    counted: Counted = field(default_factory=Counted)
 
     def table(self, stage: str, name: str) -> pa.Table:
         """A table that an earlier stage wrote."""

@@ -39,6 +39,7 @@ def open_engine(context: Context, stage: str, passages: pa.Table) -> Engine:
         config.seed,
         config.compute,
         context.progress(stage, "batches"),
+        context.counted,
     )
 
 

@@ -11,7 +11,18 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from genret.config import SynthesisConfig
-from genret.llm.base import Drawing, Engine, Item, Pairs, Request, Requests, Response, Work, work_through
+from genret.llm.base import (
+    Drawing,
+    Engine,
+    Item,
+    Pairs,
+    Request,
+    Requests,
+    Response,
+    Work,
+    rows_a_part,
+    work_through,
+)
 from genret.llm.filters import Limits, broken_reason, unfit_reason
 from genret.spools import Spool
 from genret.synthesis.answers import preference_requests
@@ -19,7 +30,7 @@ from genret.synthesis.duplicates import NearDuplicates
 from genret.synthesis.queries import check_constraint_fields, passage_of, query_requests
 from genret.tables import SCHEMAS, reject, table_from_rows, text_table
 
-_PASSAGES_A_PART = 1024
+_READ_ROWS = 1024
 _TABLES = ("queries", "preference_queries", "rejects")
 
 
@@ -82,7 +93,8 @@ class _Part:
 
 def _parts(config: SynthesisConfig, passages: pa.Table, multihop: Iterable[Request]) -> Iterator[_Part]:
     """The parts in the order of `synthesis_requests`. Combined they are quicker to send than slices of chunks."""
-    blocks = [passages.slice(start, _PASSAGES_A_PART) for start in range(0, passages.num_rows, _PASSAGES_A_PART)]
+    size = rows_a_part(passages.num_rows)
+    blocks = [passages.slice(start, size) for start in range(0, passages.num_rows, size)]
     if config.preference_queries:
         for block in blocks:
             yield _Part(True, block.combine_chunks())
@@ -255,7 +267,7 @@ class _Collected:
 
     def _without_clashes(self, preference: pa.Table) -> pa.Table:
         kept = Spool(preference.schema)
-        for batch in preference.to_batches(_PASSAGES_A_PART):
+        for batch in preference.to_batches(_READ_ROWS):
             block = pa.Table.from_batches([batch])
             clash = pa.array([text.casefold() in self._suspects for text in block.column("text").to_pylist()])
             for row in block.filter(clash).to_pylist():
