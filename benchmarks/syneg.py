@@ -173,7 +173,7 @@ def quality(encoder: Encoder, corpus: dict[str, pa.Table]) -> dict[str, float]:
     passages = corpus["passages"]
     vectors = encoder.encode(passage_texts(passages), queries=False)
     index = DenseIndex(quantise(vectors, "fp16"))
-    retriever = DenseRetriever(encoder, index, passages.column("passage_id").to_pylist(), "dense", 64)
+    retriever = DenseRetriever(encoder, index, passages.column("passage_id"), "dense", 64)
     run = retrieve_run(retriever, corpus["test_queries"], 10)
     found = evaluate(EVALUATION, run, corpus["qrels"], corpus["test_queries"], passages, retrievers=("dense",), seed=0)
     return {row["measure"]: row["value"] for row in found["measures"].to_pylist()}

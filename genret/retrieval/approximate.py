@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from genret.errors import InputError
@@ -130,6 +129,5 @@ class ApproximateIndex:
         results = []
         for query, places in zip(rows, found, strict=True):
             kept = np.sort(places[places >= 0])
-            scores = self._vectors.rows(kept) @ query
-            results.append(best_places([torch.from_numpy(kept)], [torch.from_numpy(scores)], k))
+            results.append(best_places(kept, self._vectors.rows(kept) @ query, k))
         return results

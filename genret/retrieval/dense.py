@@ -1,10 +1,9 @@
 """The dense retriever: vectors of all passages, computed in blocks, and the search over them."""
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from io import BytesIO
 from pathlib import Path
-from typing import overload
 
 import numpy as np
 import pyarrow as pa
@@ -15,6 +14,7 @@ from genret.retrieval.approximate import ApproximateIndex
 from genret.retrieval.base import BatchedRetriever
 from genret.retrieval.vectors import SCALES, VECTORS, DenseIndex, VectorIndex, quantise
 from genret.runs import RunStore, StageRecord
+from genret.spools import take_rows
 from genret.storage import Storage
 from genret.threads import use_threads
 from genret.training.base import passage_texts
@@ -37,7 +37,7 @@ class DenseRetriever(BatchedRetriever):
     """
 
     def __init__(
-        self, encoder: Encoder, index: VectorIndex, passage_ids: Sequence[str], name: str, batch_size: int
+        self, encoder: Encoder, index: VectorIndex, passage_ids: pa.ChunkedArray, name: str, batch_size: int
     ) -> None:
         super().__init__(name, batch_size)
         if len(index) != len(passage_ids):
@@ -80,7 +80,7 @@ class DenseRetriever(BatchedRetriever):
         index: VectorIndex = (
             ApproximateIndex.load(folder, lists, config.probes) if lists is not None else DenseIndex.load(folder)
         )
-        return cls(place.open(records), index, _Ids(ids), name, config.batch_size)
+        return cls(place.open(records), index, ids, name, config.batch_size)
 
     def _retrieve_batch(self, queries: list[str], k: int) -> list[list[ScoredPassage]]:
         # White space is no query: a transformer would give it a vector nevertheless.
@@ -89,35 +89,14 @@ class DenseRetriever(BatchedRetriever):
         if not known:
             return rankings
         vectors = self._encoder.encode([queries[row] for row in known], queries=True)
-        for row, vector, (places, scores) in zip(known, vectors, self._index.search(vectors, k), strict=True):
-            if bool(vector.any()):
-                rankings[row] = [
-                    ScoredPassage(self._passage_ids[place], float(score))
-                    for place, score in zip(places.tolist(), scores, strict=True)
-                ]
+        found = self._index.search(vectors, k)
+        names = take_rows(self._passage_ids, np.concatenate([places for places, _ in found])).to_pylist()
+        start = 0
+        for row, read, (_, scores) in zip(known, vectors.any(dim=1).tolist(), found, strict=True):
+            if read:
+                rankings[row] = list(map(ScoredPassage, names[start : start + len(scores)], scores.tolist()))
+            start += len(scores)
         return rankings
-
-
-class _Ids(Sequence[str]):
-    """Passage ids of a memory-mapped column."""
-
-    def __init__(self, column: pa.ChunkedArray) -> None:
-        self._column = column
-
-    def __len__(self) -> int:
-        return len(self._column)
-
-    @overload
-    def __getitem__(self, place: int) -> str: ...
-
-    @overload
-    def __getitem__(self, place: slice) -> list[str]: ...
-
-    def __getitem__(self, place: int | slice) -> str | list[str]:
-        """The id at a place, or those at several."""
-        if isinstance(place, slice):
-            return [self._column[at].as_py() for at in range(*place.indices(len(self)))]
-        return str(self._column[place].as_py())
 
 
 # --- embedding, in blocks ---

@@ -1,5 +1,6 @@
 """Vectors in few bits, and exact search over them: every query is compared with every vector."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
@@ -19,6 +20,8 @@ VECTORS, SCALES = "vectors.npy", "scales.npy"
 _LARGEST_INT8 = 127
 # Vectors that are compared at a time: 64 MiB in 32 bits at 256 dimensions.
 _SEARCH_BLOCK = 65_536
+# As many bytes of vectors are kept in 32 bits; more are made anew for every search.
+_MOST_KEPT = 64 << 20
 
 
 class VectorIndex(Protocol):
@@ -71,6 +74,7 @@ class DenseIndex:
 
     def __init__(self, vectors: QuantisedVectors) -> None:
         self._vectors = vectors
+        self._kept: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self._vectors.values)
@@ -136,25 +140,56 @@ class DenseIndex:
         self.check_width(queries)
         device = choose_device()
         queries = queries.to(device, torch.float32)
-        places: list[list[Tensor]] = [[] for _ in range(len(queries))]
-        scores: list[list[Tensor]] = [[] for _ in range(len(queries))]
+        found = [
+            _best_columns(queries @ vectors.T * scales, k, start) for start, vectors, scales in self._blocks(device)
+        ]
+        if not found:
+            return [(np.empty(0, dtype=np.int64), np.empty(0, dtype=np.float32)) for _ in range(len(queries))]
+        places, scores = (np.concatenate(parts, axis=1) for parts in zip(*found, strict=True))
+        if len(found) > 1:
+            # Each block's are in order, and the blocks too: equal ones stay in the order of their places.
+            order = np.argsort(-scores, axis=1, kind="stable")[:, :k]
+            places, scores = (np.take_along_axis(values, order, axis=1) for values in (places, scores))
+        return list(zip(places, scores, strict=True))
+
+    def _blocks(self, device: str | torch.device) -> Iterator[tuple[int, Tensor, Tensor]]:
+        """The vectors in parts: the place of the first, the vectors in 32 bits, and their scales."""
         for start in range(0, len(self), _SEARCH_BLOCK):
             block = slice(start, start + _SEARCH_BLOCK)
-            vectors = torch.tensor(self._vectors.values[block], device=device).float()
-            products = queries @ vectors.T * torch.tensor(self._vectors.scales[block], device=device)
-            # All that tie with the k-th stay in until the stable sort: `topk` keeps an arbitrary one.
-            least = products.topk(min(k, products.shape[1]), dim=1).values[:, -1:]
-            for row, kept in enumerate(products >= least):
-                found = kept.nonzero()[:, 0]
-                places[row].append((found + start).cpu())
-                scores[row].append(products[row, found].cpu())
-        return [best_places(row, found, k) for row, found in zip(places, scores, strict=True)]
+            yield start, self._wide(block, device), torch.tensor(self._vectors.scales[block], device=device)
+
+    def _wide(self, block: slice, device: str | torch.device) -> Tensor:
+        whole = len(self) <= _SEARCH_BLOCK and 4 * self._vectors.values.size <= _MOST_KEPT
+        if whole and self._kept is not None:
+            return self._kept
+        vectors = torch.tensor(self._vectors.values[block], device=device).float()
+        if whole:
+            self._kept = vectors
+        return vectors
 
 
-def best_places(places: list[Tensor], scores: list[Tensor], k: int) -> tuple[np.ndarray, np.ndarray]:
-    """The k places with the highest scores, given in parts by rising place; equal ones in the order of their places."""
-    if not places:
-        return np.empty(0, dtype=np.int64), np.empty(0, dtype=np.float32)
-    everything, values = torch.cat(places).numpy(), torch.cat(scores).numpy()
-    order = np.argsort(-values, kind="stable")[:k]
-    return everything[order], values[order]
+def _best_columns(products: Tensor, k: int, first: int) -> tuple[np.ndarray, np.ndarray]:
+    """The k highest numbers of each row, or all where there are fewer, and their columns, counted from `first`.
+
+    The highest comes first, and of equal ones the one that stands first in the row.
+    """
+    n = products.shape[1]
+    # One more than wanted: where the last two differ, no other column ties with those that are wanted.
+    highest = products.topk(min(k + 1, n), dim=1, sorted=True)
+    columns, values = highest.indices.cpu().numpy(), highest.values.cpu().numpy()
+    tied = values[:, k - 1] == values[:, k] if k < n else np.zeros(len(values), dtype=bool)
+    columns, values = columns[:, :k], values[:, :k]
+    order = np.lexsort((columns, -values), axis=1)
+    columns, values = (np.take_along_axis(array, order, axis=1) for array in (columns, values))
+    for row in np.flatnonzero(tied):
+        # `topk` took any of those that tie.
+        everything = products[row].cpu().numpy()
+        columns[row] = np.argsort(-everything, kind="stable")[:k]
+        values[row] = everything[columns[row]]
+    return columns + first, values
+
+
+def best_places(places: np.ndarray, scores: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """The k places with the highest scores, given by rising place; equal ones in the order of their places."""
+    order = np.argsort(-scores, kind="stable")[:k]
+    return places[order], scores[order]

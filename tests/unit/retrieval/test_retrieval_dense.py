@@ -41,17 +41,28 @@ def test_search_is_brute_force(monkeypatch, kind, block, k) -> None:
         assert np.all(np.diff(scores) <= 0)
 
 
-@settings(deadline=None, max_examples=50)
-@given(st.lists(st.integers(-2, 2), min_size=1, max_size=30), st.integers(1, 40), st.integers(1, 9))
+@settings(deadline=None, max_examples=100)
+@given(
+    st.lists(st.tuples(st.integers(-2, 2), st.integers(-1, 1)), min_size=1, max_size=30),
+    st.integers(1, 40),
+    st.integers(1, 40),
+)
 def test_ties_rank_in_the_order_of_the_passages(numbers, k, block) -> None:
-    values = np.array(numbers, dtype=np.float16)[:, None]
+    values = np.array(numbers, dtype=np.float16)
     index = DenseIndex(QuantisedVectors(values, np.ones(len(values), dtype=np.float32)))
-    before, vectors._SEARCH_BLOCK = vectors._SEARCH_BLOCK, block
-    try:
-        places, _ = index.search(torch.ones(1, 1), k)[0]
-    finally:
-        vectors._SEARCH_BLOCK = before
-    assert places.tolist() == sorted(range(len(numbers)), key=lambda place: (-numbers[place], place))[:k]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(vectors, "_SEARCH_BLOCK", block)
+        # The second time, what is kept of the first is used.
+        for _ in range(2):
+            for column, (places, scores) in enumerate(index.search(torch.eye(2), k)):
+                by_score = sorted(range(len(numbers)), key=lambda place: (-numbers[place][column], place))
+                assert places.tolist() == by_score[:k]
+                assert scores.tolist() == [numbers[place][column] for place in by_score[:k]]
+
+
+def test_an_empty_index_finds_nothing() -> None:
+    index = DenseIndex(quantise(torch.empty(0, 3), "fp16"))
+    assert [(len(places), len(scores)) for places, scores in index.search(torch.ones(2, 3), 4)] == [(0, 0)] * 2
 
 
 def test_int8_is_close_to_what_it_stands_for() -> None:
