@@ -1,13 +1,14 @@
 """How the stages up to the training examples grow with the corpus, and with the workers.
 
-    python benchmarks/scaling.py [--rows 10000 100000] [--workers 1 2] [--folder FOLDER]
+    python benchmarks/scaling.py [--rows 10000 100000] [--workers 1 2] [--repeats 1] [--folder FOLDER]
 
 Passages are made from real ones (a corpus in the BEIR layout, or else the docstrings of Python's standard library) by
 recombination: each takes the title of one, and a sentence from each of a few others. For every number of rows and of
 workers, the pipeline runs up to `examples` with the engine `extractive` in a process of its own. Printed are seconds
 and rows a second and core of each stage, the greatest memory of the driver and of all processes together, how both grow
 from one number of rows to the next (1.0: in proportion), and how much faster more workers are: in the stages that
-they share, and in all. The driver works on the same cores.
+they share, and in all. The driver works on the same cores. With more than one repeat, numbers of workers take turns,
+and the last table and what follows from it are of the medians of a stage's seconds.
 
 Memory is the proportional set size, so that what processes share counts once. Of it, anonymous memory (Pss_Anon) is
 shown by itself: large tables are files that are mapped, and their pages count for the process that reads them until the
@@ -19,6 +20,8 @@ import json
 import math
 import random
 import re
+import shutil
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -101,6 +104,15 @@ def measure(corpus: Path, rows: int, workers: int, run: Path) -> Measurement:
     )
 
 
+def median(repeats: list[Measurement]) -> Measurement:
+    """One of several measurements of the same: the median of each stage's seconds, and the greatest memory."""
+    seconds = {stage: statistics.median(m.seconds[stage] for m in repeats) for stage in STAGES}
+    driver, everything = Memory(), Memory()
+    for m in repeats:
+        driver, everything = driver.or_more(m.driver), everything.or_more(m.everything)
+    return Measurement(repeats[0].rows, repeats[0].workers, seconds, driver, everything)
+
+
 def _memory(pid: int) -> tuple[Memory, Memory]:
     sizes = []
     try:
@@ -165,15 +177,21 @@ def main() -> None:
     parser.add_argument("--rows", type=int, nargs="+", default=[10_000, 100_000], help="numbers of passages")
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 2], help="numbers of workers")
     parser.add_argument("--folder", default="", help="a corpus in the BEIR layout to recombine; default: docstrings")
+    parser.add_argument("--repeats", type=int, default=1, help="runs of each number of rows and workers")
     options = parser.parse_args()
     measurements = []
     with tempfile.TemporaryDirectory(prefix="genret-scaling-") as scratch:
         for rows in options.rows:
             corpus = Path(scratch) / f"{rows}.jsonl"
             write_corpus(corpus, rows, options.folder)
-            for workers in options.workers:
-                measurements.append(measure(corpus, rows, workers, Path(scratch) / f"{rows}-{workers}"))
-                show(measurements[-1:])
+            repeats: dict[int, list[Measurement]] = {workers: [] for workers in options.workers}
+            for number in range(options.repeats):
+                for workers, measured in repeats.items():
+                    run = Path(scratch) / f"{rows}-{workers}-{number}"
+                    measured.append(measure(corpus, rows, workers, run))
+                    show(measured[-1:])
+                    shutil.rmtree(run)
+            measurements += map(median, repeats.values())
             corpus.unlink()
     print()
     show(measurements)
