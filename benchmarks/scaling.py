@@ -93,9 +93,9 @@ def measure(corpus: Path, rows: int, workers: int, run: Path) -> Measurement:
         begin = time.perf_counter()
         own, total = _memory(process.pid)
         driver, everything = driver.or_more(own), everything.or_more(total)
-        # To add up pages takes the kernel a while where there are many: no more of a core than two per cent, as with
-        # many workers none is free.
-        time.sleep(max(0.5, 50 * (time.perf_counter() - begin)))
+        # To add up pages takes the kernel a while where there are many, in which the process that has them gets no new
+        # ones: no more of a core than half a per cent, as with many workers none is free.
+        time.sleep(max(0.5, 200 * (time.perf_counter() - begin)))
     if process.returncode:
         raise SystemExit(f"the run failed:\n{process.stderr.read() if process.stderr else ''}")
     records = RunStore(run).current()
