@@ -179,6 +179,8 @@ def main() -> None:
     parser.add_argument("--folder", default="", help="a corpus in the BEIR layout to recombine; default: docstrings")
     parser.add_argument("--repeats", type=int, default=1, help="runs of each number of rows and workers")
     options = parser.parse_args()
+    if options.repeats < 1:
+        parser.error(f"--repeats: expected at least 1, found {options.repeats}")
     measurements = []
     with tempfile.TemporaryDirectory(prefix="genret-scaling-") as scratch:
         for rows in options.rows:

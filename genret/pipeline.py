@@ -185,7 +185,7 @@ def _budget(context: Context, stages: Sequence[str]) -> Budget:
     journal = context.store.shared_folder(COMPLETIONS)
     done = replace(context, records=_finished(context.config, context.store, context.records))
     negatives = dense.asked_negatives(done) if "candidates" in done.records and "negatives" in stages else None
-    return budget_of(context.config, context.passages, journal, stages, negatives)
+    return budget_of(context.config, done.passages, journal, stages, negatives)
 
 
 STAGES: tuple[Stage, ...] = (

@@ -407,7 +407,9 @@ class StageWriter:
         self.write_parts(name, [table])
 
     def write_parts(self, name: str, parts: Iterable[pa.Table]) -> None:
-        """Write a table as Parquet that is made part by part: while one is written, the next one is made.
+        """Write a table as Parquet that is made part by part.
+
+        While one is written, the next one is made: two are held at a time.
 
         Args:
             name: A key of `tables.SCHEMAS`.

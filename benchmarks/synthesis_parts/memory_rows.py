@@ -22,7 +22,8 @@ from genret.llm.base import Engine, Request, Requests, pair_responses
 from genret.llm.completion import CompletionEngine
 from genret.llm.extractive import CorpusStatistics
 from genret.llm.http import HttpSender
-from genret.llm.pool import PooledEngine
+from genret.llm.pool import Counted, PooledEngine
+from genret.tables import passages_to_table
 from genret.types import Passage
 from synthesis_parts.http_rows import server
 from synthesis_parts.prompts import requests
@@ -123,7 +124,8 @@ def _engine(name: str, url: str, slots: int, compute: ComputeConfig, folder: str
         sender = HttpSender(HttpConfig(base_url=url, model="tiny", concurrency=slots), 0, compute)
         return CompletionEngine(sender, f"{folder}/journal", f"{folder}/scratch", lambda done, total: None)
     statistics = CorpusStatistics.fit(Passage(r.request_id, r.request_id, r.text) for r in requests(1000, 40))
-    return PooledEngine(ExtractiveConfig(), statistics, 0, compute, lambda done, total: None)
+    nothing = passages_to_table([])  # as they are counted already
+    return PooledEngine(ExtractiveConfig(), nothing, 0, compute, lambda done, total: None, Counted(statistics))
 
 
 def _consume(engine: Engine, rows: int) -> None:

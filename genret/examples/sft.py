@@ -22,7 +22,7 @@ _ANNOTATED = "annotated"
 
 _READ_ROWS = 1024
 _ROWS_A_BLOCK = 16_384
-# As the run has them in its files.
+# A row group of the run's files (`genret.runs`): each part becomes one.
 _ROWS_A_PART = 65_536
 _CONTEXTS = pa.schema({"text": pa.string()})
 
@@ -33,7 +33,7 @@ class SftExamples:
 
     Attributes:
         rows: How many.
-        parts: The table `sft_examples` part by part, made as they are drawn; none is empty.
+        parts: The table `sft_examples` part by part, made as they are drawn, which they can be once; none is empty.
         rejects: The table `rejects`: passages without text, which have no Context2ID rows.
     """
 
@@ -64,6 +64,9 @@ def build_sft_examples(
         identifiers: The `identifiers` table.
         queries: The `queries` table.
         seed: Seed of the order.
+
+    Returns:
+        The rows, and the passages without text.
 
     Raises:
         InputError: A query or a passage has no identifier.

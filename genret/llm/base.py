@@ -7,7 +7,7 @@ from typing import Any, Generic, Literal, Protocol, TypeVar, runtime_checkable
 
 RequestKind = Literal["keywords", "chunk", "sentence", "constraint", "preference", "multihop", "negative"]
 
-_PARTS = 64
+_PARTS = 128
 _FEWEST_ROWS, _MOST_ROWS = 128, 4_096
 
 Drawn = TypeVar("Drawn")
@@ -140,8 +140,11 @@ class Work(Generic[Part, Outcome]):
 
 
 def rows_a_part(rows: int) -> int:
-    """How many rows of a table of so many make a part: each part costs some milliseconds to hand over, whatever its
-    size, but every worker should have several."""
+    """How many rows of a table of so many make a part.
+
+    To hand a part over costs some milliseconds, whatever its size; but more workers than parts have nothing to do.
+    There are 128 of tables of 16,384 to 524,288 rows, fewer of smaller and more of larger ones.
+    """
     return min(max(rows // _PARTS, _FEWEST_ROWS), _MOST_ROWS)
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from genret.errors import InputError
 from genret.retrieval.packages import check_faiss
-from genret.retrieval.vectors import DenseIndex, best_places
+from genret.retrieval.vectors import DenseIndex
 
 LISTS = "lists.faiss"
 """The file that the lists are in."""
@@ -129,5 +129,11 @@ class ApproximateIndex:
         results = []
         for query, places in zip(rows, found, strict=True):
             kept = np.sort(places[places >= 0])
-            results.append(best_places(kept, self._vectors.rows(kept) @ query, k))
+            results.append(_best_places(kept, self._vectors.rows(kept) @ query, k))
         return results
+
+
+def _best_places(places: np.ndarray, scores: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """The k places with the highest scores, given by rising place; equal ones in the order of their places."""
+    order = np.argsort(-scores, kind="stable")[:k]
+    return places[order], scores[order]

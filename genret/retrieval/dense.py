@@ -32,7 +32,8 @@ class DenseRetriever(BatchedRetriever):
     """Ranks passages by the inner product of their vectors with the query's.
 
     With the exact search every passage has some score, so that a query finds k of them; only a query that the encoder
-    knows nothing of (the empty one; with an encoder from scratch also one of another script) finds none. A query longer
+    knows nothing of (the empty one; with an encoder from scratch also one of another script), or whose vector overflows
+    16 bits, finds none. A query longer
     than `dense.max_tokens` is cut at its end.
     """
 
@@ -89,11 +90,12 @@ class DenseRetriever(BatchedRetriever):
         if not known:
             return rankings
         vectors = self._encoder.encode([queries[row] for row in known], queries=True)
-        found = self._index.search(vectors, k)
+        read = vectors.any(dim=1) & vectors.isfinite().all(dim=1)
+        found = self._index.search(vectors.nan_to_num(), k)
         names = take_rows(self._passage_ids, np.concatenate([places for places, _ in found])).to_pylist()
         start = 0
-        for row, read, (_, scores) in zip(known, vectors.any(dim=1).tolist(), found, strict=True):
-            if read:
+        for row, is_read, (_, scores) in zip(known, read.tolist(), found, strict=True):
+            if is_read:
                 rankings[row] = list(map(ScoredPassage, names[start : start + len(scores)], scores.tolist()))
             start += len(scores)
         return rankings

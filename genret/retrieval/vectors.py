@@ -20,7 +20,8 @@ VECTORS, SCALES = "vectors.npy", "scales.npy"
 _LARGEST_INT8 = 127
 # Vectors that are compared at a time: 64 MiB in 32 bits at 256 dimensions.
 _SEARCH_BLOCK = 65_536
-# As many bytes of vectors are kept in 32 bits; more are made anew for every search.
+# An index of at most so many bytes in 32 bits stays like that after its first search; a larger one is converted anew
+# for every search.
 _MOST_KEPT = 64 << 20
 
 
@@ -70,7 +71,10 @@ def quantise(vectors: Tensor, kind: VectorFormat) -> QuantisedVectors:
 
 
 class DenseIndex:
-    """Vectors on disk, memory-mapped, and exact search over them: every query is compared with every vector."""
+    """Vectors on disk, memory-mapped, and exact search over them: every query is compared with every vector.
+
+    Small ones are held in 32 bits too, on the device, from the first search on.
+    """
 
     def __init__(self, vectors: QuantisedVectors) -> None:
         self._vectors = vectors
@@ -132,7 +136,8 @@ class DenseIndex:
             k: How many, at least 1.
 
         Returns:
-            Places (int64) and scores (float32) a query, best first; equal ones in the order of their places.
+            Places (int64) and scores (float32) a query, best first; equal ones in the order of their places. What is
+            said of them holds for finite queries.
 
         Raises:
             InputError: The queries are of another width than the vectors.
@@ -187,9 +192,3 @@ def _best_columns(products: Tensor, k: int, first: int) -> tuple[np.ndarray, np.
         columns[row] = np.argsort(-everything, kind="stable")[:k]
         values[row] = everything[columns[row]]
     return columns + first, values
-
-
-def best_places(places: np.ndarray, scores: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """The k places with the highest scores, given by rising place; equal ones in the order of their places."""
-    order = np.argsort(-scores, kind="stable")[:k]
-    return places[order], scores[order]

@@ -41,7 +41,7 @@ class Context:
         records: The stages that are done, by name.
         mark: Fingerprint of the running stage.
         driving: That this process still drives the run.
-        counted: What was counted in the passages.
+        counted: What was counted in the passages, from the first stage that needs it to the end.
     """
 
     config: RunConfig
@@ -58,7 +58,7 @@ class Context:
 
     @cached_property
     def passages(self) -> pa.Table:
-        """The passages of the corpus: most stages work with them, and they are read once."""
+        """The passages of the corpus: most stages work with them, and they are read once, and kept to the end."""
         return self.table("corpus", "passages")
 
     def gather(self, name: str) -> pa.Table:

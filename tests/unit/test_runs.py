@@ -10,6 +10,7 @@ from pathlib import Path
 from uuid import uuid4
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -396,6 +397,42 @@ def test_a_file_in_the_way_is_an_error(tmp_path):
         RunStore(tmp_path / "run")
     with pytest.raises(InputError, match="cannot be written"):
         RunStore(tmp_path / "run" / "below").set_current({})
+
+
+def test_parts_are_one_table_in_their_order(tmp_path: Path) -> None:
+    store = RunStore(tmp_path)
+    writer = store.begin("corpus", MARK)
+    writer.write_parts("qrels", (qrels(count) for count in (2, 1, 4)))
+    record = writer.commit({})
+    assert record.tables["qrels"]["rows"] == 7
+    assert store.read_table(record, "qrels").equals(pa.concat_tables([qrels(2), qrels(1), qrels(4)]))
+
+
+@pytest.mark.parametrize("failing", [2, 3])
+def test_a_part_that_cannot_be_written_is_an_error(
+    tmp_path: Path, failing: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write, calls = pq.ParquetWriter.write_table, []
+
+    def fail(self, table, **options):
+        calls.append(table)
+        if len(calls) == failing:
+            raise OSError("no space left on device")
+        write(self, table, **options)
+
+    monkeypatch.setattr(pq.ParquetWriter, "write_table", fail)
+    writer = RunStore(tmp_path).begin("corpus", MARK)
+    with pytest.raises(InputError, match="no space left on device"):
+        writer.write_parts("qrels", (qrels(1) for _ in range(3)))
+
+
+def test_an_error_in_the_making_of_parts_passes_as_it_is(tmp_path: Path) -> None:
+    def parts():
+        yield qrels(1)
+        raise InputError("what they are made of")
+
+    with pytest.raises(InputError, match="what they are made of"):
+        RunStore(tmp_path).begin("corpus", MARK).write_parts("qrels", parts())
 
 
 @pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs a folder that even root cannot write to")

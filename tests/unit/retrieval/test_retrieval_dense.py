@@ -46,18 +46,21 @@ def test_search_is_brute_force(monkeypatch, kind, block, k) -> None:
     st.lists(st.tuples(st.integers(-2, 2), st.integers(-1, 1)), min_size=1, max_size=30),
     st.integers(1, 40),
     st.integers(1, 40),
+    st.sampled_from([0, 1 << 20]),
 )
-def test_ties_rank_in_the_order_of_the_passages(numbers, k, block) -> None:
+def test_ties_rank_in_the_order_of_the_passages(numbers, k, block, most_kept) -> None:
     values = np.array(numbers, dtype=np.float16)
     index = DenseIndex(QuantisedVectors(values, np.ones(len(values), dtype=np.float32)))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(vectors, "_SEARCH_BLOCK", block)
+        patch.setattr(vectors, "_MOST_KEPT", most_kept)
         # The second time, what is kept of the first is used.
         for _ in range(2):
             for column, (places, scores) in enumerate(index.search(torch.eye(2), k)):
                 by_score = sorted(range(len(numbers)), key=lambda place: (-numbers[place][column], place))
                 assert places.tolist() == by_score[:k]
                 assert scores.tolist() == [numbers[place][column] for place in by_score[:k]]
+    assert (index._kept is None) == (len(numbers) > block or not most_kept)
 
 
 def test_an_empty_index_finds_nothing() -> None:
@@ -163,6 +166,10 @@ def retriever(place, passages, tmp_path) -> DenseRetriever:
     return open_index(tmp_path / "index", place, passages, str(tmp_path / "scratch"), tmp_path)
 
 
+def ids(ranking) -> list[str]:
+    return [place.passage_id for place in ranking]
+
+
 def test_finds_passages(retriever) -> None:
     ranking = retriever.retrieve(["knead dough with yeast"], 7)[0]
     assert ranking[0].passage_id == "bread"
@@ -179,6 +186,28 @@ def test_an_empty_query_finds_nothing(retriever, query) -> None:
 @pytest.mark.parametrize("query", ["Wo fährt der Nachtzug ab?", "夜行列車はどこから", "поезд", "\ud800", "\x00"])
 def test_a_query_of_another_language_is_answered(retriever, query) -> None:
     assert len(retriever.retrieve([query], 3)[0]) <= 3
+
+
+def test_a_query_that_is_not_read_leaves_the_others_theirs(retriever) -> None:
+    # The encoder knows nothing of another script; both are in one batch.
+    unread, read = retriever.retrieve(["поезд", "knead dough with yeast"], 3)
+    assert unread == [] and len(read) == 3
+    assert ids(read) == ids(retriever.retrieve(["knead dough with yeast"], 3)[0])
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf")])
+def test_a_query_whose_vector_overflows_finds_nothing(retriever, number, monkeypatch) -> None:
+    encode = retriever._encoder.encode
+
+    def overflowing(texts, **options):
+        vectors = encode(texts, **options).clone()
+        vectors[0, 0] = number
+        return vectors
+
+    expected = retriever.retrieve(["night train"], 3)[0]
+    monkeypatch.setattr(retriever._encoder, "encode", overflowing)
+    overflown, other = retriever.retrieve(["knead dough", "night train"], 3)
+    assert overflown == [] and ids(other) == ids(expected)
 
 
 def test_a_query_of_ten_thousand_words_is_cut(retriever) -> None:
