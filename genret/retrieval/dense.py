@@ -33,8 +33,7 @@ class DenseRetriever(BatchedRetriever):
 
     With the exact search every passage has some score, so that a query finds k of them; only a query that the encoder
     knows nothing of (the empty one; with an encoder from scratch also one of another script), or whose vector overflows
-    16 bits, finds none. A query longer
-    than `dense.max_tokens` is cut at its end.
+    16 bits, finds none. A query longer than `dense.max_tokens` is cut at its end.
     """
 
     def __init__(

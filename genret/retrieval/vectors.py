@@ -164,6 +164,7 @@ class DenseIndex:
             yield start, self._wide(block, device), torch.tensor(self._vectors.scales[block], device=device)
 
     def _wide(self, block: slice, device: str | torch.device) -> Tensor:
+        """The vectors of a block in 32 bits, float32 `(rows, dimensions)`: kept ones, or made anew."""
         whole = len(self) <= _SEARCH_BLOCK and 4 * self._vectors.values.size <= _MOST_KEPT
         if whole and self._kept is not None:
             return self._kept
@@ -174,7 +175,7 @@ class DenseIndex:
 
 
 def _best_columns(products: Tensor, k: int, first: int) -> tuple[np.ndarray, np.ndarray]:
-    """The k highest numbers of each row, or all where there are fewer, and their columns, counted from `first`.
+    """Columns, counted from `first`, and values of the k highest numbers of each row `(rows, at most k)`.
 
     The highest comes first, and of equal ones the one that stands first in the row.
     """
