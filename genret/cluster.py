@@ -26,6 +26,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from genret.config import ComputeConfig
 from genret.errors import InputError
+from genret.parts import Counted
 from genret.placement import Capacity, Demand, check_demands, describe, read_growth
 
 if TYPE_CHECKING:
@@ -270,24 +271,9 @@ def map_batches(
         RayTaskError: Any other error there.
         RayActorError: A batch lost its actor four times.
     """
-    with actor_pool(compute, gpus) as pool:
-        yield from pool.map(batches, total, factory, arguments, progress)
-
-
-@contextmanager
-def actor_pool(compute: ComputeConfig, gpus: float = 0.0) -> Iterator["ActorPool"]:
-    """Actors for the time of a `with` block, to map several functions with, one after another.
-
-    Args:
-        compute: Number of actors and the CPUs of each.
-        gpus: GPUs of each actor.
-
-    Yields:
-        The pool. Its actors start with the first batches.
-    """
     pool = ActorPool(compute, gpus)
     try:
-        yield pool
+        yield from pool.map(batches, total, factory, arguments, progress)
     finally:
         pool.close()
 
@@ -301,16 +287,21 @@ class _Task:
 
 
 class ActorPool:
-    """Actors that apply a function to batches, and the batches that they are working on; see `actor_pool`.
+    """Actors that apply a function to batches, and the batches that they are working on.
 
-    Batches go only to actors that have started: on a cluster without room for all of them, those that run do all
-    the work, and the others may never start.
+    They start with the first batches and stay for further functions, one after another, until the pool is closed;
+    if it is used again, others start. Batches go only to actors that have started: on a cluster without room for all
+    of them, those that run do all the work, and the others may never start.
+
+    Args:
+        compute: Number of actors and the CPUs of each.
+        gpus: GPUs of each actor.
     """
 
-    def __init__(self, compute: ComputeConfig, gpus: float) -> None:
+    def __init__(self, compute: ComputeConfig, gpus: float = 0.0) -> None:
         self._class = ray.remote(num_cpus=compute.cpus_a_worker, num_gpus=gpus)(_Worker)
         self._hide_gpus = not gpus
-        self._size = compute.cpu_workers
+        self.size = compute.cpu_workers
         self._jobs = 0
         self._job: _Job | None = None
         self._queue: deque[_Task] = deque()
@@ -326,15 +317,36 @@ class ActorPool:
         arguments: dict[str, Any],
         progress: ProgressFunction | None = None,
     ) -> Iterator[Result]:
-        """Apply a function with state to batches; as `map_batches`. One at a time can be under way."""
+        """Apply a function with state to batches; as `map_batches`.
+
+        One at a time can be under way. If it is left before its end, or ends with an error, the pool is closed.
+        """
         if total == 0:
             return
         self._jobs += 1
+        try:
+            yield from self._results(batches, total, factory, arguments, progress)
+        except BaseException:
+            self.close()  # with what the actors are still working on
+            raise
+
+    def apply(self, function: Callable[[Batch], Result], batches: Counted[Batch]) -> Iterator[Result]:
+        """Apply a function to batches, as `map` does; it can be pickled."""
+        return self.map(batches, len(batches), _as_it_is, {"function": function})
+
+    def _results(
+        self,
+        batches: Iterable[Batch],
+        total: int,
+        factory: Callable[..., Callable[[Batch], Result]],
+        arguments: dict[str, Any],
+        progress: ProgressFunction | None,
+    ) -> Iterator[Result]:
         self._job = _Job(self._jobs, factory, (ray.put(arguments),))
         waiting = enumerate(batches)
         finished: dict[int, Result] = {}
         following = done = 0
-        for number, batch in islice(waiting, _IN_FLIGHT * min(self._size, total)):
+        for number, batch in islice(waiting, _IN_FLIGHT * min(self.size, total)):
             self._submit(number, batch)
         while self._queue or self._running:
             number, result = self._next_result()
@@ -380,9 +392,11 @@ class ActorPool:
             return task.number, result
 
     def close(self) -> None:
-        """End all actors, also those that never started."""
+        """End all actors, also those that never started, and forget what they were working on."""
         for actor in (*self._load, *self._starting.values()):
             ray.kill(actor)
+        for things in (self._queue, self._starting, self._load, self._running):
+            things.clear()
 
     def _greet(self, ready: Any) -> None:
         actor = self._starting.pop(ready)
@@ -400,9 +414,13 @@ class ActorPool:
             task.actor = min(free, key=lambda actor: self._load[actor])
             self._load[task.actor] += 1
             self._running[task.actor.apply.remote(self._job, task.batch)] = task
-        while len(self._load) + len(self._starting) < self._size and len(self._starting) < len(self._queue):
+        while len(self._load) + len(self._starting) < self.size and len(self._starting) < len(self._queue):
             actor = self._class.remote(self._hide_gpus)
             self._starting[actor.ready.remote()] = actor
+
+
+def _as_it_is(function: Callable[[Batch], Result]) -> Callable[[Batch], Result]:
+    return function
 
 
 def stream_rows(

@@ -23,6 +23,8 @@ from genret.stages.engines import COMPLETIONS
 _REVISION = 2
 # What keeps the parts of its work that are done, to go on from there.
 _RESUMED = frozenset({*TRAINED, "mining", "mining_2", "dense", "embedding", "base_embedding"})
+# Their actors stay from one to the next.
+_ON_TEXTS = frozenset({"identifiers", "synthesis", "examples"})
 
 
 def run(
@@ -66,7 +68,9 @@ def run(
                     show_plan(_budget(context, ahead))
                     show_plan = None
                 if stage.name not in ("corpus", "report"):  # these two never need Ray
-                    _connect_once(stack, config)
+                    _connect_once(stack, context)
+                if stage.name not in _ON_TEXTS:
+                    context.pool.close()  # others need the room
                 record = _run_stage(stage, context, mark)
             elif stage.name in _RESUMED:
                 # Killed between the commit and the cleaning up, it would keep its checkpoints for good.
@@ -163,7 +167,8 @@ def _finished(config: RunConfig, store: RunStore, records: Mapping[str, StageRec
     return {stage.name: done[stage.name] for stage in stages if stage.name in done}
 
 
-def _connect_once(stack: ExitStack, config: RunConfig) -> None:
+def _connect_once(stack: ExitStack, context: Context) -> None:
+    config = context.config
     engine: Sequence[Demand] = ()
     if isinstance(config.llm, VllmConfig):
         from genret.llm.vllm import demands
@@ -171,6 +176,7 @@ def _connect_once(stack: ExitStack, config: RunConfig) -> None:
         engine = demands(config.llm)
     # Entering again while connected changes nothing: the first one, which started Ray, is left last.
     stack.enter_context(connected(config.compute, engine))
+    stack.callback(context.pool.close)
 
 
 def _asking_ahead(stages: Sequence[Stage], context: Context) -> tuple[str, ...]:

@@ -16,13 +16,13 @@ from threading import Event, Thread
 import psutil
 from decoding_parts.tables import Table
 
-from genret.cluster import connected
+from genret.cluster import ActorPool, connected
 from genret.config import ComputeConfig, ExtractiveConfig, HttpConfig
 from genret.llm.base import Engine, Request, Requests, pair_responses
 from genret.llm.completion import CompletionEngine
 from genret.llm.extractive import CorpusStatistics
 from genret.llm.http import HttpSender
-from genret.llm.pool import Counted, PooledEngine
+from genret.llm.pool import Known, PooledEngine
 from genret.tables import passages_to_table
 from genret.types import Passage
 from synthesis_parts.http_rows import server
@@ -125,7 +125,7 @@ def _engine(name: str, url: str, slots: int, compute: ComputeConfig, folder: str
         return CompletionEngine(sender, f"{folder}/journal", f"{folder}/scratch", lambda done, total: None)
     statistics = CorpusStatistics.fit(Passage(r.request_id, r.request_id, r.text) for r in requests(1000, 40))
     nothing = passages_to_table([])  # as they are counted already
-    return PooledEngine(ExtractiveConfig(), nothing, 0, compute, lambda done, total: None, Counted(statistics))
+    return PooledEngine(ExtractiveConfig(), nothing, 0, ActorPool(compute), lambda done, total: None, Known(statistics))
 
 
 def _consume(engine: Engine, rows: int) -> None:

@@ -1,8 +1,9 @@
 """Training rows of supervised fine-tuning: Query2ID and Context2ID (arXiv 2502.17957, sections 3.2 and
 3.3)."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import pyarrow as pa
@@ -12,6 +13,7 @@ from genret.config import ExamplesConfig
 from genret.corpus.chunking import chunk_text
 from genret.corpus.sentences import split_sentences
 from genret.errors import InputError
+from genret.parts import Counted, cut_table
 from genret.spools import Spool, take_rows
 from genret.tables import SCHEMAS, reject, table_from_rows
 
@@ -20,11 +22,15 @@ QUERY, CONTEXT = "query2id", "context2id"
 
 _ANNOTATED = "annotated"
 
-_READ_ROWS = 1024
 _ROWS_A_BLOCK = 16_384
 # A row group of the run's files (`genret.runs`): each part becomes one.
 _ROWS_A_PART = 65_536
 _CONTEXTS = pa.schema({"text": pa.string()})
+
+
+Spread = Callable[[Callable[[pa.Table], "Contexts"], Counted[pa.Table]], Iterable["Contexts"]]
+"""Applies a function to parts of a table and gives what it returns, in their order: `map`, or something that has other
+processes do it."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +49,12 @@ class SftExamples:
 
 
 def build_sft_examples(
-    config: ExamplesConfig, passages: pa.Table, identifiers: pa.Table, queries: pa.Table, seed: int
+    config: ExamplesConfig,
+    passages: pa.Table,
+    identifiers: pa.Table,
+    queries: pa.Table,
+    seed: int,
+    spread: Spread = map,
 ) -> SftExamples:
     """Pair queries and passage texts with identifiers.
 
@@ -64,6 +75,7 @@ def build_sft_examples(
         identifiers: The `identifiers` table.
         queries: The `queries` table.
         seed: Seed of the order.
+        spread: Has the texts of passages cut.
 
     Returns:
         The rows, and the passages without text.
@@ -71,7 +83,7 @@ def build_sft_examples(
     Raises:
         InputError: A query or a passage has no identifier.
     """
-    contexts, rejects = _contexts_of(config, passages, identifiers)
+    contexts, rejects = _contexts_of(config, passages, identifiers, spread)
     rng = np.random.default_rng(seed)
     asked = _Prompts(queries.column("text"), _places(queries.column("passage_id"), identifiers, "queries"), QUERY)
     repeated = _with_repeats(config, queries, rng)
@@ -152,26 +164,60 @@ def annotated_rows(config: ExamplesConfig, n_synthetic: int, n_annotated: int) -
     return max(n_annotated, wanted) if n_annotated else 0
 
 
-def _contexts_of(config: ExamplesConfig, passages: pa.Table, identifiers: pa.Table) -> tuple[_Prompts, pa.Table]:
+def _contexts_of(
+    config: ExamplesConfig, passages: pa.Table, identifiers: pa.Table, spread: Spread
+) -> tuple[_Prompts, pa.Table]:
     """The prompts of Context2ID, and the rejects."""
-    contexts, rejects = Spool(_CONTEXTS), Spool(SCHEMAS["rejects"])
+    texts, rejects = Spool(_CONTEXTS), Spool(SCHEMAS["rejects"])
     owners = _places(passages.column("passage_id"), identifiers, "passages")
-    counts = np.zeros(len(owners), dtype=np.int32)
     columns = passages.select(["passage_id", "title", "text"])
-    for start in range(0, columns.num_rows if config.context2id != "none" else 0, _READ_ROWS):
-        texts: list[str] = []
-        rejected = []
-        block = (column.to_pylist() for column in columns.slice(start, _READ_ROWS).columns)
-        for number, (passage_id, title, text) in enumerate(zip(*block, strict=True), start):
-            own = _contexts(config, title, text)
-            if not own:
-                rejected.append(reject("examples", passage_id, "no text to learn the identifier from"))
-            counts[number] = len(own)
-            texts += own
-        contexts.append(pa.table([texts], schema=_CONTEXTS))
-        if rejected:
-            rejects.append(table_from_rows("rejects", rejected))
-    return _Prompts(contexts.table().column("text"), np.repeat(owners, counts), CONTEXT), rejects.table()
+    counts: list[np.ndarray] = []
+    for contexts in spread(partial(cut_contexts, config), [] if config.context2id == "none" else cut_table(columns)):
+        texts.append(contexts.texts)
+        counts.append(contexts.counts.copy())  # it may lie in the object store, with all of the part
+        rejects.append(contexts.rejects)
+    repeats = np.concatenate(counts) if counts else np.zeros(len(owners), dtype=np.int32)
+    prompts = _Prompts(texts.table().column("text"), np.repeat(owners, repeats), CONTEXT)
+    return prompts, rejects.table()
+
+
+@dataclass(frozen=True)
+class Contexts:
+    """The prompts of Context2ID of some passages.
+
+    Attributes:
+        texts: One column, `text`.
+        counts: int32: how many of them each passage has, in the order of the passages.
+        rejects: Rows of the table `rejects`: passages without text.
+    """
+
+    texts: pa.Table
+    counts: np.ndarray
+    rejects: pa.Table
+
+
+def cut_contexts(config: ExamplesConfig, passages: pa.Table) -> Contexts:
+    """Cut passages into the prompts of Context2ID.
+
+    Args:
+        config: The `examples` section.
+        passages: Columns passage_id, title and text.
+
+    Returns:
+        The prompts, and the passages without text.
+    """
+    texts: list[str] = []
+    counts: list[int] = []
+    rejected = []
+    for passage_id, title, text in zip(*(column.to_pylist() for column in passages.columns), strict=True):
+        own = _contexts(config, title, text)
+        if not own:
+            rejected.append(reject("examples", passage_id, "no text to learn the identifier from"))
+        counts.append(len(own))
+        texts += own
+    return Contexts(
+        pa.table([texts], schema=_CONTEXTS), np.array(counts, dtype=np.int32), table_from_rows("rejects", rejected)
+    )
 
 
 def _contexts(config: ExamplesConfig, title: str, text: str) -> list[str]:

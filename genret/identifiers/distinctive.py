@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator
 
 import numpy as np
 
-from genret.identifiers.keywords import KeywordLists, fold_keywords
+from genret.identifiers.keywords import KeywordLists
 
 
 def lead_with_distinctive(keywords: KeywordLists, pool: int, leading: Iterable[str] = ()) -> Iterator[list[str]]:
@@ -31,14 +31,14 @@ def lead_with_distinctive(keywords: KeywordLists, pool: int, leading: Iterable[s
 
 def _choices(keywords: KeywordLists, pool: int, leading: Iterable[str]) -> np.ndarray:
     """The place of the keyword that leads, for each passage; int32."""
-    taken = Counter(keyword.casefold() for keyword in leading)
+    taken: dict[str, int] = Counter(keyword.casefold() for keyword in leading)
     choices = np.zeros(len(keywords), dtype=np.int32)
-    for number, words in keywords.shortest_first():
-        if words:
-            folded = fold_keywords(words[:pool])
-            counts = [taken.get(word, 0) for word in folded]
+    for number, folded in keywords.folded_shortest_first():
+        if folded:
+            counts = [taken.get(word, 0) for word in folded[:pool]]
             # index() finds the first of equals, and the words are best first.
-            first = counts.index(min(counts))
-            taken[folded[first]] += 1
+            fewest = min(counts)
+            first = counts.index(fewest)
+            taken[folded[first]] = fewest + 1
             choices[number] = first
     return choices

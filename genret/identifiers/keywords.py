@@ -16,11 +16,6 @@ def join_keywords(keywords: Iterable[str]) -> str:
     return _BETWEEN.join(keywords)
 
 
-def fold_keywords(keywords: Iterable[str]) -> list[str]:
-    """Each keyword in the form that is the same whatever its case (`str.casefold`), all at once."""
-    return _split(join_keywords(keywords).casefold())
-
-
 class KeywordLists:
     """The keywords of each passage, best first, kept as a column of texts: lists of strings take ten times the room.
 
@@ -41,8 +36,11 @@ class KeywordLists:
             for start in range(0, len(chunk), _READ_ROWS):
                 yield from map(_split, chunk.slice(start, _READ_ROWS).to_pylist())
 
-    def shortest_first(self) -> Iterator[tuple[int, list[str]]]:
-        """The lists by their length, and of the same length in the order of the passages; each with its place."""
+    def folded_shortest_first(self) -> Iterator[tuple[int, list[str]]]:
+        """The lists by their length, and of the same length in the order of the passages; each with its place.
+
+        Every keyword is in the form that is the same whatever its case (`str.casefold`).
+        """
         lengths = self._lengths()
         for length in np.unique(lengths):
             first = 0
@@ -50,7 +48,8 @@ class KeywordLists:
                 rows = np.flatnonzero(lengths[first : first + len(chunk)] == length)
                 for start in range(0, len(rows), _READ_ROWS):
                     some = rows[start : start + _READ_ROWS]
-                    lists = map(_split, chunk.take(pa.array(some)).to_pylist())
+                    # All of a list at once: folding looks at each character by itself, and leaves what is between.
+                    lists = (_split(joined.casefold()) for joined in chunk.take(pa.array(some)).to_pylist())
                     yield from zip((some + first).tolist(), lists, strict=True)
                 first += len(chunk)
 

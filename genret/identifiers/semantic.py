@@ -12,7 +12,6 @@ from genret.identifiers.distinctive import lead_with_distinctive
 from genret.identifiers.keywords import KeywordLists, join_keywords
 from genret.identifiers.uniqueness import iterate_unique, make_unique, normalisation_key
 from genret.llm.base import (
-    Drawing,
     Engine,
     Item,
     Pairs,
@@ -20,11 +19,11 @@ from genret.llm.base import (
     Requests,
     Response,
     Work,
-    rows_a_part,
     work_through,
 )
 from genret.llm.filters import Limits, unfit_reason
 from genret.llm.words import has_lone_surrogate
+from genret.parts import Parts, cut_table
 from genret.spools import Spool
 from genret.tables import SCHEMAS, reject, table_from_rows
 
@@ -115,12 +114,9 @@ def keyword_requests(config: IdentifiersConfig, passages: pa.Table) -> Requests:
     return Requests(lambda: chain.from_iterable(_ask(config, part) for part in _parts(passages)))
 
 
-def _parts(passages: pa.Table) -> Drawing[pa.Table]:
-    """Some passages at a time. Combined they are quicker to send than slices of chunks."""
-    columns = passages.select(["passage_id", "title", "text"])
-    size = rows_a_part(columns.num_rows)
-    starts = range(0, columns.num_rows, size)
-    return Drawing(lambda: (columns.slice(start, size).combine_chunks() for start in starts))
+def _parts(passages: pa.Table) -> Parts[pa.Table]:
+    """Some passages at a time."""
+    return cut_table(passages.select(["passage_id", "title", "text"]))
 
 
 def _ask(config: IdentifiersConfig, part: pa.Table) -> Iterator[Request]:

@@ -5,12 +5,10 @@ from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any, Generic, Literal, Protocol, TypeVar, runtime_checkable
 
+from genret.parts import Counted, Drawing
+
 RequestKind = Literal["keywords", "chunk", "sentence", "constraint", "preference", "multihop", "negative"]
 
-_PARTS = 128
-_FEWEST_ROWS, _MOST_ROWS = 128, 4_096
-
-Drawn = TypeVar("Drawn")
 Part = TypeVar("Part")
 Outcome = TypeVar("Outcome")
 
@@ -83,21 +81,6 @@ class Response:
         return Response, (self.request_id, self.items, self.error, self.raw)
 
 
-class Drawing(Generic[Drawn]):
-    """Things that can be drawn more than once, and are made anew each time: nobody has to keep them.
-
-    Args:
-        draw: Makes them, the same ones in the same order whenever it is called.
-    """
-
-    def __init__(self, draw: Callable[[], Iterable[Drawn]]) -> None:
-        self._draw = draw
-
-    def __iter__(self) -> Iterator[Drawn]:
-        """All of them, from the first."""
-        return iter(self._draw())
-
-
 class Requests(Drawing[Request]):
     """Requests that can be drawn more than once."""
 
@@ -139,30 +122,21 @@ class Work(Generic[Part, Outcome]):
     make: Callable[[Pairs], Outcome]
 
 
-def rows_a_part(rows: int) -> int:
-    """How many rows of a table of so many make a part.
-
-    To hand a part over costs some milliseconds, whatever its size; but more workers than parts have nothing to do.
-    There are 128 of tables of 16,384 to 524,288 rows, fewer of smaller and more of larger ones.
-    """
-    return min(max(rows // _PARTS, _FEWEST_ROWS), _MOST_ROWS)
-
-
 @runtime_checkable
 class WorkingEngine(Protocol):
     """An engine that does such work where it answers, so that neither requests nor responses travel."""
 
-    def work(self, parts: Iterable[Part], work: Work[Part, Outcome]) -> Iterator[Outcome]:
+    def work(self, parts: Counted[Part], work: Work[Part, Outcome]) -> Iterator[Outcome]:
         """As `work_through` does it."""
         ...
 
 
-def work_through(engine: Engine, parts: Iterable[Part], work: Work[Part, Outcome]) -> Iterator[Outcome]:
+def work_through(engine: Engine, parts: Counted[Part], work: Work[Part, Outcome]) -> Iterator[Outcome]:
     """Ask an engine about each part of a corpus.
 
     Args:
         engine: What answers.
-        parts: Any number of parts, a list or `Drawing`: may be drawn more than once.
+        parts: Any number of parts, a list or `Parts`: may be drawn more than once.
         work: What to ask, and what to make of the answers.
 
     Yields:

@@ -6,10 +6,11 @@ from typing import Any
 
 import pyarrow as pa
 
-from genret.cluster import ActorPool, actor_pool
-from genret.config import ComputeConfig, ExtractiveConfig
-from genret.llm.base import Drawing, Outcome, Pairs, Part, Request, Response, Work
+from genret.cluster import ActorPool
+from genret.config import ExtractiveConfig
+from genret.llm.base import Outcome, Pairs, Part, Request, Response, Work
 from genret.llm.extractive import CorpusStatistics, ExtractiveEngine, WordCounts
+from genret.parts import Counted, Parts
 
 _REQUESTS_A_BATCH = 512
 # Parts that are counted: the driver adds their words up, which is less work for fewer of them, but every actor should
@@ -19,7 +20,7 @@ _COUNTS_AN_ACTOR = 8
 
 
 @dataclass
-class Counted:
+class Known:
     """The statistics of a corpus as soon as an engine has had them counted, for the next engine that works with it."""
 
     statistics: CorpusStatistics | None = None
@@ -36,46 +37,44 @@ class PooledEngine:
         config: The `llm` section.
         passages: The `passages` table of the whole corpus.
         seed: Seed of the engine.
-        compute: Number of actors and their CPUs.
+        pool: The actors. They are not closed.
         progress: Called with the batches of requests done, and their number.
-        counted: The statistics, where they are known.
+        known: The statistics, where they are known.
     """
 
     config: ExtractiveConfig
     passages: pa.Table
     seed: int
-    compute: ComputeConfig
+    pool: ActorPool
     progress: Callable[[int, int], None]
-    counted: Counted = field(default_factory=Counted)
+    known: Known = field(default_factory=Known)
     name: str = "extractive"
 
     def generate(self, requests: Iterable[Request]) -> Iterator[Response]:
         """Responses in the order of the requests, which are drawn twice: counted, then answered some at a time."""
-        batches: Drawing[list[Request]] = Drawing(lambda: _batches(requests))
+        batches = Parts(lambda: _batches(requests), sum(1 for _ in _batches(requests)))
         for responses in self.work(batches, Work(_as_they_are, _responses)):
             yield from responses
 
-    def work(self, parts: Iterable[Part], work: Work[Part, Outcome]) -> Iterator[Outcome]:
-        """What is made of each part, in the order of the parts; they are counted first, and go to the actors."""
-        total = sum(1 for _ in parts)
-        if not total:
+    def work(self, parts: Counted[Part], work: Work[Part, Outcome]) -> Iterator[Outcome]:
+        """What is made of each part, in the order of the parts; they go to the actors."""
+        if not len(parts):
             return
-        with actor_pool(self.compute) as pool:
-            arguments = {"config": self.config, "statistics": self._statistics(pool), "seed": self.seed, "work": work}
-            yield from pool.map(parts, total, open_extractive, arguments, self.progress)
+        arguments = {"config": self.config, "statistics": self._statistics(), "seed": self.seed, "work": work}
+        yield from self.pool.map(parts, len(parts), open_extractive, arguments, self.progress)
 
-    def _statistics(self, pool: ActorPool) -> CorpusStatistics:
-        if self.counted.statistics is None:
-            self.counted.statistics = self._count(pool)
-        return self.counted.statistics
+    def _statistics(self) -> CorpusStatistics:
+        if self.known.statistics is None:
+            self.known.statistics = self._count()
+        return self.known.statistics
 
-    def _count(self, pool: ActorPool) -> CorpusStatistics:
+    def _count(self) -> CorpusStatistics:
         texts = self.passages.select(["title", "text"])
-        fair = texts.num_rows // (self.compute.cpu_workers * _COUNTS_AN_ACTOR)
+        fair = texts.num_rows // (self.pool.size * _COUNTS_AN_ACTOR)
         size = min(max(fair, _LEAST_COUNTED), _MOST_COUNTED)
         starts = range(0, texts.num_rows, size)
         blocks = (texts.slice(start, size).combine_chunks() for start in starts)
-        return CorpusStatistics.of(pool.map(blocks, len(starts), open_counting, {}))
+        return CorpusStatistics.of(self.pool.map(blocks, len(starts), open_counting, {}))
 
 
 def _batches(requests: Iterable[Request]) -> Iterator[list[Request]]:

@@ -8,10 +8,11 @@ from typing import Any, Protocol
 import pyarrow as pa
 
 from genret import tables
+from genret.cluster import ActorPool
 from genret.config import RunConfig
 from genret.installed import installed_versions
 from genret.leases import Driving
-from genret.llm.pool import Counted
+from genret.llm.pool import Known
 from genret.runs import RunStore, StageRecord, StageWriter
 
 _PACKAGES = ("ray", "torch", "transformers", "trl", "pyarrow", "bm25s", "sentence-transformers", "ir-measures")
@@ -41,7 +42,7 @@ class Context:
         records: The stages that are done, by name.
         mark: Fingerprint of the running stage.
         driving: That this process still drives the run.
-        counted: What was counted in the passages, from the first stage that needs it to the end.
+        known: What was counted in the passages, from the first stage that needs it to the end.
     """
 
     config: RunConfig
@@ -50,7 +51,7 @@ class Context:
     records: dict[str, StageRecord] = field(default_factory=dict)
     mark: str = ""
     driving: Driving = field(default_factory=Driving)
-    counted: Counted = field(default_factory=Counted)
+    known: Known = field(default_factory=Known)
 
     def table(self, stage: str, name: str) -> pa.Table:
         """A table that an earlier stage wrote."""
@@ -60,6 +61,11 @@ class Context:
     def passages(self) -> pa.Table:
         """The passages of the corpus: most stages work with them, and they are read once, and kept to the end."""
         return self.table("corpus", "passages")
+
+    @cached_property
+    def pool(self) -> ActorPool:
+        """The actors that work on texts: they stay from one stage to the next, until one closes it."""
+        return ActorPool(self.config.compute)
 
     def gather(self, name: str) -> pa.Table:
         """The tables of a name that all stages so far wrote, as one."""

@@ -37,9 +37,9 @@ def open_engine(context: Context, stage: str, passages: pa.Table) -> Engine:
         config.llm,
         passages,
         config.seed,
-        config.compute,
+        context.pool,
         context.progress(stage, "batches"),
-        context.counted,
+        context.known,
     )
 
 

@@ -13,7 +13,7 @@ from genret import tables
 from genret.asking import needs_neighbours, related_requests
 from genret.corpus.prepare import prepare_corpus
 from genret.errors import InputError
-from genret.examples.sft import build_sft_examples
+from genret.examples.sft import Spread, build_sft_examples
 from genret.identifiers.build import build_identifiers
 from genret.llm.filters import Limits
 from genret.runs import StageWriter
@@ -22,6 +22,9 @@ from genret.stages.engines import open_engine, query_limits, told_of_engine, tol
 from genret.synthesis.build import synthesize
 from genret.synthesis.round_trip import round_trip
 from genret.types import Retriever
+
+# Passages that a process cuts in the second or two that actors take to start.
+_ROWS_FOR_ACTORS = 200_000
 
 
 def run_corpus(context: Context, writer: StageWriter) -> dict[str, Any]:
@@ -84,6 +87,7 @@ def run_examples(context: Context, writer: StageWriter) -> dict[str, Any]:
         context.table("identifiers", "identifiers"),
         _training_queries(context),
         context.config.seed,
+        _spread(context),
     )
     if not examples.rows:
         raise InputError(
@@ -93,6 +97,11 @@ def run_examples(context: Context, writer: StageWriter) -> dict[str, Any]:
     writer.write_parts("sft_examples", examples.parts)
     writer.write_table("rejects", examples.rejects)
     return {}
+
+
+def _spread(context: Context) -> Spread:
+    """Has actors work where there is more to do than it takes to start them."""
+    return map if context.passages.num_rows < _ROWS_FOR_ACTORS else context.pool.apply
 
 
 def _training_queries(context: Context) -> pa.Table:

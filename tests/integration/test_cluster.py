@@ -10,7 +10,7 @@ import pytest
 from ray.cloudpickle import register_pickle_by_value
 from ray.exceptions import RayActorError
 
-from genret.cluster import connected, map_batches
+from genret.cluster import ActorPool, connected, map_batches
 from genret.config import ComputeConfig
 from genret.errors import InputError
 
@@ -37,6 +37,10 @@ def make_dying(marker: str) -> Callable[[int], int]:
         return number * number
 
     return apply
+
+
+def make_adder_of_one(amount: int) -> Callable[[int], int]:
+    return lambda number: number + amount
 
 
 def make_refusing(name: str) -> Callable[[int], int]:
@@ -69,6 +73,48 @@ def test_actors_that_find_no_room_are_not_waited_for(cluster: None) -> None:
 
 def test_nothing_to_do_starts_nothing(cluster: None) -> None:
     assert list(map_batches([], 0, make_adder, {"amount": 1}, ComputeConfig())) == []
+
+
+def process_of(number: int) -> int:
+    return os.getpid()
+
+
+def refuse_odd(number: int) -> int:
+    if number % 2:
+        raise InputError(f"{number}: expected an even number")
+    return number
+
+
+def test_actors_stay_for_one_function_after_another_until_the_pool_is_closed(cluster: None) -> None:
+    pool = ActorPool(ComputeConfig(cpu_workers=2, cpus_a_worker=0.5))
+    first = set(pool.apply(process_of, range(20)))
+    assert list(pool.map(range(9), 9, make_adder_of_one, {"amount": 1})) == list(range(1, 10))
+    assert 1 <= len(first) <= 2 and os.getpid() not in first
+    assert len(first | set(pool.apply(process_of, range(20)))) <= 2
+    pool.close()
+    pool.close()
+    assert not first & set(pool.apply(process_of, range(20)))
+    pool.close()
+
+
+def test_a_pool_that_was_left_in_the_middle_or_failed_works_again(cluster: None) -> None:
+    pool = ActorPool(ComputeConfig(cpu_workers=2, cpus_a_worker=0.5))
+    left = pool.apply(process_of, range(20))
+    next(left)
+    left.close()
+    with pytest.raises(InputError, match="1: expected an even number"):
+        list(pool.apply(refuse_odd, range(20)))
+    assert list(pool.apply(refuse_odd, range(0, 20, 2))) == list(range(0, 20, 2))
+    pool.close()
+
+
+def test_an_actor_that_died_between_two_functions_is_replaced(cluster: None) -> None:
+    pool = ActorPool(ComputeConfig(cpu_workers=1, cpus_a_worker=0.5))
+    (process,) = set(pool.apply(process_of, range(3)))
+    os.kill(process, signal.SIGKILL)
+    (other,) = set(pool.apply(process_of, range(3)))
+    assert other != process
+    pool.close()
 
 
 def test_a_batch_whose_actor_is_killed_is_done_by_another(cluster: None, tmp_path: Path) -> None:

@@ -1,17 +1,20 @@
 """The extractive engine on real actors."""
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pyarrow as pa
 import pytest
 
-from genret.cluster import connected
-from genret.config import ComputeConfig, ExtractiveConfig
+from genret import parts
+from genret.cluster import ActorPool, connected
+from genret.config import ComputeConfig, ExamplesConfig, ExtractiveConfig
+from genret.examples.sft import build_sft_examples
 from genret.llm import pool
 from genret.llm.base import Request, Requests
 from genret.llm.extractive import CorpusStatistics, ExtractiveEngine
-from genret.llm.pool import Counted, PooledEngine
-from genret.tables import iterate_passages, passages_to_table
+from genret.llm.pool import Known, PooledEngine
+from genret.tables import iterate_passages, passages_to_table, table_from_rows
 from genret.types import Passage
 
 _TEXT = "The {n}th harbour keeps boats number {n} and lends oars to sailors who row past pier {m}."
@@ -40,9 +43,11 @@ def requests(corpus: pa.Table) -> Requests:
     )
 
 
-def pooled(corpus: pa.Table, workers: int, counted: Counted) -> PooledEngine:
-    compute = ComputeConfig(cpu_workers=workers, cpus_a_worker=0.5)
-    return PooledEngine(ExtractiveConfig(), corpus, 5, compute, lambda done, total: None, counted)
+@contextmanager
+def pooled(corpus: pa.Table, workers: int, known: Known) -> Iterator[PooledEngine]:
+    actors = ActorPool(ComputeConfig(cpu_workers=workers, cpus_a_worker=0.5))
+    yield PooledEngine(ExtractiveConfig(), corpus, 5, actors, lambda done, total: None, known)
+    actors.close()
 
 
 @pytest.mark.parametrize("workers", [1, 2])
@@ -52,14 +57,36 @@ def test_actors_answer_as_one_engine_does(
     monkeypatch.setattr(pool, "_REQUESTS_A_BATCH", 7)
     monkeypatch.setattr(pool, "_LEAST_COUNTED", 9)
     alone = ExtractiveEngine(ExtractiveConfig(), CorpusStatistics.fit(iterate_passages(corpus)), 5)
-    assert list(pooled(corpus, workers, Counted()).generate(requests)) == list(alone.generate(requests))
+    with pooled(corpus, workers, Known()) as engine:
+        assert list(engine.generate(requests)) == list(alone.generate(requests))
 
 
 def test_what_one_engine_had_counted_the_next_one_takes(
     cluster: None, corpus: pa.Table, requests: Requests, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    counted = Counted()
-    first = list(pooled(corpus, 2, counted).generate(requests))
-    assert counted.statistics is not None
+    known = Known()
+    with pooled(corpus, 2, known) as engine:
+        first = list(engine.generate(requests))
+    assert known.statistics is not None
     monkeypatch.delattr(pool, "open_counting")
-    assert list(pooled(corpus, 1, counted).generate(requests)) == first
+    with pooled(corpus, 1, known) as engine:
+        assert list(engine.generate(requests)) == first
+
+
+def test_actors_cut_contexts_as_this_process_does(
+    cluster: None, corpus: pa.Table, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(parts, "rows_a_part", lambda rows: 7)
+    rows = ({"passage_id": f"p{n}", "identifier": f"harbour {n}", "source": "llm"} for n in range(corpus.num_rows))
+    given = (
+        ExamplesConfig(context_tokens=8),
+        corpus,
+        table_from_rows("identifiers", rows),
+        table_from_rows("queries", []),
+        5,
+    )
+    actors = ActorPool(ComputeConfig(cpu_workers=2, cpus_a_worker=0.5))
+    here, there = build_sft_examples(*given), build_sft_examples(*given, actors.apply)
+    actors.close()
+    assert pa.concat_tables(here.parts).equals(pa.concat_tables(there.parts))
+    assert here.rows == there.rows > corpus.num_rows

@@ -89,7 +89,7 @@ def test_nodes_killed_during_synthesis_training_and_mining_change_no_table_and_n
     cluster: Cluster, tiny_settings: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Small enough that there is work left when the node goes.
-    monkeypatch.setattr("genret.synthesis.build.rows_a_part", lambda rows: 4)
+    monkeypatch.setattr("genret.parts.rows_a_part", lambda rows: 4)
     monkeypatch.setattr("genret.stages.training._MINING_BATCH", 8)
     settings = [*tiny_settings, "sft.epochs=12", "compute.max_failures=3", f"compute.address={cluster.address}"]
     config = load_config("scratch-semantic", settings)
@@ -210,7 +210,7 @@ def wait_for(condition: Callable[[], bool], seconds: float) -> None:
 def test_a_cluster_grows_from_nothing_to_what_the_pipeline_asks_for_and_back(
     growing: OwnAutoscalingCluster, tiny_settings: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("genret.synthesis.build.rows_a_part", lambda rows: 4)
+    monkeypatch.setattr("genret.parts.rows_a_part", lambda rows: 4)
     most = 0
 
     class Watcher(Killer):

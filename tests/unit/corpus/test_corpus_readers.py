@@ -439,6 +439,39 @@ def test_ids_with_the_same_digest_are_looked_at_again(tmp_path: Path, monkeypatc
     assert len(read_corpus(CorpusConfig(type="jsonl", path=str(path))).documents) == 3
 
 
+_JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+)
+
+
+def assert_read_as_json_does(text: str) -> None:
+    try:
+        expected = json.loads(text)
+    except ValueError as error:
+        with pytest.raises(type(error)) as raised:
+            readers._parse_json(text)
+        assert str(raised.value) == str(error)
+    else:
+        # As text NaN equals itself, and -0.0 is not 0.
+        assert repr(readers._parse_json(text)) == repr(expected)
+
+
+@given(_JSON.map(json.dumps), st.booleans(), st.data())
+def test_json_is_read_as_the_standard_library_reads_it(text: str, broken: bool, data: st.DataObject) -> None:
+    if broken:
+        place = data.draw(st.integers(0, len(text)))
+        text = text[:place] + data.draw(st.text('{}[]",:\\eE+-.0189 \tNaInfinityud', max_size=6)) + text[place + 1 :]
+    assert_read_as_json_does(text)
+
+
+@pytest.mark.parametrize(
+    "text", ['"\\ud800"', '"\\udc00\\ud800 \\u00e9"', "9" * 4301, "1e999", "[" * 500 + "]" * 500, '{"a": 1, "a": 2}']
+)
+def test_json_at_its_edges_is_read_as_the_standard_library_reads_it(text: str) -> None:
+    assert_read_as_json_does(text)
+
+
 # ---- the fingerprint
 
 

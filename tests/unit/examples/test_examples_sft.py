@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from genret import parts
 from genret.config import ExamplesConfig
 from genret.errors import InputError
 from genret.examples import sft
@@ -136,7 +137,7 @@ def test_the_order_is_shuffled_by_the_seed_alone(mix):
 
 
 def test_passages_in_several_chunks(monkeypatch):
-    monkeypatch.setattr(sft, "_READ_ROWS", 2)
+    monkeypatch.setattr(parts, "rows_a_part", lambda rows: 2)
     monkeypatch.setattr(sft, "_ROWS_A_BLOCK", 3)
     monkeypatch.setattr(sft, "_ROWS_A_PART", 5)
     passages, identifiers, queries = tables(7, 5)

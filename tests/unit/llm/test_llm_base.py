@@ -4,7 +4,7 @@ from weakref import WeakSet
 
 import pytest
 
-from genret.llm.base import Item, Request, Requests, Response, Work, pair_responses, rows_a_part, work_through
+from genret.llm.base import Item, Request, Requests, Response, Work, pair_responses, work_through
 
 
 class Scripted:
@@ -129,10 +129,3 @@ def test_records_travel_whole():
     request = Request("a", "multihop", 2, "title", "text", {"year": "1999"}, ("other",), "query")
     response = Response("a", (Item("text", "answer"), Item("more")), "error", "raw")
     assert deepcopy([request, response]) == [request, response]
-
-
-@pytest.mark.parametrize(
-    ("rows", "size"), [(0, 128), (1_000, 128), (64_000, 500), (200_000, 1_562), (10_000_000, 4_096)]
-)
-def test_parts_grow_with_the_table_up_to_a_bound(rows, size):
-    assert rows_a_part(rows) == size

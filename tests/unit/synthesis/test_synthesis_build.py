@@ -10,7 +10,6 @@ from genret.errors import InputError
 from genret.llm.base import Item, Request, Response
 from genret.llm.extractive import CorpusStatistics, ExtractiveEngine
 from genret.llm.filters import Limits
-from genret.synthesis import build
 from genret.synthesis.build import synthesize
 from genret.tables import SCHEMAS, passages_to_table
 from genret.types import Passage
@@ -246,13 +245,13 @@ def test_parts_change_nothing(monkeypatch):
 
     whole = outputs()
     assert [whole[name].num_rows for name in ("queries", "preference_queries", "rejects")] == [12, 5, 11]
-    monkeypatch.setattr(build, "rows_a_part", lambda rows: 2)
+    monkeypatch.setattr("genret.parts.rows_a_part", lambda rows: 2)
     parts = outputs()
     assert all(parts[name].equals(whole[name]) for name in whole)
 
 
 def test_multihop_requests_out_of_order_are_an_error(monkeypatch):
-    monkeypatch.setattr(build, "rows_a_part", lambda rows: 1)
+    monkeypatch.setattr("genret.parts.rows_a_part", lambda rows: 1)
     multihop = [Request(f"p{n}|multihop", "multihop", 2, "", "t", related=("u",)) for n in (1, 0)]
     with pytest.raises(ValueError, match=r"'p0\|multihop' is not in the order of the passages"):
         synthesize(SynthesisConfig(), passages("a", "b"), ScriptedEngine({}), multihop=multihop)
