@@ -217,7 +217,6 @@ class _Job:
 
     number: int
     factory: Callable[..., Callable[[Any], Any]]
-    # In a tuple, a reference stays one: each actor fetches the arguments once, and not with every batch.
     arguments: tuple[Any]
 
 
@@ -290,7 +289,8 @@ class ActorPool:
     """Actors that apply a function to batches, and the batches that they are working on.
 
     They start with the first batches and stay for further functions, one after another, until the pool is closed;
-    if it is used again, others start. Batches go only to actors that have started: on a cluster without room for all
+    if it is used again, others start. Between two functions an actor keeps the last one, with all that belongs to it.
+    Batches go only to actors that have started: on a cluster without room for all
     of them, those that run do all the work, and the others may never start.
 
     Args:
@@ -319,32 +319,42 @@ class ActorPool:
     ) -> Iterator[Result]:
         """Apply a function with state to batches; as `map_batches`.
 
-        One at a time can be under way. If it is left before its end, or ends with an error, the pool is closed.
+        If it is left before its end, or ends with an error, the pool is closed.
+
+        Raises:
+            RuntimeError: Another function is under way; and what `map_batches` raises.
         """
         if total == 0:
             return
+        if self._job is not None:
+            raise RuntimeError("expected one function after another, found that the pool is at work")
         self._jobs += 1
         try:
-            yield from self._results(batches, total, factory, arguments, progress)
+            # In a tuple, a reference stays one: each actor fetches the arguments once, and not with every batch.
+            self._job = _Job(self._jobs, factory, (ray.put(arguments),))
+            yield from self._results(batches, total, progress)
+            self._job = None
         except BaseException:
             self.close()  # with what the actors are still working on
             raise
 
+    @property
+    def started(self) -> bool:
+        """Whether it has an actor."""
+        return bool(self._load)
+
     def apply(self, function: Callable[[Batch], Result], batches: Counted[Batch]) -> Iterator[Result]:
-        """Apply a function to batches, as `map` does; it can be pickled."""
+        """Apply a function, which must be one that can be pickled, to batches; as `map`."""
         return self.map(batches, len(batches), _as_it_is, {"function": function})
 
     def _results(
         self,
-        batches: Iterable[Batch],
+        batches: Iterable[Any],
         total: int,
-        factory: Callable[..., Callable[[Batch], Result]],
-        arguments: dict[str, Any],
         progress: ProgressFunction | None,
-    ) -> Iterator[Result]:
-        self._job = _Job(self._jobs, factory, (ray.put(arguments),))
+    ) -> Iterator[Any]:
         waiting = enumerate(batches)
-        finished: dict[int, Result] = {}
+        finished: dict[int, Any] = {}
         following = done = 0
         for number, batch in islice(waiting, _IN_FLIGHT * min(self.size, total)):
             self._submit(number, batch)
@@ -393,10 +403,19 @@ class ActorPool:
 
     def close(self) -> None:
         """End all actors, also those that never started, and forget what they were working on."""
-        for actor in (*self._load, *self._starting.values()):
-            ray.kill(actor)
+        actors = [*self._load, *self._starting.values()]
         for things in (self._queue, self._starting, self._load, self._running):
             things.clear()
+        self._job = None
+        for actor in actors:
+            ray.kill(actor)
+
+    def withdraw(self) -> None:
+        """No longer ask for the actors that have not started: until there is work again, a cluster need not grow."""
+        actors = list(self._starting.values())
+        self._starting.clear()
+        for actor in actors:
+            ray.kill(actor)
 
     def _greet(self, ready: Any) -> None:
         actor = self._starting.pop(ready)

@@ -59,6 +59,7 @@ def run(
     with ExitStack() as stack:
         context.driving = stack.enter_context(driving(store.url, submission_id()))
         store.sweep()
+        to_connect = True
         for stage in stages:
             mark = stage_fingerprint(stage, config, context.records)
             record = store.find(stage.name, mark)
@@ -67,8 +68,9 @@ def run(
                 if show_plan and stage.name in ASKING_STAGES and (ahead := _asking_ahead(stages, context)):
                     show_plan(_budget(context, ahead))
                     show_plan = None
-                if stage.name not in ("corpus", "report"):  # these two never need Ray
-                    _connect_once(stack, context)
+                if to_connect and stage.name not in ("corpus", "report"):  # these two never need Ray
+                    _connect(stack, context)
+                    to_connect = False
                 if stage.name not in _ON_TEXTS:
                     context.pool.close()  # others need the room
                 record = _run_stage(stage, context, mark)
@@ -167,7 +169,7 @@ def _finished(config: RunConfig, store: RunStore, records: Mapping[str, StageRec
     return {stage.name: done[stage.name] for stage in stages if stage.name in done}
 
 
-def _connect_once(stack: ExitStack, context: Context) -> None:
+def _connect(stack: ExitStack, context: Context) -> None:
     config = context.config
     engine: Sequence[Demand] = ()
     if isinstance(config.llm, VllmConfig):

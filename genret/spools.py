@@ -12,6 +12,8 @@ from genret.errors import InputError
 
 _ROWS_A_BLOCK = 65_536
 _BYTES_A_BLOCK = 8 << 20
+# A few rows may hold on to much more than themselves: to all that came with them from another process.
+_PARTS_A_BLOCK = 256
 
 
 class NoRoomError(InputError):
@@ -52,10 +54,12 @@ class Spool:
 
     def append(self, part: pa.Table) -> None:
         """Add rows. They are copied: the part is not kept for longer than it takes to fill a block."""
+        if not part.num_rows:
+            return
         self._pending.append(part)
         self._rows += part.num_rows
         self._bytes += part.nbytes
-        if self._rows >= _ROWS_A_BLOCK or self._bytes >= _BYTES_A_BLOCK:
+        if self._rows >= _ROWS_A_BLOCK or self._bytes >= _BYTES_A_BLOCK or len(self._pending) == _PARTS_A_BLOCK:
             self._flush()
 
     def _flush(self) -> None:

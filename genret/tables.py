@@ -161,10 +161,11 @@ def text_table(name: str, columns: Mapping[str, Sequence[str]]) -> pa.Table:
         OverflowError: A column has too much text.
     """
     schema = SCHEMAS[name]
-    return pa.table([_text_array(columns[column]) for column in schema.names], schema=schema)
+    return pa.table([text_array(columns[column]) for column in schema.names], schema=schema)
 
 
-def _text_array(texts: Sequence[str]) -> pa.StringArray:
+def text_array(texts: Sequence[str]) -> pa.StringArray:
+    """The array of some texts, made as `text_table` makes its columns; raises what it raises."""
     encoded = [text.encode() for text in texts]
     ends = np.cumsum([0, *map(len, encoded)])
     if ends[-1] > _MOST_BYTES:

@@ -22,7 +22,7 @@ from genret.llm.base import Engine, Request, Requests, pair_responses
 from genret.llm.completion import CompletionEngine
 from genret.llm.extractive import CorpusStatistics
 from genret.llm.http import HttpSender
-from genret.llm.pool import Known, PooledEngine
+from genret.llm.pool import KnownStatistics, PooledEngine
 from genret.tables import passages_to_table
 from genret.types import Passage
 from synthesis_parts.http_rows import server
@@ -110,6 +110,8 @@ def main() -> None:
     with connected(compute), TemporaryDirectory(prefix="genret-benchmark-") as folder:
         engine = _engine(name, url, slots, compute, folder)
         _consume(engine, 1000)  # what is loaded with the first prompts is there at any size
+        if isinstance(engine, PooledEngine):
+            engine.pool.close()  # what it takes to start actors is told too
         before, begun = own_memory(psutil.Process()), time.perf_counter()
         watch = Watch()
         watch.start()
@@ -125,7 +127,8 @@ def _engine(name: str, url: str, slots: int, compute: ComputeConfig, folder: str
         return CompletionEngine(sender, f"{folder}/journal", f"{folder}/scratch", lambda done, total: None)
     statistics = CorpusStatistics.fit(Passage(r.request_id, r.request_id, r.text) for r in requests(1000, 40))
     nothing = passages_to_table([])  # as they are counted already
-    return PooledEngine(ExtractiveConfig(), nothing, 0, ActorPool(compute), lambda done, total: None, Known(statistics))
+    known = KnownStatistics(statistics)
+    return PooledEngine(ExtractiveConfig(), nothing, 0, ActorPool(compute), lambda done, total: None, known)
 
 
 def _consume(engine: Engine, rows: int) -> None:

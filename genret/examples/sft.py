@@ -15,7 +15,7 @@ from genret.corpus.sentences import split_sentences
 from genret.errors import InputError
 from genret.parts import Counted, cut_table
 from genret.spools import Spool, take_rows
-from genret.tables import SCHEMAS, reject, table_from_rows
+from genret.tables import SCHEMAS, reject, text_array, text_table
 
 QUERY, CONTEXT = "query2id", "context2id"
 """Kinds of rows."""
@@ -28,7 +28,7 @@ _ROWS_A_PART = 65_536
 _CONTEXTS = pa.schema({"text": pa.string()})
 
 
-Spread = Callable[[Callable[[pa.Table], "Contexts"], Counted[pa.Table]], Iterable["Contexts"]]
+Apply = Callable[[Callable[[pa.Table], "Contexts"], Counted[pa.Table]], Iterable["Contexts"]]
 """Applies a function to parts of a table and gives what it returns, in their order: `map`, or something that has other
 processes do it."""
 
@@ -54,7 +54,7 @@ def build_sft_examples(
     identifiers: pa.Table,
     queries: pa.Table,
     seed: int,
-    spread: Spread = map,
+    apply: Apply = map,
 ) -> SftExamples:
     """Pair queries and passage texts with identifiers.
 
@@ -75,7 +75,7 @@ def build_sft_examples(
         identifiers: The `identifiers` table.
         queries: The `queries` table.
         seed: Seed of the order.
-        spread: Has the texts of passages cut.
+        apply: Has the texts of passages cut.
 
     Returns:
         The rows, and the passages without text.
@@ -83,7 +83,7 @@ def build_sft_examples(
     Raises:
         InputError: A query or a passage has no identifier.
     """
-    contexts, rejects = _contexts_of(config, passages, identifiers, spread)
+    contexts, rejects = _contexts_of(config, passages, identifiers, apply)
     rng = np.random.default_rng(seed)
     asked = _Prompts(queries.column("text"), _places(queries.column("passage_id"), identifiers, "queries"), QUERY)
     repeated = _with_repeats(config, queries, rng)
@@ -165,14 +165,14 @@ def annotated_rows(config: ExamplesConfig, n_synthetic: int, n_annotated: int) -
 
 
 def _contexts_of(
-    config: ExamplesConfig, passages: pa.Table, identifiers: pa.Table, spread: Spread
+    config: ExamplesConfig, passages: pa.Table, identifiers: pa.Table, apply: Apply
 ) -> tuple[_Prompts, pa.Table]:
     """The prompts of Context2ID, and the rejects."""
     texts, rejects = Spool(_CONTEXTS), Spool(SCHEMAS["rejects"])
     owners = _places(passages.column("passage_id"), identifiers, "passages")
     columns = passages.select(["passage_id", "title", "text"])
     counts: list[np.ndarray] = []
-    for contexts in spread(partial(cut_contexts, config), [] if config.context2id == "none" else cut_table(columns)):
+    for contexts in apply(partial(cut_contexts, config), [] if config.context2id == "none" else cut_table(columns)):
         texts.append(contexts.texts)
         counts.append(contexts.counts.copy())  # it may lie in the object store, with all of the part
         rejects.append(contexts.rejects)
@@ -208,15 +208,18 @@ def cut_contexts(config: ExamplesConfig, passages: pa.Table) -> Contexts:
     """
     texts: list[str] = []
     counts: list[int] = []
-    rejected = []
+    rejected: dict[str, list[str]] = {column: [] for column in SCHEMAS["rejects"].names}
     for passage_id, title, text in zip(*(column.to_pylist() for column in passages.columns), strict=True):
         own = _contexts(config, title, text)
         if not own:
-            rejected.append(reject("examples", passage_id, "no text to learn the identifier from"))
+            for column, value in reject("examples", passage_id, "no text to learn the identifier from").items():
+                rejected[column].append(value)
         counts.append(len(own))
         texts += own
     return Contexts(
-        pa.table([texts], schema=_CONTEXTS), np.array(counts, dtype=np.int32), table_from_rows("rejects", rejected)
+        pa.table([text_array(texts)], schema=_CONTEXTS),
+        np.array(counts, dtype=np.int32),
+        text_table("rejects", rejected),
     )
 
 

@@ -20,7 +20,7 @@ _COUNTS_AN_ACTOR = 8
 
 
 @dataclass
-class Known:
+class KnownStatistics:
     """The statistics of a corpus as soon as an engine has had them counted, for the next engine that works with it."""
 
     statistics: CorpusStatistics | None = None
@@ -47,7 +47,7 @@ class PooledEngine:
     seed: int
     pool: ActorPool
     progress: Callable[[int, int], None]
-    known: Known = field(default_factory=Known)
+    known: KnownStatistics = field(default_factory=KnownStatistics)
     name: str = "extractive"
 
     def generate(self, requests: Iterable[Request]) -> Iterator[Response]:
@@ -62,6 +62,7 @@ class PooledEngine:
             return
         arguments = {"config": self.config, "statistics": self._statistics(), "seed": self.seed, "work": work}
         yield from self.pool.map(parts, len(parts), open_extractive, arguments, self.progress)
+        self.pool.withdraw()
 
     def _statistics(self) -> CorpusStatistics:
         if self.known.statistics is None:

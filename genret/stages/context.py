@@ -12,7 +12,7 @@ from genret.cluster import ActorPool
 from genret.config import RunConfig
 from genret.installed import installed_versions
 from genret.leases import Driving
-from genret.llm.pool import Known
+from genret.llm.pool import KnownStatistics
 from genret.runs import RunStore, StageRecord, StageWriter
 
 _PACKAGES = ("ray", "torch", "transformers", "trl", "pyarrow", "bm25s", "sentence-transformers", "ir-measures")
@@ -51,7 +51,7 @@ class Context:
     records: dict[str, StageRecord] = field(default_factory=dict)
     mark: str = ""
     driving: Driving = field(default_factory=Driving)
-    known: Known = field(default_factory=Known)
+    known: KnownStatistics = field(default_factory=KnownStatistics)
 
     def table(self, stage: str, name: str) -> pa.Table:
         """A table that an earlier stage wrote."""
@@ -64,7 +64,7 @@ class Context:
 
     @cached_property
     def pool(self) -> ActorPool:
-        """The actors that work on texts: they stay from one stage to the next, until one closes it."""
+        """The actors that work on texts: they stay from one stage to the next, until the pipeline closes the pool."""
         return ActorPool(self.config.compute)
 
     def gather(self, name: str) -> pa.Table:

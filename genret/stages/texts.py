@@ -13,7 +13,7 @@ from genret import tables
 from genret.asking import needs_neighbours, related_requests
 from genret.corpus.prepare import prepare_corpus
 from genret.errors import InputError
-from genret.examples.sft import Spread, build_sft_examples
+from genret.examples.sft import Apply, build_sft_examples
 from genret.identifiers.build import build_identifiers
 from genret.llm.filters import Limits
 from genret.runs import StageWriter
@@ -87,7 +87,7 @@ def run_examples(context: Context, writer: StageWriter) -> dict[str, Any]:
         context.table("identifiers", "identifiers"),
         _training_queries(context),
         context.config.seed,
-        _spread(context),
+        _apply(context),
     )
     if not examples.rows:
         raise InputError(
@@ -99,9 +99,9 @@ def run_examples(context: Context, writer: StageWriter) -> dict[str, Any]:
     return {}
 
 
-def _spread(context: Context) -> Spread:
-    """Has actors work where there is more to do than it takes to start them."""
-    return map if context.passages.num_rows < _ROWS_FOR_ACTORS else context.pool.apply
+def _apply(context: Context) -> Apply:
+    """Has actors work where there are some, or where there is more to do than it takes to start them."""
+    return context.pool.apply if context.pool.started or context.passages.num_rows >= _ROWS_FOR_ACTORS else map
 
 
 def _training_queries(context: Context) -> pa.Table:

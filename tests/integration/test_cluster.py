@@ -3,10 +3,12 @@
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import ray
 from ray.cloudpickle import register_pickle_by_value
 from ray.exceptions import RayActorError
 
@@ -85,8 +87,14 @@ def refuse_odd(number: int) -> int:
     return number
 
 
-def test_actors_stay_for_one_function_after_another_until_the_pool_is_closed(cluster: None) -> None:
+@pytest.fixture
+def pool(cluster: None) -> Iterator[ActorPool]:
     pool = ActorPool(ComputeConfig(cpu_workers=2, cpus_a_worker=0.5))
+    yield pool
+    pool.close()
+
+
+def test_actors_stay_for_one_function_after_another_until_the_pool_is_closed(pool: ActorPool) -> None:
     first = set(pool.apply(process_of, range(20)))
     assert list(pool.map(range(9), 9, make_adder_of_one, {"amount": 1})) == list(range(1, 10))
     assert 1 <= len(first) <= 2 and os.getpid() not in first
@@ -94,27 +102,54 @@ def test_actors_stay_for_one_function_after_another_until_the_pool_is_closed(clu
     pool.close()
     pool.close()
     assert not first & set(pool.apply(process_of, range(20)))
-    pool.close()
 
 
-def test_a_pool_that_was_left_in_the_middle_or_failed_works_again(cluster: None) -> None:
-    pool = ActorPool(ComputeConfig(cpu_workers=2, cpus_a_worker=0.5))
+def test_a_pool_that_was_left_in_the_middle_works_again_with_other_actors(pool: ActorPool) -> None:
     left = pool.apply(process_of, range(20))
-    next(left)
+    first = next(left)
     left.close()
-    with pytest.raises(InputError, match="1: expected an even number"):
+    assert not pool.started
+    assert list(pool.apply(refuse_odd, range(0, 20, 2))) == list(range(0, 20, 2))
+    assert first not in set(pool.apply(process_of, range(20)))
+
+
+def test_a_pool_that_failed_works_again(pool: ActorPool) -> None:
+    with pytest.raises(InputError, match=r"\d: expected an even number"):
         list(pool.apply(refuse_odd, range(20)))
     assert list(pool.apply(refuse_odd, range(0, 20, 2))) == list(range(0, 20, 2))
+
+
+def test_two_functions_at_once_are_refused_and_do_no_harm(pool: ActorPool) -> None:
+    first = pool.apply(refuse_odd, range(0, 20, 2))
+    assert next(first) == 0
+    with pytest.raises(RuntimeError, match="one function after another"):
+        next(pool.apply(process_of, range(20)))
+    assert list(first) == list(range(2, 20, 2))
+
+
+def test_an_actor_that_died_between_two_functions_is_replaced(pool: ActorPool) -> None:
+    first = set(pool.apply(process_of, range(20)))
+    for process in first:
+        os.kill(process, signal.SIGKILL)
+    assert not first & set(pool.apply(process_of, range(20)))
+
+
+def test_actors_that_find_no_room_are_no_longer_asked_for(cluster: None) -> None:
+    pool = ActorPool(ComputeConfig(cpu_workers=3 * (os.cpu_count() or 1), cpus_a_worker=1.0))
+    assert list(pool.apply(refuse_odd, range(0, 100, 2))) == list(range(0, 100, 2))
+    assert waiting_actors()
+    pool.withdraw()
+    deadline = time.monotonic() + 30
+    while waiting_actors():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    assert list(pool.apply(refuse_odd, range(0, 100, 2))) == list(range(0, 100, 2))
     pool.close()
 
 
-def test_an_actor_that_died_between_two_functions_is_replaced(cluster: None) -> None:
-    pool = ActorPool(ComputeConfig(cpu_workers=1, cpus_a_worker=0.5))
-    (process,) = set(pool.apply(process_of, range(3)))
-    os.kill(process, signal.SIGKILL)
-    (other,) = set(pool.apply(process_of, range(3)))
-    assert other != process
-    pool.close()
+def waiting_actors() -> list[str]:
+    actors = ray._private.state.actors().items()
+    return [name for name, actor in actors if actor["State"] in ("DEPENDENCIES_UNREADY", "PENDING_CREATION")]
 
 
 def test_a_batch_whose_actor_is_killed_is_done_by_another(cluster: None, tmp_path: Path) -> None:

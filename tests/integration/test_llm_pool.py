@@ -13,7 +13,7 @@ from genret.examples.sft import build_sft_examples
 from genret.llm import pool
 from genret.llm.base import Request, Requests
 from genret.llm.extractive import CorpusStatistics, ExtractiveEngine
-from genret.llm.pool import Known, PooledEngine
+from genret.llm.pool import KnownStatistics, PooledEngine
 from genret.tables import iterate_passages, passages_to_table, table_from_rows
 from genret.types import Passage
 
@@ -44,10 +44,12 @@ def requests(corpus: pa.Table) -> Requests:
 
 
 @contextmanager
-def pooled(corpus: pa.Table, workers: int, known: Known) -> Iterator[PooledEngine]:
+def pooled(corpus: pa.Table, workers: int, known: KnownStatistics) -> Iterator[PooledEngine]:
     actors = ActorPool(ComputeConfig(cpu_workers=workers, cpus_a_worker=0.5))
-    yield PooledEngine(ExtractiveConfig(), corpus, 5, actors, lambda done, total: None, known)
-    actors.close()
+    try:
+        yield PooledEngine(ExtractiveConfig(), corpus, 5, actors, lambda done, total: None, known)
+    finally:
+        actors.close()
 
 
 @pytest.mark.parametrize("workers", [1, 2])
@@ -57,14 +59,14 @@ def test_actors_answer_as_one_engine_does(
     monkeypatch.setattr(pool, "_REQUESTS_A_BATCH", 7)
     monkeypatch.setattr(pool, "_LEAST_COUNTED", 9)
     alone = ExtractiveEngine(ExtractiveConfig(), CorpusStatistics.fit(iterate_passages(corpus)), 5)
-    with pooled(corpus, workers, Known()) as engine:
+    with pooled(corpus, workers, KnownStatistics()) as engine:
         assert list(engine.generate(requests)) == list(alone.generate(requests))
 
 
 def test_what_one_engine_had_counted_the_next_one_takes(
     cluster: None, corpus: pa.Table, requests: Requests, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    known = Known()
+    known = KnownStatistics()
     with pooled(corpus, 2, known) as engine:
         first = list(engine.generate(requests))
     assert known.statistics is not None
@@ -77,16 +79,19 @@ def test_actors_cut_contexts_as_this_process_does(
     cluster: None, corpus: pa.Table, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(parts, "rows_a_part", lambda rows: 7)
-    rows = ({"passage_id": f"p{n}", "identifier": f"harbour {n}", "source": "llm"} for n in range(corpus.num_rows))
-    given = (
-        ExamplesConfig(context_tokens=8),
-        corpus,
-        table_from_rows("identifiers", rows),
-        table_from_rows("queries", []),
-        5,
-    )
+    passages = pa.concat_tables([corpus, passages_to_table([Passage("empty", "empty", " ")])])
+    names = passages.column("passage_id").to_pylist()
+    rows = ({"passage_id": name, "identifier": f"harbour {name}", "source": "llm"} for name in names)
+    identifiers, queries = table_from_rows("identifiers", rows), table_from_rows("queries", [])
     actors = ActorPool(ComputeConfig(cpu_workers=2, cpus_a_worker=0.5))
-    here, there = build_sft_examples(*given), build_sft_examples(*given, actors.apply)
-    actors.close()
+    try:
+        here, there = (
+            build_sft_examples(ExamplesConfig(context_tokens=8), passages, identifiers, queries, 5, apply)
+            for apply in (map, actors.apply)
+        )
+    finally:
+        actors.close()
     assert pa.concat_tables(here.parts).equals(pa.concat_tables(there.parts))
     assert here.rows == there.rows > corpus.num_rows
+    assert here.rejects.equals(there.rejects)
+    assert here.rejects.column("input_id").to_pylist() == ["empty"]

@@ -10,7 +10,9 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
+import ray
 
+from genret.cluster import ActorPool
 from genret.config import load_config
 from genret.errors import InputError
 from genret.pipeline import run
@@ -187,6 +189,37 @@ def test_a_round_trip_drops_queries_and_says_which(
     kept = queries.column("query_id").to_pylist()
     assert kept and set(kept).isdisjoint(dropped)
     assert set(before.column("query_id").to_pylist()) - set(kept) <= set(dropped)
+
+
+class Watcher(Recorder):
+    """Keeps which actors of the pool live when stages begin."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.living: dict[str, set[str]] = {}
+
+    def stage_started(self, stage: str) -> None:
+        super().stage_started(stage)
+        if ray.is_initialized():
+            actors = ray._private.state.actors().items()
+            self.living[stage] = {
+                name for name, actor in actors if actor["ActorClassName"] == "_Worker" and actor["State"] == "ALIVE"
+            }
+
+
+def test_actors_stay_from_one_text_stage_to_the_next_and_no_longer(
+    tiny_settings: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    applied: list[str] = []
+    apply = ActorPool.apply
+    monkeypatch.setattr(
+        ActorPool, "apply", lambda pool, function, parts: applied.append("examples") or apply(pool, function, parts)
+    )
+    watcher = Watcher()
+    run(load_config("scratch-semantic", tiny_settings), RunStore(tmp_path / "run"), watcher, until="sft")
+    assert watcher.living["synthesis"] and watcher.living["synthesis"] == watcher.living["examples"]
+    assert applied == ["examples"]
+    assert not watcher.living["sft"]
 
 
 def test_what_a_training_worker_refuses_is_not_tried_again(

@@ -38,6 +38,16 @@ def test_it_takes_no_memory() -> None:
     assert pa.total_allocated_bytes() - before < 100_000
 
 
+@pytest.mark.parametrize("rows", [0, 1])
+def test_few_rows_of_many_parts_hold_on_to_few_of_them(rows: int) -> None:
+    before = pa.total_allocated_bytes()
+    spool = Spool(SCHEMA)
+    for _ in range(1000):
+        spool.append(part(*range(1000)).slice(0, rows))
+    assert pa.total_allocated_bytes() - before < 0.3 * 1000 * part(*range(1000)).nbytes
+    assert spool.table().num_rows == 1000 * rows
+
+
 def test_a_full_disk_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(spools.tempfile, "TemporaryFile", lambda prefix: FileIO("/dev/full", "r+"))
     with pytest.raises(NoRoomError, match=r"expected room for temporary files .*No space left"):
