@@ -7,7 +7,9 @@ recombination: each takes the title of one, and a sentence from each of a few ot
 workers, the pipeline runs up to `examples` with the engine `extractive` in a process of its own. Printed are seconds
 and rows a second and core of each stage, the greatest memory of the driver and of all processes together, how both grow
 from one number of rows to the next (1.0: in proportion), and how much faster more workers are: in the stages that
-they share, and in all. The driver works on the same cores. With more than one repeat, numbers of workers take turns,
+they share, and in all. The driver works on the same cores. Beside it stands what the machine has for so many
+processes: how many times as many requests they answer by themselves, without Ray and without a driver, as one does,
+which on cores that others share is less than their number. With more than one repeat, numbers of workers take turns,
 and the last table and what follows from it are of the medians of a stage's seconds.
 
 Memory is the proportional set size, so that what processes share counts once. Of it, anonymous memory (Pss_Anon) is
@@ -18,6 +20,7 @@ system wants them back, which it may at any time; anonymous pages are what a pro
 import argparse
 import json
 import math
+import multiprocessing
 import random
 import re
 import shutil
@@ -27,19 +30,23 @@ import sys
 import tempfile
 import time
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import islice, pairwise
 from pathlib import Path
+from typing import Any
 
 import psutil
 
-from genret.config import CorpusConfig
+from genret.config import CorpusConfig, ExtractiveConfig
 from genret.corpus.readers import read_corpus
 from genret.corpus.sentences import split_sentences
+from genret.llm.base import Request
+from genret.llm.extractive import CorpusStatistics, ExtractiveEngine, WordCounts
 from genret.runs import RunStore
 
 STAGES = ("corpus", "identifiers", "synthesis", "examples")
 POOLED = ("identifiers", "synthesis")
 _SENTENCES = 4
+_ALONE_ROWS, _ALONE_TURNS, _ALONE_REPEATS = 3_000, 8, 3
 
 
 @dataclass(frozen=True)
@@ -111,6 +118,41 @@ def median(repeats: list[Measurement]) -> Measurement:
     for m in repeats:
         driver, everything = driver.or_more(m.driver), everything.or_more(m.everything)
     return Measurement(repeats[0].rows, repeats[0].workers, seconds, driver, everything)
+
+
+def machine_times_faster(corpus: Path, workers: int) -> float:
+    """How much more requests so many processes answer by themselves in the same time than one: a median."""
+    ratios = []
+    for _ in range(_ALONE_REPEATS):
+        one, more = (_slowest_alone(corpus, processes) for processes in (1, workers))
+        ratios.append(workers * one / more)
+    return statistics.median(ratios)
+
+
+def _slowest_alone(corpus: Path, processes: int) -> float:
+    """Seconds that the slowest of some processes takes for the requests that each of them answers."""
+    context = multiprocessing.get_context("spawn")
+    together = context.Barrier(processes)
+    with context.Pool(processes, _share_barrier, (together,)) as pool:
+        return max(pool.map(_answer, [corpus] * processes, chunksize=1))
+
+
+def _share_barrier(together: Any) -> None:
+    global _together
+    _together = together
+
+
+def _answer(corpus: Path) -> float:
+    with corpus.open(encoding="utf-8") as file:
+        rows = [json.loads(line) for line in islice(file, _ALONE_ROWS)]
+    statistics_of_them = CorpusStatistics.of([WordCounts.of((row["title"], row["text"]) for row in rows)])
+    engine = ExtractiveEngine(ExtractiveConfig(), statistics_of_them, 0)
+    _together.wait()
+    begin = time.perf_counter()
+    for turn in range(_ALONE_TURNS):
+        for row in rows:
+            engine.respond(Request(f"{row['_id']}|{turn}", "chunk", 3, row["title"], row["text"]))
+    return time.perf_counter() - begin
 
 
 def _memory(pid: int) -> tuple[Memory, Memory]:
@@ -194,9 +236,12 @@ def main() -> None:
                     show(measured[-1:])
                     shutil.rmtree(run)
             measurements += map(median, repeats.values())
+            machine = {workers: machine_times_faster(corpus, workers) for workers in options.workers if workers > 1}
             corpus.unlink()
     print()
     show(measurements)
+    for workers, times in machine.items():
+        print(f"the machine: {workers} processes by themselves answer {times:.2f} times as many requests as one")
 
 
 if __name__ == "__main__":
