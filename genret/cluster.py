@@ -290,8 +290,8 @@ class ActorPool:
 
     They start with the first batches and stay for further functions, one after another, until the pool is closed;
     if it is used again, others start. Between two functions an actor keeps the last one, with all that belongs to it.
-    Batches go only to actors that have started: on a cluster without room for all
-    of them, those that run do all the work, and the others may never start.
+    Batches go only to actors that have started: on a cluster without room for all of them, those that run do all the
+    work, and the others may never start.
 
     Args:
         compute: Number of actors and the CPUs of each.
@@ -347,12 +347,7 @@ class ActorPool:
         """Apply a function, which must be one that can be pickled, to batches; as `map`."""
         return self.map(batches, len(batches), _as_it_is, {"function": function})
 
-    def _results(
-        self,
-        batches: Iterable[Any],
-        total: int,
-        progress: ProgressFunction | None,
-    ) -> Iterator[Any]:
+    def _results(self, batches: Iterable[Any], total: int, progress: ProgressFunction | None) -> Iterator[Any]:
         waiting = enumerate(batches)
         finished: dict[int, Any] = {}
         following = done = 0

@@ -23,7 +23,7 @@ from genret.stages.engines import COMPLETIONS
 _REVISION = 2
 # What keeps the parts of its work that are done, to go on from there.
 _RESUMED = frozenset({*TRAINED, "mining", "mining_2", "dense", "embedding", "base_embedding"})
-# Their actors stay from one to the next.
+# Stages whose actors stay from one to the next.
 _ON_TEXTS = frozenset({"identifiers", "synthesis", "examples"})
 
 
@@ -176,9 +176,8 @@ def _connect(stack: ExitStack, context: Context) -> None:
         from genret.llm.vllm import demands
 
         engine = demands(config.llm)
-    # Entering again while connected changes nothing: the first one, which started Ray, is left last.
     stack.enter_context(connected(config.compute, engine))
-    stack.callback(context.pool.close)
+    stack.callback(context.pool.close)  # before Ray ends
 
 
 def _asking_ahead(stages: Sequence[Stage], context: Context) -> tuple[str, ...]:
