@@ -26,7 +26,8 @@ for which exact search finds the ten best of brute force in double precision, fi
 order; "gap": the largest difference of two scores at the same rank. "expansions of exact": stretches of tokens that the
 model read for exact search behind the first choice, a query; "necessary choices": choices of the trie behind the first
 one, a query, that lead to an allowed identifier and score more than the tenth result, so that no exact search can leave
-them out. Over the trie an expansion is one choice, over the vocabulary it may be as little as a token."""
+them out. Over the trie an expansion is one choice, with those behind it that the filter decides; over the vocabulary it
+may be as little as a token."""
 
 MODEL = (2, 128, 2000)
 IDENTIFIERS = 5_000

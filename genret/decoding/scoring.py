@@ -68,6 +68,17 @@ class LeafFilter:
         below = [self._before[hi] > self._before[lo] for lo, hi in self.trie.leaf_intervals(child)]
         return np.logical_or.reduce(below)
 
+    def only_children(self, node: Ints) -> Ints:
+        """`[len(node)]`, the one child of each node that has an allowed leaf below it; -1 where there are others."""
+        first, count = self.trie.child_span(node)
+        child, owner = ranges(first, count), np.repeat(np.arange(len(node)), count)
+        allowed = self.children(child)
+        child, owner = child[allowed], owner[allowed]
+        only = np.full(len(node), -1)
+        single = (np.bincount(owner, minlength=len(node)) == 1)[owner]
+        only[owner[single]] = child[single]
+        return only
+
 
 class Scorer:
     """Scores under one model, trie and scoring. Reads the model's weights when it is made: make it anew after

@@ -9,8 +9,9 @@ Beam mode is token-synchronous, and equal to transformers' `generate` with `num_
 scoring): hypotheses of the same number of tokens compete for the width, of the best 2 * width candidates
 those that are complete and among the first `width` are results, and the first `width` others go on. What
 differs is the work: passes happen only where one is needed to choose, a pass reads forced tokens ahead, the end of an
-identifier that trie scoring forces is never read, and a query ends as soon as its k results are better than every open
-hypothesis. Equal scores come in the order of the sorted identifiers.
+identifier that trie scoring forces is never read, nodes at which a filter leaves one child are passed like forced
+tokens, and a query ends as soon as its k results are better than every open hypothesis. Equal scores come in the order
+of the sorted identifiers.
 
 Exact mode expands the best open hypotheses, several at once. Scores only fall along a path, so that when the k-th
 result is at least as good as the best open hypothesis the results are the true top k.
@@ -55,6 +56,8 @@ HYPOTHESIS = np.dtype(
         ("choice", np.int32),  # the place of the next choice, or else of the identifier's last token
         ("parent", np.int32),  # the expansion that read the tokens before `start`; -1 for none
         ("expansion", np.int32),  # its own, or -1 if it was not expanded
+        ("forced", np.int32),  # over the trie: how many forced nodes stand before `choice` and have no score yet
+        ("forced_end", np.int32),  # one past the last of them in the batch's list
     ]
 )
 
@@ -237,7 +240,7 @@ class _Expansions:
 
     Attributes:
         chain: float64 `[e, c]`, cumulative log-probabilities of the tokens after `start`: `chain[i, j]` is that
-            of the first `j`; the last column holds the sum of all that were read.
+            of the first `j`; the last column holds the sum of all that have a score.
         child_indptr: `[e + 1]`, into `child` and `logprob`.
         child: Positions in `Trie.child` of the children of the node that was reached.
         logprob: Their log-probabilities given the node.
@@ -249,14 +252,16 @@ class _Expansions:
     logprob: Floats
 
     @classmethod
-    def of(cls, scores: Scores, n_states: Ints, columns: int) -> "_Expansions":
-        """From the scores of each expansion's states, which stand one after the other."""
-        chain = np.zeros((len(n_states), columns))
-        expansion = np.repeat(np.arange(len(n_states)), n_states)
-        chain[expansion, 1 + ranges(np.zeros_like(n_states), n_states)] = scores.target
-        n_children = np.bincount(expansion[scores.owner], minlength=len(n_states))
+    def of(cls, scores: Scores, states: "_States", size: int, columns: int) -> "_Expansions":
+        """From the scores of the states of `size` expansions."""
+        chain = np.zeros((size, columns))
+        chain[states.expansion, states.place] = np.where(states.forced, -np.inf, scores.target)
+        forced = states.forced[scores.owner]
+        owner = scores.owner[forced]
+        chain[states.expansion[owner], states.place[owner]] = scores.logprob[forced]
+        n_children = np.bincount(states.expansion[scores.owner[~forced]], minlength=size)
         indptr = np.concatenate(([0], np.cumsum(n_children)))
-        return cls(np.cumsum(chain, axis=1), indptr, scores.child, scores.logprob)
+        return cls(np.cumsum(chain, axis=1), indptr, scores.child[~forced], scores.logprob[~forced])
 
     def extended(self, other: "_Expansions") -> "_Expansions":
         """These, followed by others."""
@@ -266,6 +271,25 @@ class _Expansions:
             np.concatenate((self.child, other.child)),
             np.concatenate((self.logprob, other.logprob)),
         )
+
+
+@dataclass(frozen=True)
+class _States:
+    """The states of expansions of which something is asked, `[s]`.
+
+    Attributes:
+        row: Their place among all states that the model gave.
+        expansion: Ascending: whose they are.
+        place: How many tokens stand from the expansion's `start`, without it, to the token that follows the state.
+        node: The node that the state stands at, or -1 if its children are not asked for.
+        forced: Whether the filter leaves only one child of the node: its score belongs to the stretch.
+    """
+
+    row: Ints
+    expansion: Ints
+    place: Ints
+    node: Ints
+    forced: npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
@@ -305,6 +329,9 @@ class _Batch:
         self.over_vocabulary = self.scorer.over_vocabulary
         self.size = len(prompts)
         self.expanded = np.zeros(self.size, dtype=np.int64)
+        # Nodes over the trie at which a filter leaves one child, and how many tokens stand before them; those that one
+        # hypothesis passes stand together, by rising place.
+        self.forced_node, self.forced_place = np.empty((2, 0), dtype=np.int64)
         # Columns of each expansion's tokens in the cache, by place in the identifier.
         self.paths = np.full((self.size, self.trie.max_length), -1, dtype=np.int32)
         self._decoder, self._prompts = search.decoder, prompts
@@ -325,8 +352,7 @@ class _Batch:
         self._look_ahead(roots)
         prefix = self.trie.read(roots["leaf"][:1], np.zeros(1, np.int64), roots["stop"][:1])
         self._session, states = self._decoder.begin(self._prompts, prefix)
-        n_states = np.full(self.size, states.shape[1])
-        return roots, self._score(roots, states.reshape(-1, states.shape[-1]), n_states)
+        return roots, self._score(roots, states.reshape(-1, states.shape[-1]))
 
     def choices(self, parents: Hypotheses, found: _Expansions, entry: Ints) -> _Choices:
         """What there is to choose from at the nodes that parents reached: children that are possible and allowed.
@@ -352,19 +378,45 @@ class _Batch:
         made = self.moved_on(parents, found, entry)[choices.parent]
         made["score"], made["target"] = choices.score, choices.target
         made["leaf"] = self.trie.leaf_intervals(choices.child)[0][0]
+        if self.leaf_filter is not None:
+            self._pass_forced_nodes(made, self.leaf_filter)
         self._look_ahead(made)
         return made
+
+    def _pass_forced_nodes(self, hypotheses: Hypotheses, leaf_filter: LeafFilter) -> None:
+        """Set `target` to the next node with a choice that the filter leaves; `leaf` and what is forced with it."""
+        member = np.flatnonzero(hypotheses["target"] >= 0)
+        members, nodes = [], []
+        while len(member):
+            node = hypotheses["target"][member]
+            child = leaf_filter.only_children(node)
+            member, node, child = member[child >= 0], node[child >= 0], child[child >= 0]
+            hypotheses["target"][member] = self.trie.child_targets(child)
+            hypotheses["leaf"][member] = self.trie.leaf_intervals(child)[0][0]
+            members.append(member)
+            nodes.append(node)
+            member = member[hypotheses["target"][member] >= 0]
+        if self.over_vocabulary or not members:
+            return
+        passing, passed = np.concatenate(members), np.concatenate(nodes)
+        sequence = np.argsort(passing, kind="stable")
+        hypotheses["forced"] = np.bincount(passing, minlength=len(hypotheses))
+        hypotheses["forced_end"] = len(self.forced_node) + np.cumsum(hypotheses["forced"])
+        self.forced_node = np.concatenate((self.forced_node, passed[sequence]))
+        self.forced_place = np.concatenate((self.forced_place, self.trie.depths(passed[sequence])))
 
     def moved_on(self, parents: Hypotheses, found: _Expansions, entry: Ints) -> Hypotheses:
         """Hypotheses from where expanded ones were read to; at a node, for want of the child's own score."""
         made = parents.copy()
         made["score"] += found.chain[entry, -1]
         made["start"], made["parent"], made["expansion"] = parents["stop"], parents["expansion"], -1
-        made["stop"] = made["choice"]
+        self._set_stop(made)
         return made
 
     def expand(self, hypotheses: Hypotheses, needed: Ints | None = None) -> _Expansions:
-        """Read hypotheses from `start` to their next choice, in one pass; over the vocabulary perhaps less far.
+        """Read hypotheses from `start` to their next choice, in one pass, or perhaps less far.
+
+        Less far only where that may spare work: over the vocabulary, and where a filter forces nodes on the way.
 
         Sets `stop`, and `expansion`, the numbers under which `parent` of later hypotheses refers to these.
 
@@ -373,7 +425,7 @@ class _Batch:
             needed: `[len(hypotheses)]`, tokens before this place are read in any case.
         """
         hypotheses["expansion"] = len(self.paths) + np.arange(len(hypotheses))
-        if self.over_vocabulary:
+        if self.over_vocabulary or self.leaf_filter is not None:
             hypotheses["stop"] = self._reading_ahead(hypotheses, needed)
         start = hypotheses["start"].astype(np.int64)
         length = hypotheses["stop"] - start
@@ -382,45 +434,93 @@ class _Batch:
         states = self._session.append(hypotheses["query"], start, length, tokens, paths)
         self.paths = np.concatenate((self.paths, paths))
         self.expanded += np.bincount(hypotheses["query"], minlength=self.size)
-        return self._score(hypotheses, states, length)
+        return self._score(hypotheses, states)
 
     def _reading_ahead(self, hypotheses: Hypotheses, needed: Ints | None) -> Ints:
         """How far to read: the most probable stretches to their ends while a pass has room, the others as needed.
 
         A part of a stretch beyond that would spare no pass: the rest takes one too.
         """
-        least = hypotheses["start"].astype(np.int64) + 1
+        most = hypotheses["choice"].astype(np.int64)
+        if self.over_vocabulary:
+            least = hypotheses["start"].astype(np.int64) + 1
+        else:
+            least = hypotheses["stop"].astype(np.int64)
+            # Behind the last forced node nothing is left to find out where a single leaf is below.
+            ending = hypotheses["target"] < 0
+            most[ending] = self.forced_place[hypotheses["forced_end"][ending] - 1]
         if needed is not None:
             least = np.maximum(least, needed)
-        least = np.minimum(hypotheses["choice"], least)
-        more = hypotheses["choice"] - least
+        least = np.minimum(most, least)
+        more = most - least
         sequence = np.argsort(-hypotheses["score"], kind="stable")
         room = self.tokens_per_pass - (least - hypotheses["start"]).sum()
         fits = np.empty(len(more), dtype=bool)
         fits[sequence] = np.cumsum(more[sequence]) <= room
-        return np.where(fits, hypotheses["choice"], least)
+        return np.where(fits, most, least)
 
     def _look_ahead(self, hypotheses: Hypotheses) -> None:
         """Set `choice`, and `stop` with it."""
         choice = self.trie.lengths(hypotheses["leaf"]) - 1
         inner = hypotheses["target"] >= 0
         choice[inner] = self.trie.depths(hypotheses["target"][inner])
-        hypotheses["choice"] = hypotheses["stop"] = choice
+        hypotheses["choice"] = choice
+        self._set_stop(hypotheses)
 
-    def _score(self, hypotheses: Hypotheses, states: torch.Tensor, n_states: Ints) -> _Expansions:
-        last = np.cumsum(n_states) - 1
-        at_node = (hypotheses["target"] >= 0) & (hypotheses["stop"] == hypotheses["choice"])
-        if not self.over_vocabulary:
-            # Forced tokens score 0: only the states at nodes count.
-            states, n_states, last = states[self._decoder.tensor(last)], np.ones_like(n_states), np.arange(len(last))
-        node = np.full(len(states), -1)
-        node[last] = np.where(at_node, hypotheses["target"], -1)
-        target = np.full(len(states), -1)
+    def _set_stop(self, hypotheses: Hypotheses) -> None:
+        """Set `stop` to where something is found out that the next hypotheses depend on: a forced node or `choice`."""
+        hypotheses["stop"] = hypotheses["choice"]
+        forced = np.flatnonzero(hypotheses["forced"])
+        if len(forced):
+            first = hypotheses["forced_end"][forced] - hypotheses["forced"][forced]
+            hypotheses["stop"][forced] = self.forced_place[first]
+
+    def _score(self, hypotheses: Hypotheses, states: torch.Tensor) -> _Expansions:
+        n_states = (hypotheses["stop"] - hypotheses["start"]).astype(np.int64)
+        asked = (
+            self._states_of_tokens(hypotheses, n_states)
+            if self.over_vocabulary
+            else self._states_at_nodes(hypotheses, n_states)
+        )
+        target = np.full(len(asked.row), -1)
         if self.over_vocabulary:
             following = self.trie.read(hypotheses["leaf"], hypotheses["start"] + 1, n_states)
-            target = np.where(node >= 0, -1, following)
-        scores = self.scorer.score(states, target, node, self.leaf_filter, self.limit)
-        return _Expansions.of(scores, n_states, self.trie.max_length + 1)
+            target = np.where(asked.node >= 0, -1, following)
+        elif len(asked.row) < len(states):
+            states = states[self._decoder.tensor(asked.row)]
+        scores = self.scorer.score(states, target, asked.node, self.leaf_filter, self.limit)
+        return _Expansions.of(scores, asked, len(hypotheses), self.trie.max_length + 1)
+
+    def _states_of_tokens(self, hypotheses: Hypotheses, n_states: Ints) -> _States:
+        """All states: each is asked for the token that follows, or at a node for the children."""
+        expansion = np.repeat(np.arange(len(hypotheses)), n_states)
+        node = np.full(len(expansion), -1)
+        at_node = (hypotheses["target"] >= 0) & (hypotheses["stop"] == hypotheses["choice"])
+        node[np.cumsum(n_states)[at_node] - 1] = hypotheses["target"][at_node]
+        place = 1 + ranges(np.zeros_like(n_states), n_states)
+        return _States(np.arange(len(expansion)), expansion, place, node, np.zeros(len(expansion), dtype=bool))
+
+    def _states_at_nodes(self, hypotheses: Hypotheses, n_states: Ints) -> _States:
+        """The states at nodes that were reached, forced ones among them: over the trie other tokens score 0.
+
+        Brings `forced` up to date.
+        """
+        at_node = np.flatnonzero((hypotheses["target"] >= 0) & (hypotheses["stop"] == hypotheses["choice"]))
+        count = hypotheses["forced"].astype(np.int64)
+        entry = ranges(hypotheses["forced_end"] - count, count)
+        owner = np.repeat(np.arange(len(hypotheses)), count)
+        reached = self.forced_place[entry] <= hypotheses["stop"][owner]
+        entry, owner = entry[reached], owner[reached]
+        hypotheses["forced"] -= np.bincount(owner, minlength=len(hypotheses)).astype(np.int32)
+
+        expansion = np.concatenate((owner, at_node))
+        sequence = np.argsort(expansion, kind="stable")
+        expansion = expansion[sequence]
+        node = np.concatenate((self.forced_node[entry], hypotheses["target"][at_node]))[sequence]
+        stop = np.concatenate((self.forced_place[entry], hypotheses["choice"][at_node]))[sequence]
+        place = stop - hypotheses["start"][expansion]
+        first = np.cumsum(n_states) - n_states
+        return _States(first[expansion] + place - 1, expansion, place, node, sequence < len(owner))
 
 
 @dataclass
@@ -529,7 +629,7 @@ def _finish(batch: _Batch, running: Hypotheses, found: _Expansions, results: _Re
 
     There are at most as many as the beam is wide, so that none can be pruned any more.
     """
-    is_open = _unread(batch, running) | (running["target"] >= 0)
+    is_open = _unread(batch, running) | (running["target"] >= 0) | (running["forced"] > 0)
     if batch.over_vocabulary:
         is_open |= running["stop"] < running["choice"]
     goes_on = np.zeros(batch.size, dtype=bool)
@@ -555,7 +655,8 @@ def _sure_threshold(batch: _Batch, running: Hypotheses, results: _Results, width
     score = np.full((batch.size, int(place.max(initial=0)) + 1), -np.inf)
     is_open = np.zeros(score.shape, dtype=bool)
     score[query, place] = running["score"]
-    is_open[query, place] = running["target"] >= 0
+    # At nodes that the filter forces a hypothesis loses score too, though it does not part.
+    is_open[query, place] = (running["target"] >= 0) | (running["forced"] > 0) | (running["expansion"] >= 0)
     with np.errstate(invalid="ignore"):
         # The margin is for rounding; beyond e^50 the number does not matter.
         ahead = np.floor(np.exp(np.minimum(score[:, None] - score[:, :, None], 50)) * (1 + 1e-9))
@@ -579,7 +680,7 @@ def _next_choice(batch: _Batch, running: Hypotheses) -> Ints:
 def _unread(batch: _Batch, running: Hypotheses) -> npt.NDArray[np.bool_]:
     """Hypotheses that the model has something to say about and was not asked: over the trie, not on forced ends."""
     unread = running["expansion"] < 0
-    return unread if batch.over_vocabulary else unread & (running["target"] >= 0)
+    return unread if batch.over_vocabulary else unread & ((running["target"] >= 0) | (running["forced"] > 0))
 
 
 def _step(
@@ -626,9 +727,8 @@ def _step(
 
 def _score_with(batch: _Batch, hypotheses: Hypotheses, place: Ints, found: _Expansions) -> Floats:
     """Scores of hypotheses up to and with the token at `place`, a forced one."""
-    if not batch.over_vocabulary:
-        return hypotheses["score"]
-    return hypotheses["score"] + found.chain[hypotheses["expansion"], place - hypotheses["start"]]
+    expansion = hypotheses["expansion"]
+    return hypotheses["score"] + np.where(expansion >= 0, found.chain[expansion, place - hypotheses["start"]], 0.0)
 
 
 class _Frontier:
@@ -714,6 +814,8 @@ def _absorb(batch: _Batch, hypotheses: Hypotheses, found: _Expansions, results: 
     at_node = (hypotheses["target"] >= 0) & (hypotheses["stop"] == hypotheses["choice"])
     moved = batch.moved_on(hypotheses[~at_node], found, entry[~at_node])
     done = (moved["target"] < 0) & (moved["start"] == moved["choice"])
+    if not batch.over_vocabulary:
+        done |= (moved["target"] < 0) & (moved["forced"] == 0)
     results.add(moved["query"][done], moved["leaf"][done], moved["score"][done])
     parents, entry = hypotheses[at_node], entry[at_node]
     choices = batch.choices(parents, found, entry)

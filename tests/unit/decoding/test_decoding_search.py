@@ -1,3 +1,4 @@
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -84,8 +85,10 @@ def some_prompts(*lengths: int, seed: int = 0) -> list[list[int]]:
 
 
 @torch.inference_mode()
-def brute_force(model: Any, identifiers: list[list[int]], prompt: list[int], how: scoring.Scoring) -> np.ndarray:
-    """Every identifier's score by teacher forcing over whole sequences, with sets of prefixes for a trie."""
+def scores_of_prefixes(
+    model: Any, identifiers: list[list[int]], prompt: list[int], how: scoring.Scoring
+) -> dict[tuple[int, ...], float]:
+    """The score of every prefix of the identifiers, by teacher forcing over whole sequences."""
     following: dict[tuple[int, ...], set[int]] = {}
     for tokens in identifiers:
         for depth, token in enumerate(tokens):
@@ -93,16 +96,32 @@ def brute_force(model: Any, identifiers: list[list[int]], prompt: list[int], how
     longest = max(map(len, identifiers))
     rows = [[*prompt, *tokens, *[0] * (longest - len(tokens))] for tokens in identifiers]
     logits = model(input_ids=torch.tensor(rows), use_cache=False).logits[:, len(prompt) - 1 :].double()
-    scores = np.zeros(len(identifiers))
+    scores = {(): 0.0}
     for row, tokens in enumerate(identifiers):
         for depth, token in enumerate(tokens):
-            here = logits[row, depth]
-            rivals = sorted(following[tuple(tokens[:depth])])
-            if how == "vocabulary":
-                scores[row] += float(here[token] - here.logsumexp(0))
-            elif len(rivals) > 1:
-                scores[row] += float(here[token] - here[rivals].logsumexp(0))
+            here, before = logits[row, depth], tuple(tokens[:depth])
+            rivals = here if how == "vocabulary" else here[sorted(following[before])]
+            # Over the trie a token without rivals is certain, whatever the model says.
+            own = 0.0 if len(rivals) == 1 else float(here[token] - rivals.logsumexp(0))
+            scores[(*before, token)] = scores[before] + own
     return scores
+
+
+def brute_force(model: Any, identifiers: list[list[int]], prompt: list[int], how: scoring.Scoring) -> np.ndarray:
+    """Every identifier's score by teacher forcing."""
+    scores = scores_of_prefixes(model, identifiers, prompt, how)
+    return np.array([scores[tuple(tokens)] for tokens in identifiers])
+
+
+def plain_beam(scores: dict[tuple[int, ...], float], allowed: list[list[int]], width: int) -> list[list[int]]:
+    """Beam search token by token over the allowed identifiers, given the scores of all prefixes: the best first."""
+    prefixes = {tuple(tokens[:length]) for tokens in allowed for length in range(1, len(tokens) + 1)}
+    beam, found = [()], []
+    while beam:
+        candidates = sorted((one for one in prefixes if one[:-1] in beam), key=lambda one: -scores[one])[: 2 * width]
+        found += [one for one in candidates[:width] if one[-1] == END]
+        beam = [one for one in candidates if one[-1] != END][:width]
+    return [list(one) for one in sorted(found, key=lambda one: -scores[one])[:width]]
 
 
 def assert_top(result: SearchResult, scores: np.ndarray, k: int, tolerance: float = 1e-9) -> None:
@@ -310,7 +329,43 @@ def test_any_filter_is_a_filter_of_brute_force(
     narrow = finder.search(prompts, k=k, beam=1, allowed=allowed)
     for prompt, result, some in zip(prompts, found, narrow, strict=True):
         assert_top(result, np.where(allowed, brute_force(model, identifiers, prompt, how), -np.inf), k)
-        assert allowed[result.indices].all() and allowed[some.indices].all()
+        assert allowed[result.indices].all()
+        kept = [identifiers[index] for index in np.flatnonzero(allowed)]
+        scores = scores_of_prefixes(model, identifiers, prompt, how)
+        # After nothing but padding, which is embedded as zeros, all tokens are alike, and rounding decides which one
+        # stays in the beam.
+        assert not any(prompt) or [identifiers[index] for index in some.indices] == plain_beam(scores, kept, k)
+
+
+@pytest.mark.parametrize("width", [1, 4, 10])
+@pytest.mark.parametrize("share", [0.5, 0.1])
+@pytest.mark.parametrize("how", SCORINGS)
+def test_a_beam_under_a_filter_is_a_beam_over_what_it_allows(
+    model: Any, how: scoring.Scoring, share: float, width: int
+) -> None:
+    identifiers = some_identifiers(300)
+    allowed = np.random.default_rng(4).random(len(identifiers)) < share
+    kept = [identifiers[index] for index in np.flatnonzero(allowed)]
+    prompts = some_prompts(4, 2, 9)
+    finder = TrieSearch(model, Trie.from_sequences(identifiers), how)
+    found = finder.search(prompts, k=width, beam=width, allowed=allowed)
+    for prompt, result in zip(prompts, found, strict=True):
+        scores = scores_of_prefixes(model, identifiers, prompt, how)
+        expected = plain_beam(scores, kept, width)
+        assert [identifiers[index] for index in result.indices] == expected
+        np.testing.assert_allclose(result.scores, [scores[tuple(one)] for one in expected], atol=1e-9)
+
+
+@pytest.mark.parametrize("how", SCORINGS)
+def test_what_a_filter_forces_takes_one_pass(model: Any, monkeypatch: pytest.MonkeyPatch, how: scoring.Scoring) -> None:
+    # Four choices on every path, of which the filter leaves only the first one.
+    identifiers = [[*path, END] for path in itertools.product(range(3, 7), repeat=4)]
+    allowed = np.array([path[1] == path[2] == path[3] == 3 for path in identifiers])
+    finder = TrieSearch(model, Trie.from_sequences(identifiers), how)
+    rows = count_passes(monkeypatch)
+    (result,) = finder.search(some_prompts(4), k=4, beam=4, allowed=allowed)
+    assert len(rows) == 2 and result.expansions == 4
+    assert_top(result, np.where(allowed, brute_force(model, identifiers, some_prompts(4)[0], how), -np.inf), 4)
 
 
 def test_a_narrow_beam_stays_within_the_filter(model: Any) -> None:
