@@ -7,6 +7,7 @@ from typing import Any
 
 from decoding_parts.baselines import SCORINGS, WIDTH, GenerateSearch, MaskedBeamSearch, PrefixArrays, Scoring, agreement
 from decoding_parts.data import Identifiers, Shape, keyword_identifiers, prompts, random_model, shape
+from decoding_parts.passes import passes_alone
 from decoding_parts.settings import Settings
 from decoding_parts.tables import Table
 from decoding_parts.timing import Runs, interleave
@@ -21,7 +22,9 @@ number for the search, the masked beam search and `generate`); the three take tu
 dictionaries, with `renormalize_logits=True` for trie scoring. "masked" is a masked beam search with a trie in
 compressed sparse rows: prompts read once, all logits of all beams at every token, the cache put into its new order
 at every token. "same": queries with the same ten identifiers in the same order as the search's; "gap": the largest
-difference of two scores at the same rank. Identifiers are made of keywords and have 6 to 20 tokens."""
+difference of two scores at the same rank. "passes": the search's own forward passes alone, with the output layer
+where vocabulary scoring has it, and nothing else, in queries a second; "passes times": by `generate`'s, the most that
+a search with these passes can reach. Identifiers are made of keywords and have 6 to 20 tokens."""
 
 SIZES = ((2, 256), (12, 768))
 VOCABULARIES = (12_000, 32_000)
@@ -48,17 +51,22 @@ class Cell:
 
 
 class Sides:
-    """Three searches over the same identifiers with the same model."""
+    """Three searches over the same identifiers with the same model, and the passes of the first one alone."""
 
     def __init__(self, model: Any, identifiers: Identifiers, scoring: Scoring) -> None:
-        ours = TrieSearch(model, Trie.from_sequences(identifiers), scoring)
+        self.ours = TrieSearch(model, Trie.from_sequences(identifiers), scoring)
         masked = MaskedBeamSearch(model, PrefixArrays.build(identifiers), scoring)
         generate = GenerateSearch(model, identifiers, scoring)
         self.searches: dict[str, Callable[[Prompts], Sequence[Any]]] = {
-            "search": lambda queries: ours.search(queries, k=WIDTH, beam=WIDTH),
+            "search": lambda queries: self.ours.search(queries, k=WIDTH, beam=WIDTH),
             "masked": masked.search,
             "generate": generate.search,
         }
+
+    def for_prompts(self, queries: Prompts) -> dict[str, Callable[[], Any]]:
+        """All sides, given the same prompts."""
+        sides = {name: _bound(search, queries) for name, search in self.searches.items()}
+        return {**sides, "passes": passes_alone(self.ours, sides["search"])}
 
 
 def run(settings: Settings) -> list[Table]:
@@ -88,8 +96,7 @@ def groups(settings: Settings) -> Iterator[list[Cell]]:
 
 def measure(table: Table, cell: Cell, sides: Sides, settings: Settings) -> None:
     """Add the row of a cell."""
-    queries = prompts(cell.batch, cell.size.vocabulary)
-    runs = interleave({name: _bound(search, queries) for name, search in sides.searches.items()}, settings.limits)
+    runs = interleave(sides.for_prompts(prompts(cell.batch, cell.size.vocabulary)), settings.limits)
     ours, masked, generate = runs["search"], runs["masked"], runs["generate"]
     with_masked, with_generate = (agreement(ours.answer, other.answer) for other in (masked, generate))
     table.add(
@@ -107,6 +114,8 @@ def measure(table: Table, cell: Cell, sides: Sides, settings: Settings) -> None:
         times_masked=masked.median / ours.median,
         same_as_masked=str(with_masked),
         gap_to_masked=with_masked.gap,
+        passes=_rate(cell, runs["passes"]),
+        passes_times=generate.median / runs["passes"].median,
         repeats="/".join(str(len(side.measured)) for side in (ours, masked, generate)),
     )
 

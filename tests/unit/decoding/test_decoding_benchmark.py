@@ -91,6 +91,28 @@ def test_necessary_passes_skip_depths_without_a_choice(part: Any) -> None:
     assert floor.necessary_passes(prefixes, queries, "vocabulary") == [floor.Pass(2, 3, 6), floor.Pass(1, 3, 3)]
 
 
+@pytest.mark.parametrize("scoring", SCORINGS)
+def test_passes_alone_are_those_of_the_search(part: Any, small: Any, scoring: Any) -> None:
+    model, identifiers, prompts = small
+    finder = TrieSearch(model, Trie.from_sequences(identifiers), scoring)
+    states = []
+    forward = finder.decoder.forward
+
+    def kept(*arguments: Any) -> torch.Tensor:
+        states.append(forward(*arguments))
+        return states[-1]
+
+    finder.decoder.forward = kept  # type: ignore[method-assign]
+    repeat = part("passes").passes_alone(finder, lambda: finder.search(prompts, k=3, mode="exact"))
+    of_search = states.copy()
+    for _ in range(2):
+        # Rows that are kept may be others, but those of the prompts come first, and all numbers are made.
+        again = repeat()
+        assert [found.shape for found in again] == [found.shape for found in of_search]
+        torch.testing.assert_close(again[0], of_search[0])
+        torch.testing.assert_close(again[1], of_search[1])
+
+
 def test_identifiers_at_scale_are_unique_and_part_at_four_places(part: Any) -> None:
     index = part("index")
     words = index.word_table(np.random.default_rng(0))

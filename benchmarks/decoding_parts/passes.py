@@ -1,0 +1,63 @@
+"""A search's own forward passes once more, without the search: what is left of its time if all else were free."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+from unittest import mock
+
+import torch
+
+from genret.decoding.packed import padded
+from genret.decoding.search import TrieSearch
+
+
+def passes_alone(search: TrieSearch, find: Callable[[], Any]) -> Callable[[], list[torch.Tensor]]:
+    """Search once, and make a function that repeats what the model did.
+
+    It has the same tokens, masks and places in the cache, the same packed weights, and under vocabulary scoring the
+    same products of the output layer with the states that were scored, but not the log-probabilities made of them. It
+    returns the states of each pass.
+
+    Args:
+        search: A search whose model's output layer is a linear one.
+        find: Searches with it.
+    """
+    passes: list[tuple[Any, ...]] = []
+    scored: list[torch.Tensor] = []
+    forward, score = search.decoder.forward, search.scorer.score
+
+    def passed(*arguments: Any) -> torch.Tensor:
+        passes.append(arguments)
+        return forward(*arguments)
+
+    def taken(states: torch.Tensor, *arguments: Any, **more: Any) -> Any:
+        scored.append(states)
+        return score(states, *arguments, **more)
+
+    with mock.patch.object(search.decoder, "forward", passed), mock.patch.object(search.scorer, "score", taken):
+        find()
+
+    def repeat() -> list[torch.Tensor]:
+        with search.decoder.evaluating():
+            _empty(passes[0][-1].layers)
+            states = []
+            for arguments, asked in zip(passes, scored, strict=True):
+                _keep_rows(arguments[-1])
+                states.append(forward(*arguments))
+                if search.scorer.over_vocabulary:
+                    for slab in search.decoder.slabs:
+                        slab(padded(asked))
+        return states
+
+    return repeat
+
+
+def _empty(layers: Sequence[Any]) -> None:
+    for layer in layers:
+        layer.keys = layer.values = torch.empty(0)
+
+
+def _keep_rows(current: Any) -> None:
+    """As a search forgets the rows of queries that are done; which ones is all the same to the time."""
+    for layer in current.layers:
+        if len(layer.keys) > current.rows:
+            layer.keep(torch.arange(current.rows, device=layer.keys.device))
