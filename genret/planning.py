@@ -493,8 +493,8 @@ def _search_memory(config: RunConfig, model: Model) -> float:
     weights = 4 * model.parameters
     if config.compute.gpus_a_worker:
         return weights
-    # All of the head is multiplied only where the vocabulary is scored.
-    head = (model.parameters - model.blocks) / 2 if config.sft.scoring == "vocabulary" else 0.0
+    # Over the vocabulary all of the head is multiplied, over the trie its rows of the identifiers' first tokens.
+    head = (model.parameters - model.blocks) / 2 if config.sft.scoring == "vocabulary" else model.read
     return weights + sum(4 * part for part in (model.blocks, head) if 4 * part <= LARGEST_COPY)
 
 

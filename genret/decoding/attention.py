@@ -260,7 +260,7 @@ class TreeDecoder:
         assert self.head is not None
         count = -(-self.head.out_features // SLAB) if self.device.type == "cpu" else 1
         size = -(-self.head.out_features // count)
-        packed = can_pack([self.head])
+        packed = can_pack([self.head.weight])
         return [Projections([self.head], packed, slice(at, at + size)) for at in range(0, size * count, size)]
 
     @contextmanager

@@ -34,8 +34,8 @@ class BareDecoder:
         """Take a decoder of which `is_bare` is true; its weights are copied only where that makes them faster."""
         self._embedding = decoder.embed_tokens.weight
         self._rotations = _Rotations(decoder.rotary_emb)
-        linears = [module for layer in decoder.layers for module in layer.modules() if type(module) is nn.Linear]
-        self._packed = can_pack(linears)
+        modules = [module for layer in decoder.layers for module in layer.modules()]
+        self._packed = can_pack([module.weight for module in modules if type(module) is nn.Linear])
         self._layers = [_Layer(layer, number, self._packed) for number, layer in enumerate(decoder.layers)]
         self._norm = decoder.norm
 

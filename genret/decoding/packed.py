@@ -1,4 +1,4 @@
-"""Linear layers with their weights laid out once for the CPU's matrix product.
+"""Matrices and linear layers with their weights laid out once for the CPU's matrix product.
 
 A pass of a search multiplies a few dozen states with each weight matrix. Where weights stand as the model has them, a
 product reads them in an order that does not suit it, or lays them out anew each time. oneDNN can lay them out once
@@ -6,7 +6,8 @@ product reads them in an order that does not suit it, or lays them out anew each
 product. The price is a copy of the weights.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -18,13 +19,12 @@ from genret.decoding.limits import LARGEST_COPY
 LEAST_STEP = 4
 
 
-def can_pack(linears: Sequence[nn.Linear]) -> bool:
+def can_pack(weights: Sequence[Tensor]) -> bool:
     """Whether weights can be laid out for oneDNN, and a copy is not too large: single precision on a CPU.
 
     `LARGEST_COPY` bounds what is asked for in one call: a model's layers and its head, asked for apart, may each have a
     copy as large.
     """
-    weights = [linear.weight for linear in linears]
     plain = all(weight.device.type == "cpu" and weight.dtype == torch.float32 for weight in weights)
     return plain and sum(weight.nbytes for weight in weights) <= LARGEST_COPY and _has_products()
 
@@ -48,6 +48,30 @@ def padded(states: Tensor) -> Tensor:
     return states if more == 0 else torch.cat((states, states.new_zeros(more, *states.shape[1:])))
 
 
+class PackedMatrix:
+    """A matrix of which `can_pack` is true, laid out. It does not follow changes of the matrix that it was made of."""
+
+    def __init__(self, rows: Tensor, bias: Tensor | None = None) -> None:
+        """Lay out a matrix.
+
+        Args:
+            rows: float32 `[out, width]`.
+            bias: float32 `[out]`, added to every product.
+        """
+        self._rows = torch.ops.mkldnn._reorder_linear_weight(rows.detach(), None)
+        self._bias = None if bias is None else bias.detach()
+
+    def __call__(self, states: Tensor) -> Tensor:
+        """The products of all rows with each of some states: float32 `[states, out]` for `[states, width]`."""
+        products: Tensor = torch.ops.mkldnn._linear_pointwise(padded(states), self._rows, self._bias, "none", [], "")
+        return products[: len(states)]
+
+
+def multiplication(rows: Tensor, bias: Tensor | None = None) -> Callable[[Tensor], Tensor]:
+    """What multiplies states with a matrix `[out, width]` that will not change: laid out, where that is possible."""
+    return PackedMatrix(rows, bias) if can_pack([rows]) else partial(nn.functional.linear, weight=rows, bias=bias)
+
+
 class Projections:
     """Linear layers that read the same states: one product of packed weights, or one each with weights as they are.
 
@@ -64,7 +88,7 @@ class Projections:
             rows: Which outputs of each layer are wanted; None for all.
         """
         self._linears, self._rows = linears, rows
-        self._packed: Tensor | None = None
+        self._packed: PackedMatrix | None = None
         if packed:
             self._pack()
 
@@ -75,7 +99,7 @@ class Projections:
             return outputs[0] if len(outputs) == 1 else torch.cat(outputs, -1)
         if self._seen != self._versions():
             self._pack()
-        return torch.ops.mkldnn._linear_pointwise(states, self._packed, self._bias, "none", [], "")
+        return self._packed(states)
 
     def _weights(self, linear: nn.Linear) -> tuple[Tensor, Tensor | None]:
         if self._rows is None:
@@ -85,12 +109,11 @@ class Projections:
     def _pack(self) -> None:
         self._seen = self._versions()
         weights, biases = zip(*map(self._weights, self._linears), strict=True)
-        self._bias = None
+        together = None
         if any(bias is not None for bias in biases):
             pairs = zip(weights, biases, strict=True)
-            self._bias = torch.cat([weight.new_zeros(len(weight)) if bias is None else bias for weight, bias in pairs])
-            self._bias = self._bias.detach()
-        self._packed = torch.ops.mkldnn._reorder_linear_weight(torch.cat(weights).detach(), None)
+            together = torch.cat([weight.new_zeros(len(weight)) if bias is None else bias for weight, bias in pairs])
+        self._packed = PackedMatrix(torch.cat(weights), together)
 
     def _versions(self) -> list[tuple[int, int]]:
         """Where the layers' weights are, and how often they were written to."""

@@ -1,5 +1,6 @@
 """Log-probabilities of the children of trie nodes, and of forced tokens, from a model's states."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
@@ -8,7 +9,7 @@ import numpy.typing as npt
 import torch
 
 from genret.decoding.attention import TreeDecoder
-from genret.decoding.packed import padded
+from genret.decoding.packed import multiplication, padded
 from genret.decoding.trie import IntArray, Paths, ranges
 from genret.errors import InputError
 
@@ -86,7 +87,7 @@ class Scorer:
     """
 
     def __init__(self, decoder: TreeDecoder, trie: Paths, scoring: Scoring) -> None:
-        """Prepare the rows of the output layer for the children of the root.
+        """Lay out the rows of the output layer for the children of the root.
 
         Args:
             decoder: The model.
@@ -109,9 +110,9 @@ class Scorer:
         self.dense = decoder.head is None
         # Sums of exponentials want single precision at least.
         self.dtype = torch.promote_types(decoder.dtype, torch.float32)
-        self._root_rows = None
+        self._root: Callable[[torch.Tensor], torch.Tensor] | None = None
         if not self.dense and trie.has_choice and len(trie.children(trie.root)[0]) > WIDE:
-            self._root_rows = self._rows(trie.root)
+            self._root = multiplication(*self._rows(trie.root))
 
     def score(
         self,
@@ -215,6 +216,12 @@ class Scorer:
         index = self.decoder.tensor(token)
         return head.weight.detach()[index], None if head.bias is None else head.bias.detach()[index]
 
+    def _products(self, states: torch.Tensor, node: int) -> torch.Tensor:
+        """Logits `[states, children]` of all children of a node."""
+        if self._root is not None and node == self.trie.root:
+            return self._root(states)
+        return torch.nn.functional.linear(states, *self._rows(node))
+
     def _narrow(self, states: torch.Tensor, owner: Ints, token: Ints) -> Floats:
         """Logits of `token[i]` after state `owner[i]`."""
         owner_index, token_index = self.decoder.tensor(owner), self.decoder.tensor(token)
@@ -244,8 +251,7 @@ class Scorer:
         if self.dense:
             raw = states[index[:, None], self.decoder.tensor(self.trie.children(node)[0])]
         else:
-            rows, bias = self._root_rows if node == self.trie.root and self._root_rows is not None else self._rows(node)
-            raw = torch.nn.functional.linear(states[index], rows, bias).to(self.dtype)
+            raw = self._products(states[index], node).to(self.dtype)
         if normaliser is not None:
             logprob = raw - self.decoder.tensor(normaliser[member])[:, None].to(raw.dtype)
         else:

@@ -1,6 +1,6 @@
 """Vectors in few bits, and exact search over them: every query is compared with every vector."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from genret.decoding.packed import multiplication
 from genret.errors import InputError
 from genret.training.machine import choose_device
 
@@ -20,8 +21,8 @@ VECTORS, SCALES = "vectors.npy", "scales.npy"
 _LARGEST_INT8 = 127
 # Vectors that are compared at a time: 64 MiB in 32 bits at 256 dimensions.
 _SEARCH_BLOCK = 65_536
-# An index of at most so many bytes in 32 bits stays like that after its first search; a larger one is converted anew
-# for every search.
+# An index of at most so many bytes in 32 bits is laid out for products in its first search and stays so; a larger one
+# is converted anew for every search.
 _MOST_KEPT = 64 << 20
 
 
@@ -78,7 +79,7 @@ class DenseIndex:
 
     def __init__(self, vectors: QuantisedVectors) -> None:
         self._vectors = vectors
-        self._kept: Tensor | None = None
+        self._kept: Callable[[Tensor], Tensor] | None = None
 
     def __len__(self) -> int:
         return len(self._vectors.values)
@@ -145,9 +146,7 @@ class DenseIndex:
         self.check_width(queries)
         device = choose_device()
         queries = queries.to(device, torch.float32)
-        found = [
-            _best_columns(queries @ vectors.T * scales, k, start) for start, vectors, scales in self._blocks(device)
-        ]
+        found = [_best_columns(products, k, start) for start, products in self._products(queries, device)]
         if not found:
             return [(np.empty(0, dtype=np.int64), np.empty(0, dtype=np.float32)) for _ in range(len(queries))]
         places, scores = (np.concatenate(parts, axis=1) for parts in zip(*found, strict=True))
@@ -157,21 +156,17 @@ class DenseIndex:
             places, scores = (np.take_along_axis(values, order, axis=1) for values in (places, scores))
         return list(zip(places, scores, strict=True))
 
-    def _blocks(self, device: str | torch.device) -> Iterator[tuple[int, Tensor, Tensor]]:
-        """The vectors in parts: the place of the first, the vectors in 32 bits, and their scales."""
+    def _products(self, queries: Tensor, device: str | torch.device) -> Iterator[tuple[int, Tensor]]:
+        """Inner products `(q, rows)` of queries with the vectors in parts, and the place of each part's first."""
+        if 0 < len(self) <= _SEARCH_BLOCK and 4 * self._vectors.values.size <= _MOST_KEPT:
+            if self._kept is None:
+                self._kept = multiplication(torch.from_numpy(self.rows(np.arange(len(self)))).to(device))
+            yield 0, self._kept(queries)
+            return
         for start in range(0, len(self), _SEARCH_BLOCK):
             block = slice(start, start + _SEARCH_BLOCK)
-            yield start, self._wide(block, device), torch.tensor(self._vectors.scales[block], device=device)
-
-    def _wide(self, block: slice, device: str | torch.device) -> Tensor:
-        """The vectors of a block in 32 bits, float32 `(rows, dimensions)`: kept ones, or made anew."""
-        whole = len(self) <= _SEARCH_BLOCK and 4 * self._vectors.values.size <= _MOST_KEPT
-        if whole and self._kept is not None:
-            return self._kept
-        vectors = torch.tensor(self._vectors.values[block], device=device).float()
-        if whole:
-            self._kept = vectors
-        return vectors
+            vectors = torch.tensor(self._vectors.values[block], device=device).float()
+            yield start, queries @ vectors.T * torch.tensor(self._vectors.scales[block], device=device)
 
 
 def _best_columns(products: Tensor, k: int, first: int) -> tuple[np.ndarray, np.ndarray]:

@@ -11,11 +11,11 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 
 from genret.decoding import attention, packed, scoring
 from genret.decoding.attention import TreeDecoder
-from genret.decoding.packed import Projections, can_pack, padded, rounded_up
+from genret.decoding.packed import PackedMatrix, Projections, can_pack, multiplication, padded, rounded_up
 from genret.decoding.search import TrieSearch
 from genret.decoding.trie import Trie
 
-PACKS = can_pack([nn.Linear(2, 2)])
+PACKS = can_pack([torch.zeros(2, 2)])
 needs_packing = pytest.mark.skipif(not PACKS, reason="this torch has no packed products")
 BOTH_WAYS = [pytest.param(True, marks=needs_packing), False]
 VOCABULARY = 64
@@ -72,10 +72,28 @@ def test_numbers_of_states_are_few_and_close() -> None:
 
 
 def test_only_single_precision_on_a_cpu_is_packed(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert not can_pack([nn.Linear(2, 2).double()]) and not can_pack([nn.Linear(2, 2).bfloat16()])
-    assert not can_pack([nn.Linear(2, 2), nn.Linear(2, 2, device="meta")])
+    weight = torch.zeros(2, 2)
+    assert not can_pack([weight.double()]) and not can_pack([weight.bfloat16()])
+    assert not can_pack([weight, weight.to("meta")])
+    weights = [linear.weight for linear in some_linears(False)]
     monkeypatch.setattr(packed, "LARGEST_COPY", 4 * 24 * 64 - 1)
-    assert not can_pack(some_linears(False)) and can_pack(some_linears(False)[:2]) == PACKS
+    assert not can_pack(weights) and can_pack(weights[:2]) == PACKS
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_a_matrix_is_multiplied_in_every_type(dtype: torch.dtype, bias: bool) -> None:
+    torch.manual_seed(0)
+    # Rows that do not stand one behind the other, as those of some tokens of a head.
+    rows, added = torch.randn(300, 24, dtype=dtype)[::3], torch.randn(100, dtype=dtype) if bias else None
+    multiply = multiplication(rows, added)
+    assert isinstance(multiply, PackedMatrix) == (PACKS and dtype == torch.float32)
+    for count in (0, 1, 3, 8, 33, 200):
+        states = torch.randn(count, 24, dtype=dtype)
+        expected = states.double() @ rows.double().T + (0 if added is None else added.double())
+        torch.testing.assert_close(
+            multiply(states).double(), expected, atol=1e-1 if dtype == torch.bfloat16 else 1e-4, rtol=1e-2
+        )
 
 
 def a_model() -> Any:
