@@ -186,10 +186,10 @@ def _signature(value: Any) -> str:
     # Many functions written in C tell no signature, and some classes fail in their own ways.
     except Exception:
         return ""
-    # Addresses and sets would differ from run to run.
-    if len(signature) > LONGEST_SIGNATURE or " at 0x" in signature or "{" in signature:
-        return "(...)"
-    return signature
+    # Addresses and sets would differ from run to run, and the place of Python (a default of `platform.architecture`)
+    # from folder to folder.
+    varies = any(part in signature for part in (" at 0x", "{", sys.executable, sys.prefix) if part)
+    return "(...)" if varies or len(signature) > LONGEST_SIGNATURE else signature
 
 
 def _is_alias(name: str, cls: type) -> bool:

@@ -2,6 +2,7 @@ import inspect
 import json
 import pydoc
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -94,7 +95,13 @@ def test_documents_are_many_sorted_and_differ(docs: PythonDocs) -> None:
     }
 
 
-def test_the_same_every_time(docs: PythonDocs) -> None:
+def test_the_same_every_time_and_wherever_python_is(
+    docs: PythonDocs, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    elsewhere = tmp_path / "a folder" / "python"
+    elsewhere.parent.mkdir()
+    elsewhere.symlink_to(sys.executable)
+    monkeypatch.setattr(sys, "executable", str(elsewhere))
     assert read_python_docs() == docs
 
 
