@@ -14,8 +14,8 @@ def passes_alone(search: TrieSearch, find: Callable[[], Any]) -> Callable[[], li
     """Search once, and make a function that repeats what the model did.
 
     It has the same tokens, masks and places in the cache, the same packed weights, and under vocabulary scoring the
-    same products of the output layer with the states that were scored, but not the log-probabilities made of them. It
-    returns the states of each pass.
+    same products of the output layer with the states that were scored, but not the log-probabilities made of them;
+    under trie scoring no output layer at all. It returns the states of each pass.
 
     Args:
         search: A search whose model's output layer is a linear one.

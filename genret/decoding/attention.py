@@ -500,6 +500,8 @@ class TreeSession:
     def _leave(self, query: Ints) -> None:
         """Take the rows of queries that are done out of the cache, once that spares enough."""
         present = np.unique(query)
+        if (self._row_of[present] < 0).any():
+            raise ValueError("a query that has left the batch cannot come back")
         if len(present) > KEEP_SHARE * len(self._prompt):
             return
         rows = self._row_of[present]

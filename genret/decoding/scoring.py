@@ -70,7 +70,7 @@ class LeafFilter:
         return np.logical_or.reduce(below)
 
     def only_children(self, node: Ints) -> Ints:
-        """`[len(node)]`, the one child of each node that has an allowed leaf below it; -1 where there are others."""
+        """`[len(node)]`, the one child of each node with an allowed leaf below it; -1 where there is not just one."""
         first, count = self.trie.child_span(node)
         child, owner = ranges(first, count), np.repeat(np.arange(len(node)), count)
         allowed = self.children(child)
@@ -87,7 +87,7 @@ class Scorer:
     """
 
     def __init__(self, decoder: TreeDecoder, trie: Paths, scoring: Scoring) -> None:
-        """Lay out the rows of the output layer for the children of the root.
+        """Lay out the rows of the output layer for the children of the root, over the trie.
 
         Args:
             decoder: The model.
@@ -111,7 +111,9 @@ class Scorer:
         # Sums of exponentials want single precision at least.
         self.dtype = torch.promote_types(decoder.dtype, torch.float32)
         self._root: Callable[[torch.Tensor], torch.Tensor] | None = None
-        if not self.dense and trie.has_choice and len(trie.children(trie.root)[0]) > WIDE:
+        # Over the vocabulary the whole head is laid out already.
+        laid_out = self.dense or self.over_vocabulary
+        if not laid_out and trie.has_choice and len(trie.children(trie.root)[0]) > WIDE:
             self._root = multiplication(*self._rows(trie.root))
 
     def score(

@@ -49,14 +49,14 @@ HYPOTHESIS = np.dtype(
     [
         ("score", np.float64),  # up to and with the token at `start`
         ("leaf", np.int64),  # a leaf below, to read tokens from
-        ("target", np.int64),  # the next node, or ~leaf if there is no choice left
+        ("target", np.int64),  # the next node with a choice that the filter leaves, or ~leaf if there is none left
         ("query", np.int32),
         ("start", np.int32),  # the place of the last token with a known score; -1 before the first
-        ("stop", np.int32),  # how far it is read, if it is expanded: tokens before this place
+        ("stop", np.int32),  # how far it is read: tokens before this place; before that, where it must be read to
         ("choice", np.int32),  # the place of the next choice, or else of the identifier's last token
         ("parent", np.int32),  # the expansion that read the tokens before `start`; -1 for none
         ("expansion", np.int32),  # its own, or -1 if it was not expanded
-        ("forced", np.int32),  # over the trie: how many forced nodes stand before `choice` and have no score yet
+        ("forced", np.int32),  # over the trie: how many forced nodes stand up to `choice` and have no score yet
         ("forced_end", np.int32),  # one past the last of them in the batch's list
     ]
 )
@@ -378,30 +378,40 @@ class _Batch:
         made = self.moved_on(parents, found, entry)[choices.parent]
         made["score"], made["target"] = choices.score, choices.target
         made["leaf"] = self.trie.leaf_intervals(choices.child)[0][0]
-        if self.leaf_filter is not None:
-            self._pass_forced_nodes(made, self.leaf_filter)
         self._look_ahead(made)
         return made
 
-    def _pass_forced_nodes(self, hypotheses: Hypotheses, leaf_filter: LeafFilter) -> None:
-        """Set `target` to the next node with a choice that the filter leaves; `leaf` and what is forced with it."""
-        member = np.flatnonzero(hypotheses["target"] >= 0)
-        members, nodes = [], []
+    def pass_forced_nodes(self, hypotheses: Hypotheses) -> None:
+        """Lead hypotheses that are about to be read on to the next node with a choice that the filter leaves."""
+        if self.leaf_filter is None:
+            return
+        member = np.flatnonzero(
+            (hypotheses["target"] >= 0) & (hypotheses["expansion"] < 0) & (hypotheses["forced"] == 0)
+        )
+        members, nodes = [member[:0]], [member[:0]]
         while len(member):
             node = hypotheses["target"][member]
-            child = leaf_filter.only_children(node)
+            child = self.leaf_filter.only_children(node)
             member, node, child = member[child >= 0], node[child >= 0], child[child >= 0]
             hypotheses["target"][member] = self.trie.child_targets(child)
             hypotheses["leaf"][member] = self.trie.leaf_intervals(child)[0][0]
             members.append(member)
             nodes.append(node)
             member = member[hypotheses["target"][member] >= 0]
-        if self.over_vocabulary or not members:
-            return
         passing, passed = np.concatenate(members), np.concatenate(nodes)
+        led_on = np.unique(passing)
+        if not self.over_vocabulary:
+            self._list_forced_nodes(hypotheses, passing, passed)
+        changed = hypotheses[led_on]
+        self._look_ahead(changed)
+        hypotheses[led_on] = changed
+
+    def _list_forced_nodes(self, hypotheses: Hypotheses, passing: Ints, passed: Ints) -> None:
+        """Note which nodes hypotheses (places among them) pass, level by level."""
         sequence = np.argsort(passing, kind="stable")
-        hypotheses["forced"] = np.bincount(passing, minlength=len(hypotheses))
-        hypotheses["forced_end"] = len(self.forced_node) + np.cumsum(hypotheses["forced"])
+        count = np.bincount(passing, minlength=len(hypotheses))
+        end = len(self.forced_node) + np.cumsum(count)
+        hypotheses["forced"][count > 0], hypotheses["forced_end"][count > 0] = count[count > 0], end[count > 0]
         self.forced_node = np.concatenate((self.forced_node, passed[sequence]))
         self.forced_place = np.concatenate((self.forced_place, self.trie.depths(passed[sequence])))
 
@@ -612,7 +622,11 @@ def _beam_search(batch: _Batch, k: int, width: int) -> list[SearchResult]:
             np.maximum.at(lost, running["query"], running["score"])
             break
         else:
-            running = running[running["score"] >= _sure_threshold(batch, running, results, width)[running["query"]]]
+            promising = running["score"] >= _sure_threshold(batch, running, results, width)[running["query"]]
+            if not promising.all():
+                # A query that now waits for nothing would miss the pass, and so lose its place in the cache.
+                running = running[promising]
+                continue
             unread = np.flatnonzero(_unread(batch, running))
             if len(unread) > batch.hypotheses_per_pass and not batch.over_vocabulary:
                 # Those of later places may be pruned before they are needed.
@@ -645,22 +659,23 @@ def _finish(batch: _Batch, running: Hypotheses, found: _Expansions, results: _Re
 def _sure_threshold(batch: _Batch, running: Hypotheses, results: _Results, width: int) -> Floats:
     """`[queries]`, a score that the k-th result of a beam search will at least have; -inf where that is not known.
 
-    Over the trie the score of a hypothesis with a single leaf is final. It becomes a result if no more than
-    `width - 1` others can ever be ahead of it. Probabilities only part along the trie: an open hypothesis with score s
-    has, at any depth, at most exp(s - S) descendants with a score of S or more.
+    Over the trie the score of a hypothesis with a single leaf is final once no forced node is left. It becomes a result
+    if no more than `width - 1` others can ever be ahead of it. Probabilities only part along the trie: an open
+    hypothesis with score s has, at any depth, at most exp(s - S) descendants with a score of S or more.
     """
     if batch.over_vocabulary:
         return results.threshold()
     query, place = running["query"], _rank_in_run(running["query"])
     score = np.full((batch.size, int(place.max(initial=0)) + 1), -np.inf)
-    is_open = np.zeros(score.shape, dtype=bool)
+    parts, is_open = np.zeros((2, *score.shape), dtype=bool)
     score[query, place] = running["score"]
+    parts[query, place] = running["target"] >= 0
     # At nodes that the filter forces a hypothesis loses score too, though it does not part.
     is_open[query, place] = (running["target"] >= 0) | (running["forced"] > 0) | (running["expansion"] >= 0)
     with np.errstate(invalid="ignore"):
         # The margin is for rounding; beyond e^50 the number does not matter.
         ahead = np.floor(np.exp(np.minimum(score[:, None] - score[:, :, None], 50)) * (1 + 1e-9))
-    ahead = np.where(is_open[:, None], ahead, np.minimum(ahead, 1))
+    ahead = np.where(parts[:, None], ahead, np.minimum(ahead, 1))
     # Every hypothesis counts itself, and free places, with a score of -inf, are nobody's rivals.
     sure = ~is_open & (np.nansum(ahead, axis=2) <= width) & (score > -np.inf)
     certain = results.copy()
@@ -722,7 +737,9 @@ def _step(
     gone = ~result & ~running
     np.maximum.at(lost, candidates["query"][gone], score[gone])
 
-    return candidates[running & (score > results.threshold()[candidates["query"]])]
+    survivors = candidates[running & (score > results.threshold()[candidates["query"]])]
+    batch.pass_forced_nodes(survivors)
+    return survivors
 
 
 def _score_with(batch: _Batch, hypotheses: Hypotheses, place: Ints, found: _Expansions) -> Floats:
@@ -795,7 +812,10 @@ def _best_first(batch: _Batch, k: int, at_once: int, max_expansions: int | None)
             break
         hypotheses = frontier.pop(count)
         if len(hypotheses):
-            found = batch.expand(hypotheses)
+            batch.pass_forced_nodes(hypotheses)
+            # Over the trie to their ends: there is little to read, and how much must not depend on the batch.
+            to_end = None if batch.over_vocabulary else hypotheses["choice"].astype(np.int64)
+            found = batch.expand(hypotheses, to_end)
     return results.results(batch.trie, results.threshold() >= frontier.best(), batch.expanded)
 
 

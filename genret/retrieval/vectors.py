@@ -79,7 +79,7 @@ class DenseIndex:
 
     def __init__(self, vectors: QuantisedVectors) -> None:
         self._vectors = vectors
-        self._kept: Callable[[Tensor], Tensor] | None = None
+        self._multiply: Callable[[Tensor], Tensor] | None = None
 
     def __len__(self) -> int:
         return len(self._vectors.values)
@@ -159,9 +159,9 @@ class DenseIndex:
     def _products(self, queries: Tensor, device: str | torch.device) -> Iterator[tuple[int, Tensor]]:
         """Inner products `(q, rows)` of queries with the vectors in parts, and the place of each part's first."""
         if 0 < len(self) <= _SEARCH_BLOCK and 4 * self._vectors.values.size <= _MOST_KEPT:
-            if self._kept is None:
-                self._kept = multiplication(torch.from_numpy(self.rows(np.arange(len(self)))).to(device))
-            yield 0, self._kept(queries)
+            if self._multiply is None:
+                self._multiply = multiplication(torch.from_numpy(self.rows(np.arange(len(self)))).to(device))
+            yield 0, self._multiply(queries)
             return
         for start in range(0, len(self), _SEARCH_BLOCK):
             block = slice(start, start + _SEARCH_BLOCK)

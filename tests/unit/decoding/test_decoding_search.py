@@ -337,23 +337,62 @@ def test_any_filter_is_a_filter_of_brute_force(
         assert not any(prompt) or [identifiers[index] for index in some.indices] == plain_beam(scores, kept, k)
 
 
-@pytest.mark.parametrize("width", [1, 4, 10])
+@pytest.mark.parametrize("tokens", [1, 32, 10_000])
+@pytest.mark.parametrize(("k", "width"), [(1, 1), (4, 4), (10, 10), (1, 10), (3, 10)])
 @pytest.mark.parametrize("share", [0.5, 0.1])
 @pytest.mark.parametrize("how", SCORINGS)
 def test_a_beam_under_a_filter_is_a_beam_over_what_it_allows(
-    model: Any, how: scoring.Scoring, share: float, width: int
+    model: Any, monkeypatch: pytest.MonkeyPatch, how: scoring.Scoring, share: float, k: int, width: int, tokens: int
 ) -> None:
+    monkeypatch.setitem(search.TOKENS_PER_PASS, "cpu", tokens)
     identifiers = some_identifiers(300)
     allowed = np.random.default_rng(4).random(len(identifiers)) < share
     kept = [identifiers[index] for index in np.flatnonzero(allowed)]
     prompts = some_prompts(4, 2, 9)
     finder = TrieSearch(model, Trie.from_sequences(identifiers), how)
-    found = finder.search(prompts, k=width, beam=width, allowed=allowed)
+    found = finder.search(prompts, k=k, beam=width, allowed=allowed)
     for prompt, result in zip(prompts, found, strict=True):
         scores = scores_of_prefixes(model, identifiers, prompt, how)
-        expected = plain_beam(scores, kept, width)
+        expected = plain_beam(scores, kept, width)[:k]
         assert [identifiers[index] for index in result.indices] == expected
         np.testing.assert_allclose(result.scores, [scores[tuple(one)] for one in expected], atol=1e-9)
+
+
+@pytest.mark.parametrize("mode", ["beam", "exact"])
+@pytest.mark.parametrize("how", SCORINGS)
+def test_a_filter_may_leave_one_child_of_many(
+    model: Any, monkeypatch: pytest.MonkeyPatch, how: scoring.Scoring, mode: search.Mode
+) -> None:
+    # All nodes count as wide, and are scored one at a time.
+    monkeypatch.setattr(scoring, "WIDE", 1)
+    identifiers, prompts = some_identifiers(150), some_prompts(4, 2)
+    allowed = np.random.default_rng(5).random(len(identifiers)) < 0.1
+    finder = TrieSearch(model, Trie.from_sequences(identifiers), how)
+    for prompt, result in zip(prompts, finder.search(prompts, k=9, mode=mode, beam=99, allowed=allowed), strict=True):
+        assert_top(result, np.where(allowed, brute_force(model, identifiers, prompt, how), -np.inf), 9)
+
+
+def test_a_query_without_a_pass_of_its_own_stays_in_the_batch(model: Any) -> None:
+    # Where few are wanted most hypotheses are soon out of the question: often all that a query waits for.
+    for seed in range(8):
+        finder = TrieSearch(model, Trie.from_sequences(some_identifiers(200, seed, tokens=range(3, 6))), "trie")
+        lengths = np.random.default_rng(seed).integers(1, 12, size=32)
+        prompts = some_prompts(*lengths.tolist(), seed=seed)
+        for k in (1, 2):
+            for prompt, result in zip(prompts, finder.search(prompts, k=k, beam=10), strict=True):
+                (alone,) = finder.search([prompt], k=k, beam=10)
+                assert result.indices.tolist() == alone.indices.tolist()
+                np.testing.assert_allclose(result.scores, alone.scores, atol=1e-9)
+
+
+def test_a_bounded_search_under_a_filter_does_not_depend_on_its_batch(model: Any) -> None:
+    identifiers, prompts = some_identifiers(300), some_prompts(*range(1, 17))
+    allowed = np.random.default_rng(6).random(len(identifiers)) < 0.1
+    finder = TrieSearch(model, Trie.from_sequences(identifiers), "trie")
+    bounds: dict[str, Any] = {"k": 10, "mode": "exact", "beam": 3, "max_expansions": 6, "allowed": allowed}
+    for prompt, result in zip(prompts, finder.search(prompts, **bounds), strict=True):
+        (alone,) = finder.search([prompt], **bounds)
+        assert result.expansions == alone.expansions and result.indices.tolist() == alone.indices.tolist()
 
 
 @pytest.mark.parametrize("how", SCORINGS)
@@ -600,10 +639,13 @@ def test_impossible_tokens_are_never_returned(how: scoring.Scoring, mode: search
         model.lm_head.bias[[4, 7]] = -torch.inf
     finder = TrieSearch(model, Trie.from_sequences(identifiers), how)
     scores = [brute_force(model, identifiers, prompt, how) for prompt in prompts]
-    for expected, result in zip(scores, finder.search(prompts, k=100, mode=mode), strict=True):
-        # Where every child of a node is impossible the reference is not a number.
-        assert_top(result, np.where(np.isnan(expected), -np.inf, expected), 100)
-        assert len(result.indices) < 80
+    for allowed in (None, np.random.default_rng(0).random(80) < 0.2):
+        found = finder.search(prompts, k=100, mode=mode, allowed=allowed)
+        for expected, result in zip(scores, found, strict=True):
+            # Where every child of a node is impossible the reference is not a number.
+            possible = ~np.isnan(expected) & (True if allowed is None else allowed)
+            assert_top(result, np.where(possible, expected, -np.inf), 100)
+            assert len(result.indices) < (80 if allowed is None else np.count_nonzero(allowed))
     with torch.no_grad():
         model.lm_head.bias[: VOCABULARY // 2] = -torch.inf
     for result in TrieSearch(model, Trie.from_sequences(identifiers), how).search(prompts, k=5, mode=mode):

@@ -60,7 +60,7 @@ def test_ties_rank_in_the_order_of_the_passages(numbers, k, block, most_kept) ->
                 by_score = sorted(range(len(numbers)), key=lambda place: (-numbers[place][column], place))
                 assert places.tolist() == by_score[:k]
                 assert scores.tolist() == [numbers[place][column] for place in by_score[:k]]
-    assert (index._kept is None) == (len(numbers) > block or not most_kept)
+    assert (index._multiply is None) == (len(numbers) > block or not most_kept)
 
 
 def test_an_empty_index_finds_nothing() -> None:
