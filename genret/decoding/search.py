@@ -145,7 +145,8 @@ class TrieSearch:
 
         Returns:
             A result a prompt. Fewer than k identifiers where fewer are allowed or have any probability, or
-            the search was stopped. A prompt's result does not depend on the other prompts, but for rounding.
+            the search was stopped. A prompt's result does not depend on the other prompts, but for rounding, and over
+            the vocabulary for how far a search comes under `max_expansions`: room to read ahead is shared.
 
         Raises:
             InputError: An argument out of range, or an empty or too long prompt; names it.
