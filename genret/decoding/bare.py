@@ -39,6 +39,12 @@ class BareDecoder:
         self._layers = [_Layer(layer, number, self._packed) for number, layer in enumerate(decoder.layers)]
         self._norm = decoder.norm
 
+    def follow(self) -> None:
+        """Lay out anew what training has changed since the last time."""
+        if self._packed:
+            for layer in self._layers:
+                layer.follow()
+
     def forward(self, ids: Tensor, positions: Tensor, attend: Attend) -> Tensor:
         """The last hidden states.
 
@@ -105,6 +111,11 @@ class _Layer:
         self._from_heads = Projections([attention.o_proj], packed)
         self._widen = Projections([feed_forward.gate_proj, feed_forward.up_proj], packed)
         self._narrow = Projections([feed_forward.down_proj], packed)
+
+    def follow(self) -> None:
+        """Lay out anew what has changed."""
+        for projections in (self._to_heads, self._from_heads, self._widen, self._narrow):
+            projections.follow()
 
     def forward(self, states: Tensor, rotation: Rotation, attend: Attend) -> Tensor:
         """States `[tokens, width]` after this layer, from those before it."""

@@ -44,7 +44,8 @@ def rounded_up(count: int) -> int:
 
 def padded(states: Tensor) -> Tensor:
     """States `[count, ...]` with zeros behind them, `[rounded_up(count), ...]`."""
-    more = rounded_up(len(states)) - len(states)
+    count = states.shape[0]  # `len` of a tensor takes several times as long
+    more = rounded_up(count) - count
     return states if more == 0 else torch.cat((states, states.new_zeros(more, *states.shape[1:])))
 
 
@@ -63,8 +64,9 @@ class PackedMatrix:
 
     def __call__(self, states: Tensor) -> Tensor:
         """The products of all rows with each of some states: float32 `[states, out]` for `[states, width]`."""
+        count = states.shape[0]
         products: Tensor = torch.ops.mkldnn._linear_pointwise(padded(states), self._rows, self._bias, "none", [], "")
-        return products[: len(states)]
+        return products if products.shape[0] == count else products[:count]
 
 
 def multiplication(rows: Tensor, bias: Tensor | None = None) -> Callable[[Tensor], Tensor]:
@@ -75,8 +77,8 @@ def multiplication(rows: Tensor, bias: Tensor | None = None) -> Callable[[Tensor
 class Projections:
     """Linear layers that read the same states: one product of packed weights, or one each with weights as they are.
 
-    Follows the weights when training changes them: when they are written to in place, or replaced. Writes through
-    `.data`, of which torch keeps no count, are not seen.
+    `follow` brings it up to date when training has changed the weights: where they were written to in place, or
+    replaced. Writes through `.data`, of which torch keeps no count, are not seen.
     """
 
     def __init__(self, linears: Sequence[nn.Linear], packed: bool, rows: slice | None = None) -> None:
@@ -97,9 +99,12 @@ class Projections:
         if self._packed is None:
             outputs = [nn.functional.linear(states, *self._weights(linear)) for linear in self._linears]
             return outputs[0] if len(outputs) == 1 else torch.cat(outputs, -1)
-        if self._seen != self._versions():
-            self._pack()
         return self._packed(states)
+
+    def follow(self) -> None:
+        """Lay weights out anew if they have changed. For once a search: to look takes as long as a small product."""
+        if self._packed is not None and self._seen != self._versions():
+            self._pack()
 
     def _weights(self, linear: nn.Linear) -> tuple[Tensor, Tensor | None]:
         if self._rows is None:

@@ -166,46 +166,67 @@ class Scorer:
     ) -> Scores:
         if self.dense:
             states = states.to(self.dtype)
-        normaliser = self._normaliser(states) if self.over_vocabulary else None
-        target_logprob = np.zeros(len(target))
         asked = np.flatnonzero(target >= 0)
-        target_logprob[asked] = self._narrow(states, asked, target[asked])
         first, count = np.zeros_like(node), np.zeros_like(node)
         standing = np.flatnonzero(node >= 0)
         first[standing], count[standing] = self.trie.child_span(node[standing])
+        wide = np.flatnonzero(count > WIDE)
+        normaliser, whole = self._normaliser(states, wide) if self.over_vocabulary else (None, None)
         narrow = np.flatnonzero((count > 0) & (count <= WIDE))
         child = ranges(first[narrow], count[narrow])
         owner = np.repeat(narrow, count[narrow])
-        logprob = self._narrow(states, owner, self.trie.child_tokens(child))
+        tokens = np.concatenate((target[asked], self.trie.child_tokens(child)))
+        logit = self._narrow(states, np.concatenate((asked, owner)), tokens)
+        target_logprob, logprob = np.zeros(len(target)), logit[len(asked) :]
         if normaliser is None:
             logprob = _log_softmax(logprob, count[narrow])
         else:
-            target_logprob[asked] -= normaliser[asked]
-            logprob -= normaliser[owner]
+            target_logprob[asked] = logit[: len(asked)] - normaliser[asked]
+            logprob = logprob - normaliser[owner]
         if leaf_filter is not None:
             logprob[~leaf_filter.children(child)] = -np.inf
         parts = [(owner, child, logprob)]
-        wide = np.flatnonzero(count > WIDE)
         for number in np.unique(node[wide]):
-            member = wide[node[wide] == number]
-            top, place = self._wide(states, member, int(number), normaliser, leaf_filter, limit)
+            row = np.flatnonzero(node[wide] == number)
+            member = wide[row]
+            if whole is None:
+                logits = self._child_logits(states, member, int(number))
+            else:
+                logits = self._picked(whole, row, int(number))
+            divisor = None if normaliser is None else normaliser[member]
+            top, place = self._wide(logits, int(number), divisor, leaf_filter, limit)
             parts.append((np.repeat(member, top.shape[1]), (first[member[0]] + place).ravel(), top.ravel()))
         return _collect(target_logprob, parts)
 
-    def _normaliser(self, states: torch.Tensor) -> Floats:
-        """`[s]`, the logarithm of the sum of exponentials of all logits: what vocabulary scoring divides by.
+    def _normaliser(self, states: torch.Tensor, kept: Ints) -> tuple[Floats, torch.Tensor | None]:
+        """What vocabulary scoring divides by: the logarithm of the sum of exponentials of all logits.
 
         The sum is made part by part of the vocabulary (after the online softmax of arXiv 1805.02867), so that logits
         that nobody asks for never leave the cache.
+
+        Args:
+            states: `[s, width]`.
+            kept: Ascending: states whose logits are asked for.
+
+        Returns:
+            `[s]`, and the logits `[len(kept), vocabulary]`, where these are made here and any are asked for.
         """
         if self.dense:
-            return _numbers(_numpy(states.logsumexp(-1)))
+            return _numbers(_numpy(states.logsumexp(-1))), None
         step = CACHED_STATES if states.device.type == "cpu" else max(1, CHUNK_ELEMENTS // self.decoder.vocabulary_size)
-        parts = [
-            torch.stack([_log_sum_exp(slab(some).to(self.dtype)) for slab in self.decoder.slabs]).logsumexp(0)
-            for some in padded(states).split(step)
-        ]
-        return _numbers(_numpy(torch.cat(parts)[: len(states)]))
+        sums, wanted = [], []
+        for number, some in enumerate(padded(states).split(step)):
+            index = self.decoder.tensor(kept[kept // step == number] - number * step)
+            parts, rows = [], []
+            for slab in self.decoder.slabs:
+                logits = slab(some).to(self.dtype)
+                parts.append(_log_sum_exp(logits))
+                if len(kept):
+                    rows.append(logits[index])
+            sums.append(torch.stack(parts).logsumexp(0))
+            if len(kept):
+                wanted.append(torch.cat(rows, 1))
+        return _numbers(_numpy(torch.cat(sums)[: len(states)])), torch.cat(wanted) if wanted else None
 
     def _rows(self, node: int) -> tuple[torch.Tensor, torch.Tensor | None]:
         """The output layer's rows and biases for a node's children: a view where they are contiguous."""
@@ -218,11 +239,18 @@ class Scorer:
         index = self.decoder.tensor(token)
         return head.weight.detach()[index], None if head.bias is None else head.bias.detach()[index]
 
-    def _products(self, states: torch.Tensor, node: int) -> torch.Tensor:
-        """Logits `[states, children]` of all children of a node."""
+    def _child_logits(self, states: torch.Tensor, row: Ints, node: int) -> torch.Tensor:
+        """Logits `[rows, children]` of all children of a node after some of the states."""
+        if self.dense:
+            return self._picked(states, row, node)
+        states = states[self.decoder.tensor(row)]
         if self._root is not None and node == self.trie.root:
             return self._root(states)
         return torch.nn.functional.linear(states, *self._rows(node))
+
+    def _picked(self, logits: torch.Tensor, row: Ints, node: int) -> torch.Tensor:
+        """Those of all children of a node, `[rows, children]`, from logits of all tokens."""
+        return logits[self.decoder.tensor(row)[:, None], self.decoder.tensor(self.trie.children(node)[0])]
 
     def _narrow(self, states: torch.Tensor, owner: Ints, token: Ints) -> Floats:
         """Logits of `token[i]` after state `owner[i]`."""
@@ -241,21 +269,16 @@ class Scorer:
 
     def _wide(
         self,
-        states: torch.Tensor,
-        member: Ints,
+        raw: torch.Tensor,
         node: int,
         normaliser: Floats | None,
         leaf_filter: LeafFilter | None,
         limit: int | None,
     ) -> tuple[Floats, Ints]:
-        """Of one node's children: log-probabilities and places among them, `[members, kept]`."""
-        index = self.decoder.tensor(member)
-        if self.dense:
-            raw = states[index[:, None], self.decoder.tensor(self.trie.children(node)[0])]
-        else:
-            raw = self._products(states[index], node).to(self.dtype)
+        """Of one node's children, from their logits: log-probabilities and places among them, `[states, kept]`."""
+        raw = raw.to(self.dtype)
         if normaliser is not None:
-            logprob = raw - self.decoder.tensor(normaliser[member])[:, None].to(raw.dtype)
+            logprob = raw - self.decoder.tensor(normaliser)[:, None].to(raw.dtype)
         else:
             # A softmax over nothing but -inf is not a number, but here only that no child is possible.
             logprob = torch.where(raw.isneginf(), raw, raw.log_softmax(-1))
@@ -302,7 +325,7 @@ def _collect(target: Floats, parts: list[tuple[Ints, Ints, Floats]]) -> Scores:
 
 def _numbers(found: Floats) -> Floats:
     """What was found, if it was made of numbers."""
-    if np.isnan(found).any() or np.isposinf(found).any():
+    if not (found < np.inf).all():  # False for what is not a number, too
         raise FloatingPointError("the model's logits hold NaN or +inf; expected numbers or -inf")
     return found
 

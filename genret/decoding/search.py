@@ -589,6 +589,11 @@ class _Results:
         ]
 
 
+def _joined(*parts: Hypotheses) -> Hypotheses:
+    # Of arrays with fields numpy finds out their common type in Python, unless it is told.
+    return np.concatenate(parts, dtype=HYPOTHESIS)
+
+
 def _ranking(query: Ints, score: Floats, leaf: Ints) -> tuple[Ints, Ints]:
     """The order by query, falling score and leaf, and each one's 0-based rank in its query."""
     sequence = np.lexsort((leaf, -score, query))
@@ -617,7 +622,7 @@ def _beam_search(batch: _Batch, k: int, width: int) -> list[SearchResult]:
         if not waiting.all():
             ready = running[~waiting]
             survivors = _step(batch, ready, now[ready["query"]], found, results, lost, width)
-            running = np.concatenate((running[waiting], survivors))
+            running = _joined(running[waiting], survivors)
             running = running[np.argsort(running["query"], kind="stable")]
         elif batch.late():
             np.maximum.at(lost, running["query"], running["score"])
@@ -721,7 +726,7 @@ def _step(
     choices = batch.choices(parents, found, parents["expansion"])
     chosen = batch.children(parents, found, parents["expansion"], choices)
     moved = batch.moved_on(movers, found, movers["expansion"])
-    candidates = np.concatenate((others, chosen, moved))
+    candidates = _joined(others, chosen, moved)
     # Candidates are compared with the token at `now`, whatever else is known of them.
     score = np.concatenate((_score_with(batch, others, now[staying], found), chosen["score"], moved["score"]))
     place = np.concatenate((now[staying], chosen["start"], moved["start"]))
@@ -850,4 +855,4 @@ def _absorb(batch: _Batch, hypotheses: Hypotheses, found: _Expansions, results: 
     choices = choices.where(~complete)
     worth = choices.score > results.threshold()[parents["query"][choices.parent]]
     chosen = batch.children(parents, found, entry, choices.where(worth))
-    frontier.push(np.concatenate((moved[~done], chosen)))
+    frontier.push(_joined(moved[~done], chosen))

@@ -354,7 +354,9 @@ def ranges(starts: IntArray, lengths: IntArray) -> npt.NDArray[np.int64]:
     """
     lengths = np.asarray(lengths, dtype=np.int64)
     before = np.cumsum(lengths) - lengths
-    return np.repeat(np.asarray(starts, dtype=np.int64) - before, lengths) + np.arange(int(lengths.sum()))
+    numbers = np.repeat(np.asarray(starts, dtype=np.int64) - before, lengths)
+    numbers += np.arange(len(numbers))
+    return numbers
 
 
 def checked_input(

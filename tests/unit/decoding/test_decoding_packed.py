@@ -31,6 +31,7 @@ def farthest(projections: Projections, linears: list[nn.Linear], states: torch.T
     """The largest difference from the layers in double precision."""
     with torch.inference_mode():
         expected = torch.cat([deepcopy(linear).double()(states.double())[:, rows] for linear in linears], dim=1)
+        projections.follow()
         found = projections(states)
     assert found.shape == expected.shape
     return float((found - expected).abs().max())
