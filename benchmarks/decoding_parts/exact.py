@@ -14,7 +14,8 @@ from decoding_parts.brute import BruteForce, best
 from decoding_parts.data import keyword_identifiers, prompts, random_model, shape
 from decoding_parts.settings import Settings
 from decoding_parts.tables import Table
-from genret.decoding.search import Mode, SearchResult, TrieSearch
+from genret.decoding.results import SearchResult
+from genret.decoding.search import Mode, TrieSearch
 from genret.decoding.trie import Trie
 from genret.retrieval.names import GENERATIVE
 from genret.runs import RunStore

@@ -12,8 +12,9 @@ from genret.allocator import keep_freed_memory
 from genret.config import RetrievalConfig
 from genret.decoding.explain import token_log_probs
 from genret.decoding.overlay import GrownTrie
+from genret.decoding.results import SearchResult
 from genret.decoding.scoring import LeafFilter
-from genret.decoding.search import SearchResult, TrieSearch
+from genret.decoding.search import TrieSearch
 from genret.errors import InputError
 from genret.retrieval.base import BatchedRetriever
 from genret.threads import settle_vector_math

@@ -11,7 +11,8 @@ from transformers import MistralConfig
 
 from genret.decoding import scoring, search
 from genret.decoding.overlay import ARRAYS, GrownTrie
-from genret.decoding.search import SearchResult, TrieSearch
+from genret.decoding.results import SearchResult
+from genret.decoding.search import TrieSearch
 from genret.decoding.trie import Paths, Trie, flattened
 from genret.errors import InputError
 

@@ -21,8 +21,9 @@ from transformers import (
     Qwen3Config,
 )
 
-from genret.decoding import attention, scoring, search
-from genret.decoding.search import SearchResult, TrieSearch
+from genret.decoding import attention, hypotheses, scoring, search
+from genret.decoding.results import SearchResult
+from genret.decoding.search import TrieSearch
 from genret.decoding.trie import Trie
 from genret.errors import InputError
 
@@ -258,7 +259,7 @@ def test_reading_ahead_changes_the_work_and_not_the_result(
     prompts = some_prompts(2, 11, 5)
     results = []
     for tokens in (1, 20, 10_000):
-        monkeypatch.setitem(search.TOKENS_PER_PASS, "cpu", tokens)
+        monkeypatch.setitem(hypotheses.TOKENS_PER_PASS, "cpu", tokens)
         # Without a bound, exact mode takes room for more hypotheses first.
         results.append(finder.search(prompts, k=5, mode=mode, beam=5, max_expansions=10_000))
     for one, two, three in zip(*results, strict=True):
@@ -276,8 +277,8 @@ def test_a_long_search_takes_few_passes(model: Any, monkeypatch: pytest.MonkeyPa
     rows = count_passes(monkeypatch)
     passes, found = {}, {}
     for tokens in (1, 64):
-        monkeypatch.setitem(search.TOKENS_PER_PASS, "cpu", tokens)
-        monkeypatch.setitem(search.HYPOTHESES_PER_PASS, "cpu", tokens)
+        monkeypatch.setitem(hypotheses.TOKENS_PER_PASS, "cpu", tokens)
+        monkeypatch.setitem(hypotheses.HYPOTHESES_PER_PASS, "cpu", tokens)
         (found[tokens],) = finder.search(prompts, k=20, mode="exact", beam=2)
         passes[tokens] = len(rows)
         rows.clear()
@@ -344,7 +345,7 @@ def test_any_filter_is_a_filter_of_brute_force(
 def test_a_beam_under_a_filter_is_a_beam_over_what_it_allows(
     model: Any, monkeypatch: pytest.MonkeyPatch, how: scoring.Scoring, share: float, k: int, width: int, tokens: int
 ) -> None:
-    monkeypatch.setitem(search.TOKENS_PER_PASS, "cpu", tokens)
+    monkeypatch.setitem(hypotheses.TOKENS_PER_PASS, "cpu", tokens)
     identifiers = some_identifiers(300)
     allowed = np.random.default_rng(4).random(len(identifiers)) < share
     kept = [identifiers[index] for index in np.flatnonzero(allowed)]

@@ -1,0 +1,163 @@
+"""Beam search: hypotheses of the same number of tokens compete for the width."""
+
+import numpy as np
+import numpy.typing as npt
+
+from genret.decoding.hypotheses import Batch, Expansions, Hypotheses, joined
+from genret.decoding.results import Results, SearchResult, rank_in_run, ranking
+from genret.decoding.scoring import Floats, Ints
+
+
+def beam_search(batch: Batch, k: int, width: int) -> list[SearchResult]:
+    """The k best identifiers of each query by beam search, as `generate` of transformers would find them.
+
+    Args:
+        batch: The queries.
+        k: How many, at most `width`.
+        width: Hypotheses of a query that go on after each token.
+    """
+    running, found = batch.begin()
+    results = Results(batch.size, k)
+    # The best score of any hypothesis that fell out of a query's beam.
+    lost = np.full(batch.size, -np.inf)
+    while len(running := _finish(batch, running, found, results)):
+        # No hypothesis of a query has a choice before this place, so that none would be pruned on the way.
+        now = np.full(batch.size, np.iinfo(np.int32).max)
+        np.minimum.at(now, running["query"], running["stop"])
+        unknown = _unread(batch, running)
+        if not batch.over_vocabulary:
+            unknown &= running["stop"] == now[running["query"]]
+        waiting = np.bincount(running["query"], weights=unknown, minlength=batch.size)[running["query"]] > 0
+        if not waiting.all():
+            ready = running[~waiting]
+            survivors = _step(batch, ready, now[ready["query"]], found, results, lost, width)
+            running = joined(running[waiting], survivors)
+            running = running[np.argsort(running["query"], kind="stable")]
+        elif batch.late():
+            np.maximum.at(lost, running["query"], running["score"])
+            break
+        else:
+            promising = running["score"] >= _sure_threshold(batch, running, results, width)[running["query"]]
+            if not promising.all():
+                # A query that now waits for nothing would miss the pass, and so lose its place in the cache.
+                running = running[promising]
+                continue
+            unread = np.flatnonzero(_unread(batch, running))
+            if len(unread) > batch.hypotheses_per_pass and not batch.over_vocabulary:
+                # Those of later places may be pruned before they are needed.
+                unread = unread[running["stop"][unread] == now[running["query"][unread]]]
+            if len(unread):
+                expanding = running[unread]
+                found = found.extended(batch.expand(expanding, _next_choice(batch, running)[expanding["query"]]))
+                running[unread] = expanding
+    return results.results(batch.trie, results.threshold() >= lost, batch.expanded)
+
+
+def _finish(batch: Batch, running: Hypotheses, found: Expansions, results: Results) -> Hypotheses:
+    """Take out the queries whose hypotheses have no choice left and are read to their ends: all are results.
+
+    There are at most as many as the beam is wide, so that none can be pruned any more.
+    """
+    is_open = _unread(batch, running) | (running["target"] >= 0) | (running["forced"] > 0)
+    if batch.over_vocabulary:
+        is_open |= running["stop"] < running["choice"]
+    goes_on = np.zeros(batch.size, dtype=bool)
+    goes_on[running["query"][is_open]] = True
+    going_on = goes_on[running["query"]]
+    if not going_on.all():
+        done = running[~going_on]
+        score = _score_with(batch, done, done["choice"].astype(np.int64), found)
+        results.add(done["query"].astype(np.int64), done["leaf"], score)
+    return running[going_on]
+
+
+def _sure_threshold(batch: Batch, running: Hypotheses, results: Results, width: int) -> Floats:
+    """`[queries]`, a score that the k-th result of a beam search will at least have; -inf where that is not known.
+
+    Over the trie the score of a hypothesis with a single leaf is final once no forced node is left. It becomes a result
+    if no more than `width - 1` others can ever be ahead of it. Probabilities only part along the trie: an open
+    hypothesis with score s has, at any depth, at most exp(s - S) descendants with a score of S or more.
+    """
+    if batch.over_vocabulary:
+        return results.threshold()
+    query, place = running["query"], rank_in_run(running["query"])
+    score = np.full((batch.size, int(place.max(initial=0)) + 1), -np.inf)
+    parts, is_open = np.zeros((2, *score.shape), dtype=bool)
+    score[query, place] = running["score"]
+    parts[query, place] = running["target"] >= 0
+    # At nodes that the filter forces a hypothesis loses score too, though it does not part.
+    is_open[query, place] = (running["target"] >= 0) | (running["forced"] > 0) | (running["expansion"] >= 0)
+    with np.errstate(invalid="ignore"):
+        # The margin is for rounding; beyond e^50 the number does not matter.
+        ahead = np.floor(np.exp(np.minimum(score[:, None] - score[:, :, None], 50)) * (1 + 1e-9))
+    ahead = np.where(parts[:, None], ahead, np.minimum(ahead, 1))
+    # Every hypothesis counts itself, and free places, with a score of -inf, are nobody's rivals.
+    sure = ~is_open & (np.nansum(ahead, axis=2) <= width) & (score > -np.inf)
+    certain = results.copy()
+    owner, column = np.nonzero(sure)
+    certain.add(owner, np.zeros_like(owner), score[owner, column])
+    return certain.threshold()
+
+
+def _next_choice(batch: Batch, running: Hypotheses) -> Ints:
+    """`[queries]`, the first place where a hypothesis of the query has a choice: nothing can be pruned before it."""
+    place = np.full(batch.size, np.iinfo(np.int32).max, dtype=np.int64)
+    choosing = running["target"] >= 0
+    np.minimum.at(place, running["query"][choosing], running["choice"][choosing])
+    return place
+
+
+def _unread(batch: Batch, running: Hypotheses) -> npt.NDArray[np.bool_]:
+    """Hypotheses that the model has something to say about and was not asked: over the trie, not on forced ends."""
+    unread = running["expansion"] < 0
+    return unread if batch.over_vocabulary else unread & ((running["target"] >= 0) | (running["forced"] > 0))
+
+
+def _step(
+    batch: Batch,
+    ready: Hypotheses,
+    now: Ints,
+    found: Expansions,
+    results: Results,
+    lost: Floats,
+    width: int,
+) -> Hypotheses:
+    """Move the hypotheses of some queries on to the token at `now`, and prune.
+
+    Returns:
+        The hypotheses that go on. `results` and `lost` are brought up to date.
+    """
+    due = ready["stop"] == now
+    choosing = due & (ready["choice"] == now) & (ready["target"] >= 0)
+    moving = due & (ready["choice"] > now)
+    staying = ~choosing & ~moving
+    parents, movers, others = ready[choosing], ready[moving], ready[staying]
+    choices = batch.choices(parents, found, parents["expansion"])
+    chosen = batch.children(parents, found, parents["expansion"], choices)
+    moved = batch.moved_on(movers, found, movers["expansion"])
+    candidates = joined(others, chosen, moved)
+    # Candidates are compared with the token at `now`, whatever else is known of them.
+    score = np.concatenate((_score_with(batch, others, now[staying], found), chosen["score"], moved["score"]))
+    place = np.concatenate((now[staying], chosen["start"], moved["start"]))
+    complete = (candidates["target"] < 0) & (candidates["choice"] == place)
+
+    possible = np.flatnonzero(score > -np.inf)
+    sequence, rank = ranking(candidates["query"][possible], score[possible], candidates["leaf"][possible])
+    sequence = possible[sequence]
+    candidates, score, complete = candidates[sequence], score[sequence], complete[sequence]
+    result = complete & (rank < width)
+    results.add(candidates["query"][result], candidates["leaf"][result], score[result])
+    running = ~complete & (rank < 2 * width)
+    running[running] = rank_in_run(candidates["query"][running]) < width
+    gone = ~result & ~running
+    np.maximum.at(lost, candidates["query"][gone], score[gone])
+
+    survivors = candidates[running & (score > results.threshold()[candidates["query"]])]
+    batch.pass_forced_nodes(survivors)
+    return survivors
+
+
+def _score_with(batch: Batch, hypotheses: Hypotheses, place: Ints, found: Expansions) -> Floats:
+    """Scores of hypotheses up to and with the token at `place`, a forced one."""
+    expansion = hypotheses["expansion"]
+    return hypotheses["score"] + np.where(expansion >= 0, found.chain[expansion, place - hypotheses["start"]], 0.0)
