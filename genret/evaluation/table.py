@@ -82,19 +82,19 @@ def percent(value: float) -> str:
     return f"{100 * value:.1f}"
 
 
-def comparison_table(measures: pa.Table, intervals: bool = False, significance: pa.Table | None = None) -> Table:
+def comparison_table(measures: pa.Table, significance: pa.Table | None = None) -> Table:
     """Retrievers by measures, as a table for the terminal.
 
     Args:
         measures: Table `measures`.
-        intervals: Whether to add ± half the width of the confidence interval.
         significance: Table `significance` of the same retrievers, to mark those that differ from `BASELINE`.
 
     Returns:
-        Values in per cent with one decimal, the best of each measure in bold.
+        Values in per cent with one decimal, the best of each measure in bold; below each ± half its confidence
+        interval, as beside it there is no room on 80 columns.
     """
     comparison = Comparison.of(measures, significance)
-    caption = f"{_caption(comparison, intervals)}; the best in bold"
+    caption = f"{_caption(comparison)}; the best in bold"
     table = Table(
         title="Retrievers compared",
         caption=f"{caption}\n{comparison.legend}" if comparison.legend else caption,
@@ -105,33 +105,35 @@ def comparison_table(measures: pa.Table, intervals: bool = False, significance: 
         table.add_column(Text(measure), justify="right", no_wrap=True)
     for retriever in comparison.retrievers:
         cells = [
-            Text(
-                _cell(comparison, retriever, measure, intervals),
-                style="bold" if comparison.is_best(retriever, measure) else "",
+            Text("\n").join(
+                [
+                    Text(value, style="bold" if comparison.is_best(retriever, measure) else ""),
+                    Text(half, style="dim"),
+                ]
             )
             for measure in comparison.measures
+            for value, half in [_cell(comparison, retriever, measure)]
         ]
         # As Text, so that no square bracket in a name is read as markup.
         table.add_row(Text(retriever), *cells)
     return table
 
 
-def comparison_markdown(measures: pa.Table, intervals: bool = False, significance: pa.Table | None = None) -> str:
+def comparison_markdown(measures: pa.Table, significance: pa.Table | None = None) -> str:
     """Retrievers by measures, as a Markdown table that can also be read as it is.
 
     Args:
         measures: Table `measures`.
-        intervals: Whether to add ± half the width of the confidence interval.
         significance: Table `significance` of the same retrievers, to mark those that differ from `BASELINE`.
 
     Returns:
-        Lines of equal width, the best of each measure between two asterisks, and a line that names the unit and
-        the marks.
+        Lines of equal width, with ± half the confidence interval behind each value, the best of each measure between
+        two asterisks, and a line that names the unit and the marks.
     """
     comparison = Comparison.of(measures, significance)
     rows = [["retriever", *comparison.measures]]
     for retriever in comparison.retrievers:
-        cells = [_cell(comparison, retriever, measure, intervals) for measure in comparison.measures]
+        cells = [" ".join(_cell(comparison, retriever, measure)).rstrip() for measure in comparison.measures]
         rows.append(
             [
                 retriever.replace("|", "\\|"),
@@ -145,7 +147,7 @@ def comparison_markdown(measures: pa.Table, intervals: bool = False, significanc
     rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
     lines = [_line(row, widths) for row in (rows[0], rule, *rows[1:])]
     legend = f" {comparison.legend}." if comparison.legend else ""
-    return "\n".join([*lines, "", f"{_caption(comparison, intervals)}.{legend}"]) + "\n"
+    return "\n".join([*lines, "", f"{_caption(comparison)}.{legend}"]) + "\n"
 
 
 def _bold(cell: str) -> str:
@@ -160,19 +162,17 @@ def _line(cells: list[str], widths: list[int]) -> str:
     return f"| {' | '.join(padded)} |"
 
 
-def _cell(comparison: Comparison, retriever: str, measure: str, intervals: bool) -> str:
+def _cell(comparison: Comparison, retriever: str, measure: str) -> tuple[str, str]:
+    """A value with its mark, and half its interval."""
     row = comparison.cells.get((retriever, measure))
     if row is None:
-        return "–"
+        return "–", ""
     # A space where others of the column have a mark, so that the digits stand below each other.
-    marked = any(name == measure for _, name in comparison.marks)
-    mark = comparison.marks.get((retriever, measure), " " if marked else "")
-    if not intervals:
-        return f"{percent(row['value'])}{mark}"
-    return f"{percent(row['value'])}{mark} ± {percent((row['ci_high'] - row['ci_low']) / 2)}"
+    room = " " if any(name == measure for _, name in comparison.marks) else ""
+    mark = comparison.marks.get((retriever, measure), room)
+    return f"{percent(row['value'])}{mark}", f"±{percent((row['ci_high'] - row['ci_low']) / 2)}{room}"
 
 
-def _caption(comparison: Comparison, intervals: bool) -> str:
+def _caption(comparison: Comparison) -> str:
     noun = "query" if comparison.n_queries == 1 else "queries"
-    half = ", ± half the confidence interval" if intervals else ""
-    return f"Per cent{half}, {comparison.n_queries:,} {noun}"
+    return f"Per cent, ± half the confidence interval, {comparison.n_queries:,} {noun}"

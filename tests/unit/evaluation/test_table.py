@@ -48,12 +48,10 @@ TESTED = significance_of(
 )
 
 
-def shown(
-    measures: pa.Table, intervals: bool = False, colour: bool = False, significance: pa.Table | None = None
-) -> str:
+def shown(measures: pa.Table, colour: bool = False, significance: pa.Table | None = None) -> str:
     file = io.StringIO()
     console = Console(file=file, width=100, force_terminal=colour, color_system="standard" if colour else None)
-    console.print(comparison_table(measures, intervals, significance))
+    console.print(comparison_table(measures, significance))
     return file.getvalue()
 
 
@@ -65,12 +63,12 @@ def test_rows_are_retrievers_and_columns_measures() -> None:
 
 
 def test_unit_and_number_of_queries_are_named() -> None:
-    assert "Per cent, 1,234 queries; the best in bold" in " ".join(shown(measures_of(VALUES)).split())
+    words = " ".join(shown(measures_of(VALUES)).split())
+    assert "Per cent, ± half the confidence interval, 1,234 queries; the best in bold" in words
 
 
-def test_half_intervals_on_demand() -> None:
-    assert "61.3 ± 5.0" in shown(measures_of(VALUES), intervals=True)
-    assert "±" not in shown(measures_of(VALUES))
+def test_half_intervals_stand_below_the_values() -> None:
+    assert re.search(r"rpo +61\.3 +70\.0 *\n +±5\.0 +±5\.0 *\n +bm25", shown(measures_of(VALUES)))
 
 
 def test_the_best_and_what_looks_equal_to_it_are_bold() -> None:
@@ -91,16 +89,12 @@ def test_names_are_no_markup() -> None:
 
 def test_markdown() -> None:
     assert comparison_markdown(measures_of(VALUES)) == (
-        "| retriever |    HIT@1 |  NDCG@10 |\n"
-        "| --------- | -------: | -------: |\n"
-        "| rpo       | **61.3** | **70.0** |\n"
-        "| bm25      |     54.7 | **70.0** |\n"
+        "| retriever |         HIT@1 |       NDCG@10 |\n"
+        "| --------- | ------------: | ------------: |\n"
+        "| rpo       | **61.3 ±5.0** | **70.0 ±5.0** |\n"
+        "| bm25      |     54.7 ±5.0 | **70.0 ±5.0** |\n"
         "\n"
-        "Per cent, 1,234 queries.\n"
-    )
-    assert "**61.3 ± 5.0**" in comparison_markdown(measures_of(VALUES), intervals=True)
-    assert "Per cent, ± half the confidence interval, 1,234 queries." in comparison_markdown(
-        measures_of(VALUES), intervals=True
+        "Per cent, ± half the confidence interval, 1,234 queries.\n"
     )
 
 
@@ -115,35 +109,35 @@ def test_what_differs_from_the_baseline_is_marked() -> None:
 
 def test_marks_stand_behind_the_figures_with_a_legend() -> None:
     text = shown(measures_of(VALUES), significance=TESTED)
-    assert re.search(r"rpo +61\.3† +70\.0 *\n +bm25 +54\.7  +70\.0 *\n", text)
+    assert re.search(r"rpo +61\.3† +70\.0 *\n +±5\.0  +±5\.0 *\n +bm25 +54\.7  +70\.0 *\n", text)
     words = " ".join(text.split())
     assert "the best in bold † better than bm25 (p < 0.05 in a paired test with Holm's correction)" in words
-    assert "61.3† ± 5.0" in shown(measures_of(VALUES), intervals=True, significance=TESTED)
 
 
 def test_marks_in_markdown() -> None:
     best = measures_of(VALUES | {("bm25", "HIT@1"): 0.8})
     worse = significance_of(("HIT@1", "rpo", "bm25", -0.2, 0.001))
     assert comparison_markdown(best, significance=worse) == (
-        "| retriever |     HIT@1 |  NDCG@10 |\n"
-        "| --------- | --------: | -------: |\n"
-        "| rpo       |     61.3‡ | **70.0** |\n"
-        "| bm25      | **80.0**  | **70.0** |\n"
+        "| retriever |          HIT@1 |       NDCG@10 |\n"
+        "| --------- | -------------: | ------------: |\n"
+        "| rpo       |     61.3‡ ±5.0 | **70.0 ±5.0** |\n"
+        "| bm25      | **80.0  ±5.0** | **70.0 ±5.0** |\n"
         "\n"
-        "Per cent, 1,234 queries. ‡ worse than bm25 (p < 0.05 in a paired test with Holm's correction).\n"
+        "Per cent, ± half the confidence interval, 1,234 queries. "
+        "‡ worse than bm25 (p < 0.05 in a paired test with Holm's correction).\n"
     )
 
 
 def test_a_test_without_a_difference_says_so_and_no_test_says_nothing() -> None:
     even = significance_of(("HIT@1", "rpo", "bm25", 0.1, 0.2))
-    assert "No difference from bm25 is significant (p < 0.05" in comparison_markdown(measures_of(VALUES), False, even)
+    assert "No difference from bm25 is significant (p < 0.05" in comparison_markdown(measures_of(VALUES), even)
     others = significance_of(("HIT@1", "rpo", "sft", 0.1, 0.001))
     for significance in (None, others, significance_of()):
-        assert "p <" not in comparison_markdown(measures_of(VALUES), False, significance)
+        assert "p <" not in comparison_markdown(measures_of(VALUES), significance)
 
 
 def test_missing_measures_are_a_dash_and_no_measure_is_an_empty_table() -> None:
     partial = {key: value for key, value in VALUES.items() if key != ("bm25", "HIT@1")}
-    assert "| bm25      |        – |" in comparison_markdown(measures_of(partial))
+    assert "| bm25      |             – |" in comparison_markdown(measures_of(partial))
     assert "0 queries" in comparison_markdown(measures_of({}))
     assert "retriever" in shown(measures_of({}))
