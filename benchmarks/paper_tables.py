@@ -11,13 +11,14 @@ N is 2 to 8, or 11.
   not have in it, scifact among them.
 - paper: the paper's models and settings: the presets multihop-rag, allsides, agnews and nq; one run, as in the paper.
   Expects the corpora under --data in the BEIR layout, in folders of the same names, GPUs, and a model hub. Table 6
-  compares two engines: what stands for docT5query is given by --engine, as the `llm` section.
+  compares two engines: what stands for docT5query is given by --engine, as the `llm` section. A model of table 11
+  whose weights on the hub are pickles (Contriever) is read from what `genret convert` makes of it: --copy NAME=FOLDER.
 
 With --plan the grid is printed with what it takes, and nothing is run.
 
 Runs on one corpus share a folder, and so all stages that they have in common, in one table and between tables; what was
 run before is not run again. Prints a Markdown table for each corpus, means and standard deviations over the seeds, and
-where each effect of the paper is seen.
+where each effect of the paper is seen; keeps the same, every seed by itself, in a JSON file beside the run folders.
 """
 
 import argparse
@@ -69,8 +70,16 @@ def main() -> None:
                 "paper": {row.name: row.paper.get(corpus) for row in table.rows},
                 "minutes": minutes,
             }
-            if arguments.json is not None:
-                arguments.json.write_text(json.dumps(collected, indent=2) + "\n", encoding="utf-8")
+            keep(collected, arguments)
+
+
+def keep(collected: dict[str, object], arguments: argparse.Namespace) -> None:
+    """Write what was found so far."""
+    numbers = "-".join(map(str, arguments.table))
+    path = arguments.json or arguments.runs / f"tables-{numbers}-{arguments.scale}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(collected, indent=2) + "\n", encoding="utf-8")
+    print(f"kept in {path}", flush=True)
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -82,11 +91,15 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--datasets", nargs="+", choices=list(MEASURES), help="default: all that the paper has")
     parser.add_argument("--seeds", nargs="+", type=int, help="default: 0 1 2 at the scale cpu, else 0")
     parser.add_argument("--engine", help="table 6 at the scale paper: the other engine, {type: http, ...}")
-    parser.add_argument("--json", type=Path, metavar="FILE")
+    parser.add_argument("--copy", action="append", default=[], metavar="NAME=FOLDER", help="of a retriever's model")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="default: RUNS/tables-N-N-SCALE.json")
     parser.add_argument("--plan", action="store_true", help="print the grid, run nothing")
     parser.add_argument("--set", action="append", default=[], metavar="a.b=c", help="change all rows")
     arguments = parser.parse_args()
     arguments.seeds = arguments.seeds or SEEDS[arguments.scale]
+    if wrong := next((copy for copy in arguments.copy if "=" not in copy), None):
+        parser.error(f"--copy: expected NAME=FOLDER, found {wrong!r}")
+    arguments.copies = dict(copy.split("=", 1) for copy in arguments.copy)
     if arguments.scale == "paper" and SCIFACT in (arguments.datasets or ()):
         parser.error(f"--datasets: expected corpora of the paper at the scale paper, found {SCIFACT}")
     if arguments.scale == "paper" and 6 in arguments.table and not arguments.engine:

@@ -108,7 +108,10 @@ def differs(table: PaperTable, corpus: str, arguments: Namespace) -> bool:
 
 def configuration(table: PaperTable, row: Row, corpus: str, arguments: Namespace, seed: int) -> RunConfig:
     """The configuration of a row on a corpus."""
-    rows = [f"evaluation.measures=[{', '.join(measures_of(corpus))}]", *table.changes, *row.changes]
+    own = row.changes
+    for name, folder in arguments.copies.items():
+        own = tuple(change.replace(f"name: {name},", f"name: {folder},") for change in own)
+    rows = [f"evaluation.measures=[{', '.join(measures_of(corpus))}]", *table.changes, *own]
     if table.engines and row is table.rows[0]:
         rows.append(PLAIN_QUERIES if arguments.scale == "cpu" else f"llm={arguments.engine}")
     rows += [*arguments.set, f"seed={seed}"]

@@ -37,7 +37,18 @@ def printing(benchmarks) -> ModuleType:
 
 def arguments(data: Path, scale: str = "cpu", **changes) -> argparse.Namespace:
     engine = "{type: http, base_url: 'http://localhost/v1', model: docT5query}"
-    return argparse.Namespace(**{"scale": scale, "data": data, "set": [], "seeds": [0, 1], "engine": engine} | changes)
+    given = {"scale": scale, "data": data, "set": [], "seeds": [0, 1], "engine": engine, "copies": {}}
+    return argparse.Namespace(**given | changes)
+
+
+def test_a_copy_of_a_model_is_read_in_its_place(figures, grid, tmp_path) -> None:
+    table, name = figures.paper_table(11, "paper"), "facebook/contriever-msmarco"
+    copies = arguments(tmp_path, "paper", copies={name: "copies/contriever"})
+    found = grid.configurations(table, "nq", copies, 0)["contriever-msmarco"].dense
+    assert found.model.name == "copies/contriever" and found.model.family == "contriever"
+    assert found.max_tokens == 512 and found.epochs == 0
+    plain = grid.configurations(table, "nq", arguments(tmp_path, "paper"), 0)["contriever-msmarco"].dense
+    assert plain.model.name == name
 
 
 @pytest.mark.parametrize("scale", ["cpu", "paper"])
