@@ -78,14 +78,16 @@ class Client(asyncio.Protocol):
         if end < 0:
             return
         head = bytes(self._received[:end]).lower()
-        self._status = int(head[9:12])
+        self._status = head[9:12].decode()
+        if self._status in ("429", "503") and b"\r\nretry-after:" not in head:
+            self._status += " without Retry-After"
         begin = head.index(b"\r\ncontent-length:") + len(b"\r\ncontent-length:")
         self._body = end + 4
         self._length = self._body + int(head[begin:].split(b"\r\n", 1)[0])
 
     def _take(self) -> None:
-        self._seen.statuses[str(self._status)] += 1
-        if self._status == 200:
+        self._seen.statuses[self._status] += 1
+        if self._status == "200":
             self._seen.latencies.append(time.perf_counter() - self._begin)
             self._seen.bodies.append((self._number, bytes(self._received[self._body : self._length])))
             self._ask()
@@ -93,25 +95,27 @@ class Client(asyncio.Protocol):
             asyncio.get_running_loop().call_later(_PAUSE_SECONDS, self._ask)
 
 
-def encoded(host: str, retriever: str, query: str) -> bytes:
+def encoded(host: str, retriever: str, query: str, timeout: float = 30) -> bytes:
     """A request as it goes over the wire."""
-    body = json.dumps({"query": query, "k": K, "retriever": retriever, "timeout": 30}).encode()
+    body = json.dumps({"query": query, "k": K, "retriever": retriever, "timeout": timeout}).encode()
     head = ("POST /v1/retrieve HTTP/1.1", f"host: {host}", "content-type: application/json")
     return "\r\n".join((*head, f"content-length: {len(body)}", "", "")).encode() + body
 
 
-def looked_into(seen: Seen, queries: Sequence[str]) -> dict[str, list[list[str]]]:
-    """The rankings that each query got, each kind once: more than one where answers differ.
+def looked_into(seen: Seen, queries: Sequence[str]) -> dict[str, list[list[tuple[str, float]]]]:
+    """The rankings that each query got, passages with scores, each kind once: more than one where answers differ.
 
     Raises:
-        ValueError: An answer is none of its query.
+        ValueError: An answer is none of its query, or its time was over.
     """
-    found: dict[str, list[list[str]]] = {}
+    found: dict[str, list[list[tuple[str, float]]]] = {}
     for number, body in seen.bodies:
         result = json.loads(body)["results"][0]
         if result["query"] != queries[number]:
             raise ValueError(f"expected the answer to {queries[number]!r}, found that to {result['query']!r}")
-        ranking = [hit["passage_id"] for hit in result["hits"]]
+        if result["timed_out"]:
+            raise ValueError(f"expected an answer to {queries[number]!r} in time, found one that was cut off")
+        ranking = [(hit["passage_id"], hit["score"]) for hit in result["hits"]]
         rankings = found.setdefault(queries[number], [])
         if ranking not in rankings:
             rankings.append(ranking)
@@ -119,11 +123,11 @@ def looked_into(seen: Seen, queries: Sequence[str]) -> dict[str, list[list[str]]
 
 
 async def generate_load(
-    url: str, retriever: str, clients: int, seconds: float, queries: Sequence[str]
+    url: str, retriever: str, clients: int, seconds: float, queries: Sequence[str], timeout: float
 ) -> dict[str, Any]:
     """Have clients ask for some seconds: seconds it took, latencies in seconds, statuses, and rankings by query."""
     address = urlsplit(url)
-    requests = [encoded(address.netloc, retriever, query) for query in queries]
+    requests = [encoded(address.netloc, retriever, query, timeout) for query in queries]
     loop, seen, numbers = asyncio.get_running_loop(), Seen(), iter(range(10**9))
     begin = time.perf_counter()
 
