@@ -77,23 +77,49 @@ def kill(processes: list[psutil.Process]) -> None:
         process.kill()
 
 
+def check_few_failed(killed: float, answers: list[tuple[float, int, str, list[str]]]) -> None:
+    """At most 1 % of the answers from the kill until all must be back, and of all that were later none."""
+    during = [status for moment, status, _, _ in answers if killed <= moment <= killed + BACK_SECONDS]
+    late = [status for moment, status, _, _ in answers if moment > killed + BACK_SECONDS]
+    failed = [status for status in during if status != 200]
+    assert len(failed) <= 0.01 * len(during), (len(failed), len(during))
+    assert set(failed) <= {0, 503}
+    assert late and set(late) == {200}
+
+
+def replicas_ready(service: Service, retriever: str) -> int:
+    """How many replicas the service says that it can ask."""
+    found = service.call("GET", "/v1/retrievers").json()
+    return next(int(one["replicas"]) for one in found if one["name"] == retriever)
+
+
 def wrong(answers: list[tuple[float, int, str, list[str]]], expected: dict[str, list[str]]) -> list[object]:
     return [answer for answer in answers if answer[1] == 200 and answer[3] != expected[answer[2]]]
 
 
 def test_a_replica_dies_under_load(service: Service, expected: dict[str, list[str]]) -> None:
-    killed, answers = under_load(service, 25, 5, lambda: kill(service.replicas("sft")[:1]))
+    before = {process.pid for process in service.replicas("sft")}
+    back: list[float] = []
+
+    def kill_and_wait() -> None:
+        kill(service.replicas("sft")[:1])
+        begin = time.monotonic()
+        while time.monotonic() < begin + BACK_SECONDS and not back:
+            time.sleep(0.2)
+            new = {process.pid for process in service.replicas("sft")} - before
+            if new and replicas_ready(service, "sft") == 2:
+                back.append(time.monotonic() - begin)
+
+    waited, answers = under_load(service, 30, 5, kill_and_wait)
+    assert back, "not back in time"
     assert not wrong(answers, expected)
-    failed = [answer for answer in answers if answer[1] != 200]
-    assert len(failed) <= 0.01 * len(answers), (len(failed), len(answers))
-    assert {status for _, status, _, _ in failed} <= {503, 504}
-    assert time.monotonic() > killed + BACK_SECONDS and len(service.replicas("sft")) == 2, "not back in time"
+    check_few_failed(waited - back[0], answers)
 
 
 def test_all_replicas_of_a_model_die_under_load(service: Service, expected: dict[str, list[str]]) -> None:
     killed, answers = under_load(service, 30, 5, lambda: kill(service.replicas("sft")))
     assert not wrong(answers, expected)
-    assert {status for _, status, _, _ in answers} <= {200, 503, 504}
+    assert {status for _, status, _, _ in answers} <= {200, 503}
     late = [answer for answer in answers if answer[0] > killed + BACK_SECONDS]
     assert late and {status for _, status, _, _ in late} == {200}
     assert service.retrieve("water", retriever="bm25").status_code == 200
@@ -102,31 +128,34 @@ def test_all_replicas_of_a_model_die_under_load(service: Service, expected: dict
 def test_one_of_two_who_listen_dies_under_load(service: Service, expected: dict[str, list[str]]) -> None:
     killed, answers = under_load(service, 25, 5, lambda: kill(service.replicas("ingress")[:1]))
     assert not wrong(answers, expected)
-    failed = [answer for answer in answers if answer[1] != 200]
-    assert len(failed) <= 0.01 * len(answers), (len(failed), len(answers))
-    late = [answer for answer in answers if answer[0] > killed + BACK_SECONDS]
-    assert late and {status for _, status, _, _ in late} == {200}
+    check_few_failed(killed, answers)
     assert len(service.replicas("ingress")) == 2, "not back in time"
 
 
 def test_memory_is_flat_over_twenty_thousand_requests(service: Service) -> None:
-    def bear(number: int) -> None:
+    def answered(turn: int) -> int:
+        """Of one request; all differ, and there are more filters than a replica keeps."""
+        fields: dict[str, object] = {"retriever": ("bm25", "sft", "fusion")[turn % 3], "k": 1 + turn % 7}
+        if turn % 4 == 0:
+            fields["filter"] = {"field": "topic", "in": ["river", "oven", f"none{turn % 500}"]}
+        if turn % 6 == 1:
+            fields["explain"] = True
+        return service.retrieve(f"{QUERIES[turn % len(QUERIES)]} {turn}", **fields).status_code
+
+    def bear(turns: range) -> None:
         with ThreadPoolExecutor(CLIENTS) as pool:
-            answers = pool.map(
-                lambda turn: service.retrieve(QUERIES[turn % len(QUERIES)], retriever="bm25").status_code, range(number)
-            )
-            assert set(answers) == {200}
+            assert set(pool.map(answered, turns)) == {200}
 
     def private() -> dict[str, int]:
         return {
             f"{name} {number}": process.memory_full_info().uss
-            for name in ("ingress", "bm25", "versions")
+            for name in ("ingress", "bm25", "sft", "fusion", "versions")
             for number, process in enumerate(service.replicas(name))
         }
 
-    bear(4_000)
+    bear(range(6_000))
     before = private()
-    bear(20_000)
+    bear(range(6_000, 26_000))
     after = private()
     growth = {name: round((after[name] - before[name]) / MIB, 1) for name in before}
     assert max(growth.values()) < 16, growth
