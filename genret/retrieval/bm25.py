@@ -8,6 +8,7 @@ from collections.abc import Collection, Iterable, Sequence
 from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import bm25s
 import numpy as np
@@ -22,6 +23,7 @@ from genret.retrieval.base import BatchedRetriever
 from genret.tables import check_table
 from genret.types import Passage, ScoredPassage
 
+_Numbers = TypeVar("_Numbers", np.float64, npt.NDArray[np.float64])
 _WORD = re.compile(r"\w+")
 _SETTINGS_FILE = "retriever.json"
 _PASSAGE_IDS_FILE = "passage_ids.arrow"
@@ -74,6 +76,7 @@ class _Late:
         words: How often each has each word.
         lengths: How many words each has.
         mean_length: Words of a passage, in the mean over the index.
+        least_idf: What Okapi's idf is where it would be negative; see `_least_okapi_idf`.
         gone: bool `[rows of the index + added]`.
     """
 
@@ -81,6 +84,7 @@ class _Late:
     words: tuple[Counter[str], ...]
     lengths: tuple[int, ...]
     mean_length: float
+    least_idf: float
     gone: npt.NDArray[np.bool_]
 
 
@@ -105,6 +109,7 @@ class Bm25Retriever(BatchedRetriever):
         analyzer: WordAnalyzer,
         name: str,
         batch_size: int,
+        variant: str,
     ) -> None:
         """Wrap a finished index; `build` and `load` are the ways to get one.
 
@@ -114,9 +119,11 @@ class Bm25Retriever(BatchedRetriever):
             analyzer: What the passages were cut into words with.
             name: What the tables call this retriever.
             batch_size: Most queries analysed together.
+            variant: Whose scores the index holds, `lucene` or `okapi`.
         """
         super().__init__(name, batch_size)
         self._index = index
+        self._variant = variant
         self._passage_ids = passage_ids
         self._analyzer = analyzer
         self._late: _Late | None = None
@@ -127,7 +134,7 @@ class Bm25Retriever(BatchedRetriever):
 
         Args:
             passages: Table `passages`.
-            config: `language`, `stemming`, `k1`, `b` and `batch_size` count here.
+            config: `variant`, `language`, `stemming`, `k1`, `b` and `batch_size` count here.
             name: What the tables call this retriever.
 
         Raises:
@@ -151,7 +158,7 @@ class Bm25Retriever(BatchedRetriever):
         if config.variant == "okapi":
             _to_okapi(index.scores, len(documents), config.k1)
         passage_ids = pa.chunked_array([passages.column("passage_id").combine_chunks()])
-        return cls(index, passage_ids, analyzer, name, config.batch_size)
+        return cls(index, passage_ids, analyzer, name, config.batch_size, config.variant)
 
     def save(self, folder: Path) -> None:
         """Write the index to a folder: NumPy arrays, JSON and one Arrow file, no pickle.
@@ -171,6 +178,7 @@ class Bm25Retriever(BatchedRetriever):
             "language": self._analyzer.language,
             "stemming": self._analyzer.stemming,
             "batch_size": self.batch_size,
+            "variant": self._variant,
         }
         (folder / _SETTINGS_FILE).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
 
@@ -190,7 +198,9 @@ class Bm25Retriever(BatchedRetriever):
         if len(ids) != index.scores["num_docs"]:
             raise InputError(f"BM25 index {folder}: expected {index.scores['num_docs']} passage ids, found {len(ids)}")
         analyzer = WordAnalyzer(settings["language"], settings["stemming"])
-        return cls(index, ids, analyzer, settings["name"], settings["batch_size"])
+        # An index of a version that did not keep its variant is taken for one of the default's.
+        variant = settings.get("variant", "lucene")
+        return cls(index, ids, analyzer, settings["name"], settings["batch_size"], variant)
 
     def __len__(self) -> int:
         """Rows: the index's, and those of added passages; removed ones with them."""
@@ -231,8 +241,9 @@ class Bm25Retriever(BatchedRetriever):
         """The same index with passages added and removed.
 
         Added ones are scored with the document frequencies and the mean length of the index as it was built, which
-        removed ones stay part of; so no other passage's score changes. (Built anew, the index would count them.) A
-        query costs time for each added passage: build it anew before there are many thousands.
+        removed ones stay part of; so no other passage's score changes. (Built anew, the index would count them.) A word
+        that the index lacks counts as one that none of its passages has. A query costs time for each added passage:
+        build it anew before there are many thousands.
 
         Args:
             added: Passages that the retriever lacks.
@@ -244,9 +255,7 @@ class Bm25Retriever(BatchedRetriever):
             Another retriever; this one stays as it is.
         """
         other = copy(self)
-        late = self._late or _Late(
-            (), (), (), self._mean_length(indexed), np.zeros(len(self._passage_ids), dtype=np.bool_)
-        )
+        late = self._late or self._nothing_late(indexed)
         gone = late.gone.copy()
         wanted = frozenset(removed)
         if wanted:
@@ -258,9 +267,15 @@ class Bm25Retriever(BatchedRetriever):
             (*late.words, *map(Counter, words)),
             (*late.lengths, *map(len, words)),
             late.mean_length,
+            late.least_idf,
             np.append(gone, np.zeros(len(added), dtype=np.bool_)),
         )
         return other
+
+    def _nothing_late(self, indexed: pa.Table) -> _Late:
+        least_idf = _least_okapi_idf(self._index.scores["num_docs"], np.diff(self._index.scores["indptr"]))
+        gone = np.zeros(len(self._passage_ids), dtype=np.bool_)
+        return _Late((), (), (), self._mean_length(indexed), least_idf, gone)
 
     def _mean_length(self, passages: pa.Table) -> float:
         titles, texts = passages.column("title").to_pylist(), passages.column("text").to_pylist()
@@ -271,26 +286,33 @@ class Bm25Retriever(BatchedRetriever):
         scores = self._index.get_scores_from_ids(self._index.get_tokens_ids(words))
         if self._late is None:
             return scores
+        weights = {word: self._weight(word) for word in set(words)}
         added = [
-            math.fsum(self._late_score(word, counts, length) for word in words)
+            math.fsum(weights[word] * self._saturation(counts[word], length) for word in words)
             for counts, length in zip(self._late.words, self._late.lengths, strict=True)
         ]
         scores = np.append(scores, np.array(added, dtype=scores.dtype))
         scores[self._late.gone] = 0
         return scores
 
-    def _late_score(self, word: str, counts: Counter[str], length: int) -> float:
-        """The score of an added passage for one word, by the formula of the index."""
-        count = counts[word]
+    def _saturation(self, count: int, length: int) -> float:
+        """What a word's weight is multiplied with where an added passage of some length has it so many times."""
         if not count:
             return 0.0
+        assert self._late is not None  # there are no such passages otherwise
+        b, k1 = self._index.b, self._index.k1
+        return float(count / (count + k1 * (1 - b + b * length / self._late.mean_length)))
+
+    def _weight(self, word: str) -> float:
+        """What a word counts in an added passage: its idf in the index, with Okapi times k1 + 1."""
         assert self._late is not None
         total, indptr = self._index.scores["num_docs"], self._index.scores["indptr"]
         number = self._index.vocab_dict.get(word)
-        frequency = 0 if number is None else int(indptr[number + 1] - indptr[number])
-        weight = math.log(1 + (total - frequency + 0.5) / (frequency + 0.5))
-        b, k1 = self._index.b, self._index.k1
-        return weight * count / (count + k1 * (1 - b + b * length / self._late.mean_length))
+        frequency = np.float64(0 if number is None else indptr[number + 1] - indptr[number])
+        if self._variant == "lucene":
+            return float(_lucene_idf(total, frequency))
+        idf = float(_okapi_idf(total, frequency))
+        return (idf if idf >= 0 else self._late.least_idf) * (self._index.k1 + 1)
 
     def _retrieve_batch(self, queries: list[str], k: int) -> list[list[ScoredPassage]]:
         return self.find(queries, k)
@@ -302,13 +324,25 @@ def _to_okapi(scores: dict[str, np.ndarray], n_documents: int, k1: float) -> Non
     idf = ln(N - df + 0.5) - ln(df + 0.5), where that is negative a quarter of the mean idf, times k1 + 1: what
     `rank_bm25.BM25Okapi` computes (https://github.com/dorianbrown/rank_bm25, version 0.2.2, epsilon 0.25).
     """
-    frequency = np.diff(scores["indptr"]).astype(np.float64)
-    known = frequency > 0
-    idf = np.log(n_documents - frequency + 0.5) - np.log(frequency + 0.5)
-    idf[idf < 0] = _OKAPI_EPSILON * idf[known].mean()
-    lucene = np.log1p((n_documents - frequency + 0.5) / (frequency + 0.5))
-    factor = np.repeat(idf * (k1 + 1) / lucene, np.diff(scores["indptr"]))
+    counts = np.diff(scores["indptr"])
+    frequency = counts.astype(np.float64)
+    idf = _okapi_idf(n_documents, frequency)
+    idf[idf < 0] = _least_okapi_idf(n_documents, counts)
+    factor = np.repeat(idf * (k1 + 1) / _lucene_idf(n_documents, frequency), counts)
     scores["data"] = (scores["data"] * factor).astype(np.float32)
+
+
+def _lucene_idf(n_documents: int, frequency: _Numbers) -> _Numbers:
+    return np.log1p((n_documents - frequency + 0.5) / (frequency + 0.5))
+
+
+def _okapi_idf(n_documents: int, frequency: _Numbers) -> _Numbers:
+    return np.log(n_documents - frequency + 0.5) - np.log(frequency + 0.5)
+
+
+def _least_okapi_idf(n_documents: int, counts: np.ndarray) -> float:
+    """A quarter of the mean idf of the words that there are, given in how many passages each is."""
+    return _OKAPI_EPSILON * float(_okapi_idf(n_documents, counts[counts > 0].astype(np.float64)).mean())
 
 
 def top_positive(scores: np.ndarray, k: int) -> np.ndarray:

@@ -7,6 +7,7 @@ import math
 import os
 from collections import Counter
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pyarrow as pa
@@ -33,6 +34,8 @@ TEXTS = [
     "Vitamin C is not.",
     "The garden, the garden, the garden!",
 ]
+
+VARIANTS = get_args(RetrievalConfig.model_fields["variant"].annotation)
 
 
 def passages_of(texts: list[str], titles: list[str] | None = None) -> pa.Table:
@@ -150,6 +153,27 @@ def test_unknown_words_find_nothing(query: str) -> None:
     assert found(Bm25Retriever.build(passages_of(TEXTS), RetrievalConfig()), query) == []
 
 
+@pytest.mark.parametrize("query", ["Wo fährt der Nachtzug ab?", "夜行列車はどこから", "поезд"])
+def test_a_query_of_another_language_finds_nothing_and_leaves_the_others_theirs(query: str) -> None:
+    retriever = Bm25Retriever.build(passages_of(TEXTS), RetrievalConfig())
+    foreign, other = retriever.retrieve([query, "barking dogs"], 3)
+    assert foreign == []
+    assert other == retriever.retrieve(["barking dogs"], 3)[0] != []
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_query_of_ten_thousand_words_is_read_whole(variant: str) -> None:
+    retriever = Bm25Retriever.build(passages_of(TEXTS), RetrievalConfig(variant=variant))
+    (once,) = retriever.retrieve(["vitamin garden skin bark"], 6)
+    (ranking,) = retriever.retrieve(["vitamin garden skin bark " * 2500], 6)
+    assert len(once) == 5
+    assert {place.passage_id: place.score for place in ranking} == pytest.approx(
+        {place.passage_id: 2500 * place.score for place in once}, rel=1e-3
+    )
+    # The last words count as well, and what no passage holds costs nothing.
+    assert found(retriever, "zebra " * 9_999 + "barks") == ["p2"]
+
+
 def test_passages_without_a_shared_word_are_not_returned() -> None:
     retriever = Bm25Retriever.build(passages_of(TEXTS), RetrievalConfig())
     assert found(retriever, "garden zebra", k=1000) == ["p5", "p1"]
@@ -213,6 +237,94 @@ def test_a_saved_index_answers_alike(tmp_path: Path) -> None:
     queries = ["cats", "naïve 日本", "", "vitamin garden dogs"]
     assert loaded.retrieve(queries, 5) == built.retrieve(queries, 5)
     assert loaded.retrieve(["\U0001d4d0bc"], 5)[0][0].passage_id == "p6"
+
+
+# Also words of most passages, whose own idf with Okapi is negative, and some that no passage of the index has.
+ADDED = ["A cat in the garden is a cat in the garden.", "A zeppelin floats over the dog.", "Vitamin vitamin d, skin"]
+
+
+def late_score(documents: list[list[str]], added: list[str], query: list[str], variant: str) -> float:
+    """The formulas, in double precision, for a passage that the counts are without."""
+    holding = Counter(word for document in documents for word in set(document))
+    n, mean_length = len(documents), sum(map(len, documents)) / len(documents)
+    own = {word: math.log(n - count + 0.5) - math.log(count + 0.5) for word, count in holding.items()}
+    score = 0.0
+    for word in query:
+        count = holding[word]
+        tf = added.count(word) / (added.count(word) + 1.5 * (0.25 + 0.75 * len(added) / mean_length))
+        if variant == "lucene":
+            score += math.log(1 + (n - count + 0.5) / (count + 0.5)) * tf
+        else:
+            idf = math.log(n - count + 0.5) - math.log(count + 0.5)
+            score += (idf if idf >= 0 else 0.25 * sum(own.values()) / len(own)) * tf * 2.5
+    return score
+
+
+@pytest.mark.parametrize("is_saved", [False, True])
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_added_passages_score_by_the_formula_of_the_index(tmp_path: Path, variant: str, is_saved: bool) -> None:
+    texts = [f"{text} A cat." for text in TEXTS] + ["A bird is on a roof.", "The fish is in the sea."]
+    passages = passages_of(texts)
+    retriever = Bm25Retriever.build(passages, RetrievalConfig(variant=variant, k1=1.5))
+    if is_saved:
+        retriever.save(tmp_path)
+        retriever = Bm25Retriever.load(tmp_path)
+    late = [Passage(passage_id=f"late{number}", doc_id="late", text=text) for number, text in enumerate(ADDED)]
+    # In two steps, as documents come to a running service.
+    changed = retriever.changed(late[:1], [], passages).changed(late[1:], ["p2"], passages)
+    analyzer = WordAnalyzer("english", stemming=True)
+    documents, added = analyzer.words(texts), analyzer.words(ADDED)
+    for query in ("cat", "cats in the garden", "zeppelin zeppelin dog", "vitamin d", "submarine"):
+        (words,) = analyzer.words([query])
+        expected = {f"late{n}": late_score(documents, text, words, variant) for n, text in enumerate(added)}
+        (before,), (after,) = retriever.retrieve([query], 20), changed.retrieve([query], 20)
+        got = {place.passage_id: place.score for place in after}
+        assert {name: score for name, score in got.items() if name in expected} == pytest.approx(
+            {name: score for name, score in expected.items() if score > 0}, rel=1e-5
+        )
+        kept = {place.passage_id: place.score for place in before if place.passage_id != "p2"}
+        assert {name: score for name, score in got.items() if name not in expected} == kept
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_an_added_copy_scores_as_its_passage_does(variant: str) -> None:
+    passages = passages_of(TEXTS)
+    twins = [Passage(passage_id=f"twin{n}", doc_id=f"twin{n}", text=text) for n, text in enumerate(TEXTS)]
+    retriever = Bm25Retriever.build(passages, RetrievalConfig(variant=variant)).changed(twins, [], passages)
+    for query in ("cat", "running cats in gardens", "vitamin d", "dogs dogs garden"):
+        (ranking,) = retriever.retrieve([query], 20)
+        scores = {place.passage_id: place.score for place in ranking}
+        assert {f"twin{name[1:]}": score for name, score in scores.items() if name[0] == "p"} == pytest.approx(
+            {name: score for name, score in scores.items() if name[0] == "t"}, rel=1e-5
+        )
+
+
+def test_added_passages_have_the_scores_of_rank_bm25(tmp_path: Path) -> None:
+    passages, analyzer = passages_of(TEXTS), WordAnalyzer("english", stemming=True)
+    Bm25Retriever.build(passages, RetrievalConfig(variant="okapi", k1=1.5)).save(tmp_path)
+    late = Passage(passage_id="late", doc_id="late", text="Dogs and cats run in the skin garden.")
+    retriever = Bm25Retriever.load(tmp_path).changed([late], [], passages)
+    okapi = BM25Okapi(analyzer.words(TEXTS), k1=1.5, b=0.75)
+    # One more passage, without any other count being another one.
+    (words,) = analyzer.words([late.text])
+    okapi.corpus_size, okapi.doc_len = len(TEXTS) + 1, [*okapi.doc_len, len(words)]
+    okapi.doc_freqs = [*okapi.doc_freqs, Counter(words)]
+    for query in ("cat", "running cats in gardens", "dogs dogs garden", "skin"):
+        (ranking,) = retriever.retrieve([query], 20)
+        (score,) = [place.score for place in ranking if place.passage_id == "late"]
+        assert score == pytest.approx(okapi.get_scores(analyzer.words([query])[0])[-1], rel=1e-5)
+
+
+def test_an_index_that_does_not_tell_its_variant_is_of_the_default_one(tmp_path: Path) -> None:
+    passages = passages_of(TEXTS)
+    built = Bm25Retriever.build(passages, RetrievalConfig())
+    built.save(tmp_path)
+    settings = json.loads((tmp_path / "retriever.json").read_text(encoding="utf-8"))
+    assert settings.pop("variant") == "lucene"
+    (tmp_path / "retriever.json").write_text(json.dumps(settings), encoding="utf-8")
+    late = [Passage(passage_id="late", doc_id="late", text="A cat in a garden.")]
+    old, new = (retriever.changed(late, [], passages) for retriever in (Bm25Retriever.load(tmp_path), built))
+    assert old.retrieve(["cats in the garden"], 9) == new.retrieve(["cats in the garden"], 9)
 
 
 def test_a_saved_index_holds_no_pickle_and_is_repeatable(tmp_path: Path) -> None:
