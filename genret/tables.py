@@ -119,6 +119,8 @@ SCHEMAS: dict[str, pa.Schema] = {
         n_queries=pa.int32(),
         mrr_change=pa.float64(),
     ),
+    # What rank_moves counts, query by query; rank 0 says that no relevant document was found.
+    "query_moves": _schema(query_id=_STRING, rank_before=pa.int32(), rank_after=pa.int32()),
     # A row an ordered pair of sets of synthetic queries.
     "win_rates": _schema(
         set_a=_STRING,

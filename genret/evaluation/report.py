@@ -22,6 +22,7 @@ from genret.evaluation.measures import (
     is_answerable,
     judgements,
 )
+from genret.evaluation.statistics import reciprocal_rank
 from genret.evaluation.table import Comparison, percent
 
 Figure = dict[str, Any]
@@ -32,6 +33,9 @@ _PASSAGES_A_QUERY = 3
 _IDENTIFIERS = 20
 _REASONS = 50
 _DEPTHS = 10
+_MOVED_A_DIRECTION = 10
+# Losses are smoothed over so large a part of them on either side.
+_SMOOTHED_PART = 10
 _MAIN_KINDS = ("NDCG", "MRR", "MAP", "HIT")
 _RANK_BINS = ((1, 1), (2, 2), (3, 3), (4, 5), (6, 10), (11, 20), (21, 50), (51, 100), (101, 1000))
 # Legible on white and on near-black. Ranks go from dark to light, "not found" is grey.
@@ -60,6 +64,7 @@ class ReportInputs:
         significance: Table `significance`.
         slice_measures: Table `slice_measures`.
         rank_moves: Table `rank_moves`.
+        query_moves: Table `query_moves`.
         win_rates: Table `win_rates`.
         dataset_statistics: Table `dataset_statistics`.
         identifier_statistics: Table `identifier_statistics`.
@@ -85,6 +90,7 @@ class ReportInputs:
     significance: pa.Table
     slice_measures: pa.Table
     rank_moves: pa.Table
+    query_moves: pa.Table
     win_rates: pa.Table
     dataset_statistics: pa.Table
     identifier_statistics: pa.Table
@@ -125,6 +131,21 @@ class QueryCard:
     values: Mapping[str, str]
     expected: Sequence[FoundPassage]
     found: Mapping[str, Sequence[FoundPassage]]
+
+
+@dataclass(frozen=True)
+class MovedQuery:
+    """A query whose first relevant document has another rank than before.
+
+    Attributes:
+        text: The query.
+        before: The rank before, a dash where it was not found.
+        after: The rank after, likewise.
+    """
+
+    text: str
+    before: str
+    after: str
 
 
 @dataclass(frozen=True)
@@ -210,12 +231,14 @@ def write_report(inputs: ReportInputs) -> str:
             significance=inputs.significance.to_pylist(),
             slices=slice_rows(inputs.slice_measures, main_measure),
             moves=inputs.rank_moves.to_pylist(),
+            moved=moved_queries(inputs.query_moves, inputs.test_queries),
             similarity=similarity_rows(inputs.win_rates),
             dataset=inputs.dataset_statistics.to_pylist(),
             identifier_statistics=inputs.identifier_statistics.to_pylist(),
             identifier_depths=depth_rows(inputs.identifier_depths),
             rejects=reject_rows(inputs.rejects),
             max_reasons=_REASONS,
+            max_moved=_MOVED_A_DIRECTION,
             groups=query_groups(inputs, qrels, main_measure) if main_measure else {},
             identifiers=identifier_rows(inputs.identifiers, inputs.passages),
             sources=Counter(inputs.identifiers.column("source").to_pylist()),
@@ -367,17 +390,26 @@ def rank_counts(ranks: Iterable[int]) -> Counter[str]:
 def loss_figures(training_log: pa.Table, validation_log: pa.Table) -> dict[str, Figure]:
     """The loss by optimiser step, a figure a stage: their losses are not comparable.
 
+    A logged loss may be that of a single batch: where there are enough of them, they are a light line behind the
+    `smoothed` one.
+
     Args:
         training_log: Table `training_log`.
-        validation_log: Table `validation_log`; a stage that has rows there gets a second line.
+        validation_log: Table `validation_log`; a stage that has rows there gets a line more.
     """
     figures, measured = {}, _by_stage(validation_log)
     for number, (stage, rows) in enumerate(_by_stage(training_log).items()):
         colour = _RETRIEVER_COLOURS[number % len(_RETRIEVER_COLOURS)]
-        data = [_loss_line(rows, "training rows", {"color": colour, "width": 2})]
+        losses = [row["loss"] for row in rows]
+        means = smoothed(losses)
+        data = [_loss_line(rows, losses, "training rows", {"color": colour, "width": 2})]
+        if len(rows) >= _SMOOTHED_PART:
+            data[0] |= {"opacity": 0.35, "line": {"color": colour, "width": 1}}
+            data.append(_loss_line(rows, means, "training rows, smoothed", {"color": colour, "width": 2}))
         if stage in measured:
             dashes = {"color": _RETRIEVER_COLOURS[(number + 1) % len(_RETRIEVER_COLOURS)], "width": 2, "dash": "dot"}
-            data.append(_loss_line(measured[stage], "queries that are not trained on", dashes))
+            unseen = [row["loss"] for row in measured[stage]]
+            data.append(_loss_line(measured[stage], unseen, "queries that are not trained on", dashes))
         layout = _layout(
             height=280,
             x={"title": {"text": "optimiser step"}},
@@ -387,14 +419,29 @@ def loss_figures(training_log: pa.Table, validation_log: pa.Table) -> dict[str, 
     return figures
 
 
-def _loss_line(rows: Sequence[Mapping[str, Any]], name: str, line: Mapping[str, Any]) -> dict[str, Any]:
+def smoothed(losses: Sequence[float]) -> list[float]:
+    """Each loss as the mean of those around it: of a tenth of all on either side, of fewer at the ends.
+
+    One that is not finite stays as it is, and counts in no mean. Fewer than ten stay as they are.
+    """
+    reach = len(losses) // _SMOOTHED_PART
+    means = []
+    for place, loss in enumerate(losses):
+        around = [other for other in losses[max(0, place - reach) : place + reach + 1] if math.isfinite(other)]
+        means.append(math.fsum(around) / len(around) if math.isfinite(loss) else loss)
+    return means
+
+
+def _loss_line(
+    rows: Sequence[Mapping[str, Any]], losses: Sequence[float], name: str, line: Mapping[str, Any]
+) -> dict[str, Any]:
     return {
         "type": "scatter",
         "mode": "lines+markers" if len(rows) < 30 else "lines",
         "name": name,
         "x": [row["step"] for row in rows],
         # JSON has no NaN: a loss that diverged is a gap in the line.
-        "y": [row["loss"] if math.isfinite(row["loss"]) else None for row in rows],
+        "y": [loss if math.isfinite(loss) else None for loss in losses],
         "customdata": [row["seconds"] / 60 for row in rows],
         "hovertemplate": "step %{x}, %{customdata:.1f} min: %{y:.4g}<extra></extra>",
         "line": dict(line),
@@ -403,24 +450,27 @@ def _loss_line(rows: Sequence[Mapping[str, Any]], name: str, line: Mapping[str, 
 
 
 def training_rows(training_log: pa.Table) -> list[dict[str, Any]]:
-    """A row a training stage: steps, epochs, seconds, first and last logged loss, and how the machine was used.
+    """A row a training stage: steps, epochs, seconds, first and last loss, and how the machine was used.
 
+    The losses are those of the `smoothed` log: single batches may differ more than training changes their mean.
     Throughput and the share of the machine's rate (MFU) are means over the tokens, as the log has them for stages that
     read tokens; memory is the most that there was. All three are None where the log does not tell.
     """
+    stages = _by_stage(training_log)
+    losses = {stage: smoothed([row["loss"] for row in rows]) for stage, rows in stages.items()}
     return [
         {
             "stage": stage,
             "steps": rows[-1]["step"],
             "epochs": rows[-1]["epoch"],
             "seconds": rows[-1]["seconds"],
-            "first_loss": rows[0]["loss"],
-            "last_loss": rows[-1]["loss"],
+            "first_loss": losses[stage][0],
+            "last_loss": losses[stage][-1],
             "tokens_a_second": _mean_rate(rows, "tokens_a_second"),
             "mfu": _mean_rate(rows, "mfu"),
             "memory_gib": max(row["memory_gib"] for row in rows) or None,
         }
-        for stage, rows in _by_stage(training_log).items()
+        for stage, rows in stages.items()
     ]
 
 
@@ -464,6 +514,38 @@ def slice_rows(measures: pa.Table, measure: str) -> dict[str, list[SliceRow]]:
             part = parts.setdefault(row["slice"], SliceRow(excerpt(row["slice"], 60), row["n_queries"], {}))
             part.cells[row["retriever"]] = row
     return {slice_by: list(parts.values()) for slice_by, parts in found.items() if len(parts) > 1}
+
+
+def moved_queries(moves: pa.Table, test_queries: pa.Table) -> dict[str, list[MovedQuery]]:
+    """The queries whose reciprocal rank rose most and fell most, the furthest first, by direction.
+
+    Args:
+        moves: Table `query_moves`.
+        test_queries: Table `test_queries`.
+
+    Returns:
+        At most ten queries a direction, equally far ones in the order of `moves`; a direction without any is left out.
+    """
+    texts = dict(zip(test_queries["query_id"].to_pylist(), test_queries["text"].to_pylist(), strict=True))
+    changed = [
+        (reciprocal_rank(row["rank_after"]) - reciprocal_rank(row["rank_before"]), row) for row in moves.to_pylist()
+    ]
+    directions = {
+        "Furthest up": sorted((entry for entry in changed if entry[0] > 0), key=lambda entry: -entry[0]),
+        "Furthest down": sorted((entry for entry in changed if entry[0] < 0), key=lambda entry: entry[0]),
+    }
+    return {
+        title: [
+            MovedQuery(excerpt(texts[row["query_id"]], 160), *map(_shown_rank, (row["rank_before"], row["rank_after"])))
+            for _, row in entries[:_MOVED_A_DIRECTION]
+        ]
+        for title, entries in directions.items()
+        if entries
+    }
+
+
+def _shown_rank(rank: int) -> str:
+    return f"{rank:,}" if rank else "–"
 
 
 def similarity_rows(win_rates: pa.Table) -> list[SimilarityRow]:

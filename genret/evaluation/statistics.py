@@ -137,7 +137,7 @@ def identifier_depths(tokens: "IdentifierTokens") -> pa.Table:
     return table_from_rows("identifier_depths", rows)
 
 
-def rank_moves(
+def query_moves(
     run: pa.Table, qrels: pa.Table, test_queries: pa.Table, passages: pa.Table, before: str, after: str
 ) -> pa.Table:
     """What one training stage changed: the rank of the first relevant document with two retrievers.
@@ -151,25 +151,48 @@ def rank_moves(
         after: The second one.
 
     Returns:
-        Table `rank_moves`: a row for each of `MOVES`, with the number of queries, and with the sum of their
-        differences in reciprocal rank (0 where not found, no cut-off but the depth of the run), after minus before,
-        divided by the number of all queries; these add up to the difference in MRR. `unchanged` are also those that
-        neither found. Empty where no query counts.
+        Table `query_moves`: a row a query, in the order of `test_queries`; 0 where the run has no relevant document.
 
     Raises:
         InputError: A table does not fit its schema, or a passage of the run is not in `passages`.
     """
     judged, rankings = judgements(qrels), document_rankings(run, passages)
     query_ids = check_table("test_queries", test_queries)["query_id"].to_pylist()
-    scored = [query_id for query_id in query_ids if is_answerable(judged.get(query_id, {}))]
 
-    def ranks(retriever: str) -> list[int]:
-        found = rankings.get(retriever, {})
-        return [first_relevant_rank(found.get(query_id, []), judged[query_id]) for query_id in scored]
+    def rank(retriever: str, query_id: str) -> int:
+        return first_relevant_rank(rankings.get(retriever, {}).get(query_id, []), judged[query_id])
 
+    return table_from_rows(
+        "query_moves",
+        (
+            {"query_id": query_id, "rank_before": rank(before, query_id), "rank_after": rank(after, query_id)}
+            for query_id in query_ids
+            if is_answerable(judged.get(query_id, {}))
+        ),
+    )
+
+
+def rank_moves(moves: pa.Table, before: str, after: str) -> pa.Table:
+    """How many ranks changed which way, and what that did to the mean reciprocal rank.
+
+    Args:
+        moves: Table `query_moves`.
+        before: The retriever of its `rank_before`.
+        after: That of its `rank_after`.
+
+    Returns:
+        Table `rank_moves`: a row for each of `MOVES`, with the number of queries, and with the sum of their
+        differences in reciprocal rank (0 where not found, no cut-off but the depth of the run), after minus before,
+        divided by the number of all queries; these add up to the difference in MRR. `unchanged` are also those that
+        neither found. Empty where there is no query.
+
+    Raises:
+        InputError: The table does not fit its schema.
+    """
+    moves = check_table("query_moves", moves)
     changes: dict[str, list[float]] = {move: [] for move in MOVES}
-    for old, new in zip(ranks(before), ranks(after), strict=True):
-        changes[_move(old, new)].append(_reciprocal(new) - _reciprocal(old))
+    for old, new in zip(moves["rank_before"].to_pylist(), moves["rank_after"].to_pylist(), strict=True):
+        changes[_move(old, new)].append(reciprocal_rank(new) - reciprocal_rank(old))
     return table_from_rows(
         "rank_moves",
         (
@@ -178,9 +201,9 @@ def rank_moves(
                 "retriever_after": after,
                 "move": move,
                 "n_queries": len(differences),
-                "mrr_change": sum(differences) / len(scored),
+                "mrr_change": sum(differences) / len(moves),
             }
-            for move, differences in (changes.items() if scored else ())
+            for move, differences in (changes.items() if len(moves) else ())
         ),
     )
 
@@ -193,7 +216,8 @@ def _move(old: int, new: int) -> str:
     return "up" if new < old else "down"
 
 
-def _reciprocal(rank: int) -> float:
+def reciprocal_rank(rank: int) -> float:
+    """1 / rank, or 0 for rank 0: not found."""
     return 1 / rank if rank else 0.0
 
 

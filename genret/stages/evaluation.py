@@ -12,7 +12,13 @@ from genret.evaluation.report import ReportInputs, write_report
 from genret.evaluation.significance import compare_retrievers
 from genret.evaluation.similarity import query_sets, win_rates
 from genret.evaluation.slices import TRAINED_ON, slice_by_training, slice_measures, slice_queries
-from genret.evaluation.statistics import dataset_statistics, identifier_depths, identifier_statistics, rank_moves
+from genret.evaluation.statistics import (
+    dataset_statistics,
+    identifier_depths,
+    identifier_statistics,
+    query_moves,
+    rank_moves,
+)
 from genret.evaluation.trec import write_qrels, write_run
 from genret.runs import StageRecord, StageWriter
 from genret.stages.context import Context, versions, write_tables
@@ -55,14 +61,15 @@ def _analyses(context: Context, query_measures: pa.Table) -> dict[str, pa.Table]
     if "annotated_queries" in context.records["corpus"].tables:
         annotated = context.table("corpus", "annotated_queries")
         slices[TRAINED_ON] = slice_by_training(measured, qrels, passages, annotated)
-    moves = tables.table_from_rows("rank_moves", [])
+    moves = tables.table_from_rows("query_moves", [])
     if {"sft", "rpo"} <= set(retrievers):
-        moves = rank_moves(ranking, qrels, test_queries, passages, "sft", "rpo")
+        moves = query_moves(ranking, qrels, test_queries, passages, "sft", "rpo")
     tokens = load_identifier_tokens(context.store.local_folder(context.records["base"], "base"))
     return {
         "significance": compare_retrievers(config, query_measures, seed),
         "slice_measures": slice_measures(config, query_measures, slices, seed),
-        "rank_moves": moves,
+        "rank_moves": rank_moves(moves, "sft", "rpo"),
+        "query_moves": moves,
         "win_rates": win_rates(query_sets(queries), test_queries, qrels, passages),
         "dataset_statistics": dataset_statistics(
             passages, test_queries, queries, context.table("synthesis", "preference_queries")
@@ -86,6 +93,8 @@ def run_report(context: Context, writer: StageWriter) -> dict[str, Any]:
         significance=context.table("evaluation", "significance"),
         slice_measures=context.table("evaluation", "slice_measures"),
         rank_moves=context.table("evaluation", "rank_moves"),
+        # An evaluation of an earlier version has no such table.
+        query_moves=context.gather("query_moves"),
         win_rates=context.table("evaluation", "win_rates"),
         dataset_statistics=context.table("evaluation", "dataset_statistics"),
         identifier_statistics=context.table("evaluation", "identifier_statistics"),

@@ -1,6 +1,7 @@
 """The report: what it says, and that no text of a corpus gets out of its place."""
 
 import json
+import math
 import re
 from html.parser import HTMLParser
 from typing import Any
@@ -20,6 +21,7 @@ from genret.evaluation.report import (
     file_size,
     identifier_rows,
     loss_figures,
+    moved_queries,
     points,
     probability,
     query_groups,
@@ -28,6 +30,7 @@ from genret.evaluation.report import (
     reject_rows,
     similarity_rows,
     slice_rows,
+    smoothed,
     tradeoff_figure,
     training_rows,
     write_report,
@@ -129,6 +132,7 @@ def inputs_of(
         "measures": tables["measures"],
         "query_measures": tables["query_measures"],
         **analyses(names, texts[:2]),
+        "query_moves": rows_table("query_moves", *[("q0", 3, 1), ("q1", 0, 2), ("q2", 5, 5), ("q3", 1, 0)][:n_queries]),
         "run": run,
         "latencies": table_from_rows(
             "latencies",
@@ -270,6 +274,9 @@ def test_all_sections_say_what_the_tables_say(page: Page) -> None:
         "from sft to rpo . rank queries share (%) change of MRR",
         "up 20 66.7 +1.23 unchanged 8 26.7 0.00 lost 2 6.7 −5.00",
         "all 30 −3.77",
+        "Furthest up query before after question 0 text 0 of a passage 3 1 question 1 text 1 of a passage – 2",
+        "Furthest down query before after question 3 text 3 of a passage 1 –",
+        "at most 10 queries each",
         "passages 5,183 211.8 200.0 1,556",
         "text 0 of a passage 10.0 – 25.0 all 30.0 50.0 –",
         "over 1,234 test queries",
@@ -368,7 +375,7 @@ def test_an_empty_run_is_reported_too() -> None:
         for name in (
             "measures", "query_measures", "run", "latencies", "test_queries", "qrels", "passages",
             "identifiers", "training_log", "validation_log", "rejects", "significance", "slice_measures",
-            "rank_moves", "win_rates",
+            "rank_moves", "query_moves", "win_rates",
             "dataset_statistics", "identifier_statistics", "identifier_depths",
         )
     }  # fmt: skip
@@ -429,6 +436,44 @@ def test_a_loss_is_shown_with_the_minutes_that_it_took() -> None:
     line = loss_figures(log_of("sft", [2.0, 1.0]), NO_VALIDATION)["sft"]["data"][0]
     assert line["customdata"] == pytest.approx([2.5 / 60, 5 / 60])
     assert "%{customdata:.1f} min" in line["hovertemplate"]
+
+
+@given(st.lists(st.floats(-1e3, 1e3) | st.just(math.nan), max_size=45))
+def test_losses_are_smoothed_over_a_tenth_on_either_side(losses: list[float]) -> None:
+    reach = len(losses) // 10
+    for place, mean in enumerate(smoothed(losses)):
+        around = [loss for loss in losses[max(0, place - reach) : place + reach + 1] if not math.isnan(loss)]
+        if math.isnan(losses[place]):
+            assert math.isnan(mean)
+        else:
+            assert mean == pytest.approx(sum(around) / len(around), abs=1e-9)
+            assert min(around) - 1e-9 <= mean <= max(around) + 1e-9
+
+
+def test_smoothing_leaves_straight_lines_and_few_losses_as_they_are() -> None:
+    assert smoothed([3.0, 1.0, 2.0]) == [3.0, 1.0, 2.0]
+    assert smoothed([]) == []
+    line = [float(number) for number in range(50)]
+    assert smoothed(line)[5:-5] == line[5:-5]
+    assert smoothed([2.0] * 30) == [2.0] * 30
+    assert smoothed([1.0, 3.0] * 10 + [math.inf])[-1] == math.inf
+
+
+def test_many_losses_are_a_light_line_behind_a_smoothed_one() -> None:
+    """Batches that differ by more than training gains: the lowest came first."""
+    losses = [0.5 if number == 0 else 0.9 - number / 400 + 0.1 * (-1) ** number for number in range(100)]
+    log = pa.concat_tables([log_of("dense", losses), log_of("sft", [2.0, 1.0])])
+    figures = loss_figures(log, validations_of("dense", [1.0, 0.9]))
+    raw, mean, unseen = figures["dense"]["data"]
+    assert (raw["y"], mean["y"]) == (losses, smoothed(losses))
+    assert raw["opacity"] < 1 and raw["line"]["width"] < mean["line"]["width"]
+    assert raw["line"]["color"] == mean["line"]["color"] != unseen["line"]["color"]
+    assert len({line["name"] for line in (raw, mean, unseen)}) == 3 and figures["dense"]["layout"]["showlegend"]
+    assert len(figures["sft"]["data"]) == 1 and not figures["sft"]["layout"]["showlegend"]
+    dense, _ = training_rows(log)
+    assert losses[0] < losses[-1]
+    assert (dense["first_loss"], dense["last_loss"]) == (smoothed(losses)[0], smoothed(losses)[-1])
+    assert dense["first_loss"] > dense["last_loss"]
 
 
 def test_the_loss_on_unseen_queries_is_a_second_line() -> None:
@@ -534,6 +579,41 @@ def test_slices_show_the_main_measure_and_what_cuts_nothing_is_left_out() -> Non
     (even, _) = slice_rows(measures, "HIT@1")["length"]
     assert not even.is_best("rpo"), "nobody is the best where all are equal"
     assert slice_rows(measures, "MRR@10") == {}
+
+
+def test_the_queries_that_moved_furthest_are_shown_in_both_directions() -> None:
+    ranks = [(0, 1), (1, 0), (2, 2), (0, 0), (4, 1), (1, 4), *([(10, 9)] * 12), (2000, 0)]
+    moves = rows_table("query_moves", *((f"q{number}", *pair) for number, pair in enumerate(ranks)))
+    queries = rows_table("test_queries", *((f"q{number}", f"text {number}") for number in range(len(ranks))))
+    moved = moved_queries(moves, queries)
+    assert [(query.text, query.before, query.after) for query in moved["Furthest up"]] == [
+        ("text 0", "–", "1"), ("text 4", "4", "1"), *((f"text {number}", "10", "9") for number in range(6, 14)),
+    ]  # fmt: skip
+    assert [(query.text, query.before, query.after) for query in moved["Furthest down"]] == [
+        ("text 1", "1", "–"), ("text 5", "1", "4"), ("text 18", "2,000", "–"),
+    ]  # fmt: skip
+    assert list(moved_queries(moves.slice(0, 1), queries)) == ["Furthest up"]
+    assert moved_queries(moves.slice(2, 2), queries) == {}
+
+
+def test_a_run_whose_queries_did_not_move_shows_the_counts_alone() -> None:
+    text = Page(write_report(inputs_of(query_moves=rows_table("query_moves")))).text()
+    assert "Preference learning" in text and "Furthest" not in text
+
+
+def test_texts_of_moved_queries_stay_texts() -> None:
+    ranks = [(0, 1) if number % 2 else (1, 0) for number in range(len(HOSTILE))]
+    moves = rows_table("query_moves", *((f"q{number}", *pair) for number, pair in enumerate(ranks)))
+    source = write_report(inputs_of(n_queries=len(HOSTILE), texts=HOSTILE, query_moves=moves))
+    section = source[source.index('<section id="preference">') :]
+    section = section[: section.index("</section>")]
+    shown = Page(section)
+    assert {tag for tag, _ in shown.elements} <= {
+        "section", "h2", "h3", "p", "bdi", "div", "table", "thead", "tbody", "tfoot", "tr", "th", "td",
+    }  # fmt: skip
+    assert not [name for _, attrs in shown.elements for name in attrs if name.startswith("on")]
+    for number, text in enumerate(HOSTILE[:6]):
+        assert f"question {number} {text}" in shown.text()
 
 
 def test_sets_of_queries_are_set_side_by_side() -> None:

@@ -16,7 +16,9 @@ from genret.evaluation.statistics import (
     dataset_statistics,
     identifier_depths,
     identifier_statistics,
+    query_moves,
     rank_moves,
+    reciprocal_rank,
 )
 from genret.tables import SCHEMAS, passages_to_table, table_from_rows
 from genret.training.batches import IdentifierTokens
@@ -146,7 +148,17 @@ def test_moves_by_hand() -> None:
         rows_table("test_queries", *((query_id, "") for query_id in query_ids)),
         PASSAGES,
     )
-    table = rank_moves(*tables, "sft", "rpo")
+    moves = query_moves(*tables, "sft", "rpo")
+    assert moves.schema == SCHEMAS["query_moves"]
+    assert [tuple(row.values()) for row in moves.to_pylist()] == [
+        ("up", 3, 2),
+        ("down", 1, 4),
+        ("same", 2, 2),
+        ("found", 0, 4),
+        ("lost", 1, 0),
+        ("never", 0, 0),
+    ]
+    table = rank_moves(moves, "sft", "rpo")
     assert table.schema == SCHEMAS["rank_moves"]
     rows = table.to_pylist()
     assert [(row["move"], row["n_queries"]) for row in rows] == [
@@ -167,8 +179,17 @@ def test_moves_by_hand() -> None:
 
 
 def test_nothing_moves_without_a_query() -> None:
-    table = rank_moves(
+    moves = query_moves(
         rows_table("run"), rows_table("qrels"), rows_table("test_queries", ("q", "")), PASSAGES, "a", "b"
     )
-    assert table.num_rows == 0
+    assert moves.num_rows == rank_moves(moves, "a", "b").num_rows == 0
     assert len(MOVES) == 5
+
+
+@given(st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4)), min_size=1, max_size=20))
+def test_moves_add_up(ranks: list[tuple[int, int]]) -> None:
+    moves = rows_table("query_moves", *((f"q{number}", *pair) for number, pair in enumerate(ranks)))
+    rows = rank_moves(moves, "a", "b").to_pylist()
+    assert sum(row["n_queries"] for row in rows) == len(ranks)
+    changes = [reciprocal_rank(new) - reciprocal_rank(old) for old, new in ranks]
+    assert sum(row["mrr_change"] for row in rows) == pytest.approx(sum(changes) / len(ranks), abs=1e-12)
