@@ -70,9 +70,11 @@ _FAMILIES: dict[str, tuple[str, str, bool]] = {
     # https://huggingface.co/intfloat/e5-mistral-7b-instruct
     "e5-mistral": (_WEB_SEARCH, "", True),
     # https://huggingface.co/Alibaba-NLP/gte-Qwen2-7B-instruct. Its card asks for code of the repository, which is not
-    # run here: transformers' own Qwen2 attends to the left only.
+    # run here: transformers' own Qwen2 is told to do what that does, see below.
     "gte-qwen2": (_WEB_SEARCH, "", True),
 }
+# Decoders that were trained to read a text as encoders do: every token attends to those behind it too.
+_BIDIRECTIONAL = frozenset({"gte-qwen2"})
 
 # Of these the first that a name holds. Rerankers read a query and a passage together; BGE's models of other languages
 # have other instructions, or none, and those that are given examples have a prompt of their own.
@@ -209,6 +211,10 @@ class Encoder:
         limit = model.max_seq_length
         if limit is not None and limit > config.max_tokens and not isinstance(model[0], StaticEmbedding):
             model.max_seq_length = config.max_tokens
+        transformer = model.transformers_model
+        if chosen_family(config) in _BIDIRECTIONAL and transformer is not None:
+            # Read at every pass, and saved with the model: it stays so when it is trained and opened again.
+            transformer.config.is_causal = False
         return cls(model, reading_of(config))
 
 

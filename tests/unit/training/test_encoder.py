@@ -6,7 +6,12 @@ import re
 import pytest
 import torch
 from sentence_transformers import SentenceTransformer
-from transformers import BertConfig, BertModel
+from sentence_transformers.base.modules import Transformer
+from sentence_transformers.sentence_transformer.modules import Pooling
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import WhitespaceSplit
+from transformers import BertConfig, BertModel, PreTrainedTokenizerFast, Qwen2Config, Qwen2Model
 
 from genret.config import DenseConfig, PretrainedEncoder, ScratchEncoder
 from genret.errors import InputError
@@ -137,6 +142,57 @@ def test_prefixes_stand_before_texts(encoder, passages, tmp_path) -> None:
         pretrained.encode(["train"], queries=True), encoder.encode(["glacier train"], queries=True), atol=1e-6
     )
     assert torch.allclose(pretrained.encode(["train"], queries=False), encoder.encode(["train"], queries=False))
+
+
+def save_qwen(folder) -> None:
+    """A tiny Qwen2 that has learned nothing, with a word a token; pooled at the last token as GTE's are."""
+    words = {word: number for number, word in enumerate(["<pad>", "<unk>", *"abcdefgh"])}
+    tokenizer = Tokenizer(WordLevel(words, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = WhitespaceSplit()
+    torch.manual_seed(0)
+    config = Qwen2Config(
+        vocab_size=len(words), hidden_size=16, intermediate_size=16, num_hidden_layers=2, num_attention_heads=2,
+        num_key_value_heads=1, initializer_range=0.5, pad_token_id=0, bos_token_id=None, eos_token_id=None,
+    )  # fmt: skip
+    Qwen2Model(config).save_pretrained(folder)
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", unk_token="<unk>")
+    fast.save_pretrained(folder)
+    SentenceTransformer(modules=[Transformer(str(folder)), Pooling(16, "lasttoken")]).save_pretrained(str(folder))
+
+
+def qwen(folder, family: str, attention: str) -> Encoder:
+    opened = Encoder.pretrained(DenseConfig(model=PretrainedEncoder(name=str(folder), family=family)))
+    opened.model.transformers_model.set_attn_implementation(attention)
+    return opened
+
+
+def first_state(encoder: Encoder, text: str) -> torch.Tensor:
+    features = encoder.features([text], queries=False)
+    with torch.inference_mode():
+        return encoder.model[0](features)["token_embeddings"][0, 0]
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize(("family", "is_seen"), [("gte-qwen2", True), ("plain", False), ("e5-mistral", False)])
+def test_gte_reads_what_is_behind_a_token_too(tmp_path, family: str, is_seen: bool, attention: str) -> None:
+    save_qwen(tmp_path)
+    opened = qwen(tmp_path, family, attention)
+    states = [first_state(opened, text) for text in ("a b c d", "a b c e")]
+    assert torch.equal(*states) != is_seen
+    # Padding on the side of the longer text changes nothing.
+    texts = ["a b", "a b c d e f g h"]
+    alone = torch.cat([opened.encode([text], queries=True) for text in texts])
+    assert torch.allclose(opened.encode(texts, queries=True), alone, atol=1e-5)
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_gte_stays_bidirectional_once_it_is_saved(tmp_path, attention: str) -> None:
+    save_qwen(tmp_path / "model")
+    opened = qwen(tmp_path / "model", "gte-qwen2", attention)
+    opened.save(tmp_path / "saved")
+    again = Encoder.load(tmp_path / "saved", training=True)
+    assert torch.allclose(again.encode(["a b c"], queries=False), opened.encode(["a b c"], queries=False), atol=1e-6)
+    assert not torch.equal(first_state(again, "a b c d"), first_state(again, "a b c e"))
 
 
 def open_named(path) -> Encoder:
