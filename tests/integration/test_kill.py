@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -24,16 +25,27 @@ CLOCKS = {
 }
 
 
-def command(settings: list[str], folder: Path) -> list[str]:
+# What a stage that goes on where it was killed keeps in its scratch folder.
+KEPT = dict.fromkeys(("sft", "rpo", "dense"), "train/checkpoint_*") | {"embedding": "block-*.npz"}
+
+GENRET = ("-m", "genret")
+# A block a passage: otherwise the whole corpus is one, and no kill could leave some of the blocks behind.
+GENRET_WITH_SMALL_BLOCKS = (
+    "-c",
+    "from genret.retrieval import dense; dense.BLOCK = 1; from genret.cli import main; main()",
+)
+
+
+def command(settings: list[str], folder: Path, program: Sequence[str] = GENRET) -> list[str]:
     flags = [part for setting in settings for part in ("--set", setting)]
-    return [sys.executable, "-m", "genret", "run", "scratch-semantic", "--run", str(folder), *flags]
+    return [sys.executable, *program, "run", "scratch-semantic", "--run", str(folder), *flags]
 
 
-def kill_in(stage: str, settings: list[str], folder: Path, log: Path) -> None:
-    """Start the run in a process group of its own, and kill that when the stage has begun."""
+def kill_in(stage: str, settings: list[str], folder: Path, log: Path, program: Sequence[str] = GENRET) -> None:
+    """Start the run in a process group of its own, and kill that when the stage has begun, or has kept something."""
     with log.open("w") as output:
         process = subprocess.Popen(
-            command(settings, folder), stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+            command(settings, folder, program), stdout=output, stderr=subprocess.STDOUT, start_new_session=True
         )
         deadline = time.monotonic() + 240
         while True:
@@ -43,20 +55,20 @@ def kill_in(stage: str, settings: list[str], folder: Path, log: Path) -> None:
             assert not ended, f"ended before {stage} began:\n{log.read_text()}"
             assert time.monotonic() < deadline, f"{stage} never began:\n{log.read_text()}"
             time.sleep(0.02)
-        if stage in ("sft", "rpo", "dense"):
-            _wait_for_checkpoint(folder, stage, process)
+        if stage in KEPT:
+            _wait_until_kept(folder, stage, process)
         with suppress(ProcessLookupError):  # it has finished meanwhile
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
 
 
-def _wait_for_checkpoint(folder: Path, stage: str, process: subprocess.Popen) -> None:
-    """Kill training only once it has something to resume from, or has finished meanwhile."""
+def _wait_until_kept(folder: Path, stage: str, process: subprocess.Popen) -> None:
+    """Kill a stage only once it has something to resume from, or has finished meanwhile."""
     deadline = time.monotonic() + 120
     while process.poll() is None and time.monotonic() < deadline:
-        if any(folder.glob(f"scratch/{stage}-*/train/checkpoint_*")):
+        if any(folder.glob(f"scratch/{stage}-*/{KEPT[stage]}")):
             return
-        time.sleep(0.02)
+        time.sleep(0.005)
 
 
 def tables(store: RunStore) -> dict[tuple[str, str], pa.Table]:
@@ -101,10 +113,13 @@ def test_killed_while_the_dense_retriever_is_made_it_ends_with_the_same_tables(
 ) -> None:
     settings = [*tiny_settings, *DENSE]
     undisturbed, disturbed = tmp_path / "undisturbed", tmp_path / "disturbed"
-    subprocess.run(command(settings, undisturbed), check=True, timeout=600, capture_output=True)
+    program = GENRET_WITH_SMALL_BLOCKS
+    subprocess.run(command(settings, undisturbed, program), check=True, timeout=600, capture_output=True)
     for stage in ("negatives", "dense", "embedding"):
-        kill_in(stage, settings, disturbed, tmp_path / f"{stage}.log")
-    subprocess.run(command(settings, disturbed), check=True, timeout=600, capture_output=True)
+        kill_in(stage, settings, disturbed, tmp_path / f"{stage}.log", program)
+    subprocess.run(command(settings, disturbed, program), check=True, timeout=600, capture_output=True)
+    kept = [RunStore(folder).current()["embedding"].details["blocks_kept"] for folder in (undisturbed, disturbed)]
+    assert kept[0] == 0 < kept[1], kept
     expected, found = tables(RunStore(undisturbed)), tables(RunStore(disturbed))
     assert expected.keys() == found.keys()
     for key, table in expected.items():
@@ -135,7 +150,7 @@ def kill_worker_in(stage: str, settings: list[str], folder: Path) -> None:
         process = subprocess.Popen(
             command(settings, folder), stdout=output, stderr=subprocess.STDOUT, start_new_session=True
         )
-        _wait_for_checkpoint(folder, stage, process)
+        _wait_until_kept(folder, stage, process)
         worker = training_worker(process)
         assert worker is not None, "the stage trains"
         os.kill(worker, signal.SIGKILL)
@@ -148,7 +163,7 @@ def kill_driver_in(stage: str, settings: list[str], folder: Path) -> None:
         process = subprocess.Popen(
             command(settings, folder), stdout=output, stderr=subprocess.STDOUT, start_new_session=True
         )
-        _wait_for_checkpoint(folder, stage, process)
+        _wait_until_kept(folder, stage, process)
         process.kill()
         process.wait()
 

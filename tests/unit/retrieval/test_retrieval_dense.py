@@ -1,5 +1,6 @@
 """The dense retriever: search against brute force, embedding that goes on where it stopped, and odd queries."""
 
+import re
 import tracemalloc
 
 import numpy as np
@@ -8,6 +9,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sentence_transformers import SentenceTransformer
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.normalizers import Lowercase
+from tokenizers.pre_tokenizers import Whitespace
+from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
 from genret.config import DenseConfig, PretrainedEncoder, RetrievalConfig, ScratchEncoder
 from genret.errors import InputError
@@ -144,6 +151,53 @@ def test_embedding_goes_on_where_it_stopped(monkeypatch, place, passages, tmp_pa
     assert (tmp_path / "index-a" / "vectors.npy").read_bytes() == (tmp_path / "index-b" / "vectors.npy").read_bytes()
     queries = ["night train to the capital", "a cake in the oven"]
     assert resumed.retrieve(queries, 3) == whole.retrieve(queries, 3)
+
+
+@pytest.fixture
+def transformer(passages, tmp_path):
+    """A tiny BERT that has learned nothing, in a folder as the hub has them: sentence-transformers pools its tokens."""
+    folder = tmp_path / "bert"
+    words = dict.fromkeys(word for text in passage_texts(passages) for word in re.findall(r"\w+", text.lower()))
+    numbers = {word: number for number, word in enumerate(["[PAD]", "[UNK]", *words])}
+    tokenizer = Tokenizer(WordLevel(numbers, unk_token="[UNK]"))
+    tokenizer.normalizer, tokenizer.pre_tokenizer = Lowercase(), Whitespace()
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=len(numbers), hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32,
+        max_position_embeddings=64, initializer_range=0.5,
+    )  # fmt: skip
+    BertModel(config).save_pretrained(folder)
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]", model_max_length=64
+    )
+    fast.save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("kind", ["fp16", "int8"])
+def test_a_transformer_finds_what_brute_force_finds(monkeypatch, transformer, passages, tmp_path, kind) -> None:
+    monkeypatch.setattr(dense, "BLOCK", 3)
+    model = PretrainedEncoder(name=str(transformer), query_prefix="sea ", passage_prefix="winter ")
+    place = EncoderPlace("", "", DenseConfig(model=model, max_tokens=12, vectors=kind, embedding_batch=2))
+    assert embed(place, passages, str(tmp_path / "scratch")) == [0, 1, 2]
+    retriever = open_index(tmp_path / "index", place, passages, str(tmp_path / "scratch"), tmp_path)
+    theirs = SentenceTransformer(str(transformer), device="cpu")
+    theirs.max_seq_length = 12
+
+    def vectors_of(texts: list[str]) -> torch.Tensor:
+        return theirs.encode(texts, convert_to_tensor=True, normalize_embeddings=True)
+
+    values, scales = (np.load(tmp_path / "index" / name) for name in ("vectors.npy", "scales.npy"))
+    expected = vectors_of([f"winter {text}" for text in passage_texts(passages)]).numpy()
+    assert np.abs(values * scales[:, None] - expected).max() < (1e-3 if kind == "fp16" else 1e-2)
+    names = passages.column("passage_id").to_pylist()
+    queries = ["night train to the capital", "a cake in the oven", "snow", "zeppelin", "bread " * 10_000]
+    for query, ranking in zip(queries, retriever.retrieve(queries, 7), strict=True):
+        vector = vectors_of([f"sea {query}"])[0].double().numpy()
+        places = brute_force(values, scales, vector, 7)
+        assert ids(ranking) == [names[place] for place in places]
+        scores = [float(values[place].astype(np.float64) @ vector * scales[place]) for place in places]
+        assert [place.score for place in ranking] == pytest.approx(scores, abs=1e-5)
 
 
 def test_a_missing_block_is_named(place, passages, tmp_path) -> None:

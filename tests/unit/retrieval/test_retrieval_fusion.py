@@ -16,6 +16,7 @@ from genret.errors import InputError
 from genret.retrieval.base import BatchedRetriever, retrieve_run, run_table
 from genret.retrieval.bm25 import Bm25Retriever
 from genret.retrieval.fusion import FusionRetriever, fuse, fuse_runs, normalised
+from genret.retrieval.generative import GenerativeRetriever
 from genret.retrieval.names import retriever_names
 from genret.retrieval.opening import load_retriever
 from genret.runs import RunStore
@@ -235,6 +236,33 @@ def test_a_fusion_of_a_run_is_opened_by_name(
     runs = [retrieve_run(load_retriever(store, records, name, config), queries, 4) for name in ("rpo", "bm25")]
     opened = load_retriever(store, records, "fusion", config)
     assert retrieve_run(opened, queries, 4) == fuse_runs(runs, queries, config)
+
+
+@pytest.fixture
+def real_fusion(make_bundle: Callable[..., Bundle], passages: pa.Table) -> FusionRetriever:
+    """Of BM25 and a tiny model that has learned nothing."""
+    config = RetrievalConfig(depth=4, beam=4)
+    generative = GenerativeRetriever(make_bundle(), config, "rpo")
+    return FusionRetriever([generative, Bm25Retriever.build(passages, config)], config)
+
+
+def test_an_empty_query_has_the_ranking_of_the_model_alone(real_fusion: FusionRetriever) -> None:
+    """BM25 finds nothing for it; the model ranks by how probable identifiers are before any query."""
+    fused, other = real_fusion.retrieve(["", "night train"], 4)
+    assert [place.score for place in fused] == pytest.approx([1 / (60 + rank) for rank in range(1, 5)])
+    assert other == real_fusion.retrieve(["night train"], 4)[0]
+
+
+@pytest.mark.parametrize("query", ["Wo fährt der Nachtzug ab?", "夜行列車はどこから", "поезд", "\x00"])
+def test_a_query_of_another_language_is_answered(real_fusion: FusionRetriever, query: str) -> None:
+    (ranking,) = real_fusion.retrieve([query], 3)
+    assert len(ranking) == 3
+    assert all(first.score >= second.score for first, second in pairwise(ranking))
+
+
+def test_a_query_of_ten_thousand_words_is_answered(real_fusion: FusionRetriever) -> None:
+    ranking = real_fusion.retrieve(["knead dough with yeast " * 2500], 7)[0]
+    assert "bread" in [place.passage_id for place in ranking]
 
 
 def test_a_run_without_a_part_has_no_fusion(tmp_path: Path) -> None:
