@@ -1,7 +1,7 @@
 """Metadata predicates: which identifiers a search may return."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, TypeAlias
@@ -13,6 +13,10 @@ from genret.errors import InputError
 
 # Deeper than any person writes; a request that nests further is refused before it exhausts the stack.
 MAX_NESTING = 32
+MAX_CONDITIONS = 64
+"""Most conditions of one predicate, and, or and not counted too: each takes time for every identifier."""
+MAX_VALUES = 1000
+"""Most values in all lists of `in` of one predicate together."""
 BOUNDS = ("gte", "gt", "lte", "lt")
 
 Scalar: TypeAlias = str | int | float | bool | None
@@ -75,7 +79,7 @@ def parse_predicate(data: Any) -> Predicate:
     The forms are `{"field": F, "equals": V}`, `{"field": F, "in": [V, ...]}`, `{"field": F, "range": {"gte":
     B, "lt": B}}` (any of gte, gt, lte, lt), `{"and": [P, ...]}`, `{"or": [P, ...]}` and `{"not": P}`. A bound
     B is a finite number or an ISO 8601 date or time; a time without a zone is UTC, and a date is its first
-    moment.
+    moment. There are at most `MAX_CONDITIONS` of these forms in one, and at most `MAX_VALUES` values of `in`.
 
     Args:
         data: The value, as `json.loads` gives it.
@@ -84,9 +88,9 @@ def parse_predicate(data: Any) -> Predicate:
         The predicate.
 
     Raises:
-        InputError: Another form; names the place in the predicate, what was expected and what was found.
+        InputError: Another form, or too long; names the place in the predicate, what was expected and what was found.
     """
-    return _parse(data, "filter", 0)
+    return _parse(data, "filter", 0, _Room(MAX_CONDITIONS, MAX_VALUES))
 
 
 def leaf_mask(predicate: Predicate, metadata: Sequence[Mapping[str, Any]]) -> npt.NDArray[np.bool_]:
@@ -110,9 +114,9 @@ def leaf_mask(predicate: Predicate, metadata: Sequence[Mapping[str, Any]]) -> np
         case Not(part):
             return ~leaf_mask(part, metadata)
         case Equals(field, value):
-            return _mask(metadata, field, lambda found: _holds(found, (value,)))
+            return _mask(metadata, field, _test_of((value,)))
         case In(field, values):
-            return _mask(metadata, field, lambda found: _holds(found, values))
+            return _mask(metadata, field, _test_of(values))
         case Range(field):
             return _mask(metadata, field, lambda found: _within(found, predicate))
 
@@ -121,9 +125,36 @@ def _mask(metadata: Sequence[Mapping[str, Any]], field: str, test: Any) -> npt.N
     return np.fromiter((field in entry and test(entry[field]) for entry in metadata), bool, len(metadata))
 
 
-def _holds(found: Any, values: tuple[Scalar, ...]) -> bool:
-    candidates = found if isinstance(found, list | tuple) else (found,)
-    return any(_same(candidate, value) for candidate in candidates for value in values)
+def _test_of(values: tuple[Scalar, ...]) -> Callable[[Any], bool]:
+    """Whether a field holds one of the values, in a list or alone."""
+    wanted = _Values(values)
+
+    def test(found: Any) -> bool:
+        return any(map(wanted.__contains__, found)) if isinstance(found, list | tuple) else found in wanted
+
+    return test
+
+
+class _Values:
+    """Values that a found one may be the same as; most are looked up in a set."""
+
+    # Of these what is equal has the same hash; of others, such as an enumeration of text, it may have another.
+    _HASHED = frozenset({str, bool, int, float, type(None)})
+
+    def __init__(self, values: tuple[Scalar, ...]) -> None:
+        self._values = values
+        # NaN, which is the same as nothing, would be found as the same object.
+        self._hashed = {_key(value) for value in values if type(value) in self._HASHED and value == value}
+        self._others = tuple(value for value in values if type(value) not in self._HASHED)
+
+    def __contains__(self, found: Any) -> bool:
+        if type(found) not in self._HASHED:
+            return any(_same(found, value) for value in self._values)
+        return _key(found) in self._hashed or any(_same(found, value) for value in self._others)
+
+
+def _key(value: Scalar) -> tuple[bool, Scalar]:
+    return isinstance(value, bool), value
 
 
 def _same(found: Any, value: Scalar) -> bool:
@@ -162,30 +193,50 @@ def _moment(value: Any) -> datetime | None:
     return value if value.tzinfo is not None else value.replace(tzinfo=UTC)
 
 
-def _parse(data: Any, place: str, depth: int) -> Predicate:
+@dataclass
+class _Room:
+    """What may still come in a predicate that is being read."""
+
+    conditions: int
+    values: int
+
+    def take_condition(self, place: str) -> None:
+        self.conditions -= 1
+        if self.conditions < 0:
+            raise InputError(f"{place}: expected at most {MAX_CONDITIONS} conditions in a filter, found more")
+
+    def take_values(self, count: int, place: str) -> None:
+        self.values -= count
+        if self.values < 0:
+            found = MAX_VALUES - self.values
+            raise InputError(f"{place}: expected at most {MAX_VALUES} values in all lists of a filter, found {found}")
+
+
+def _parse(data: Any, place: str, depth: int, room: _Room) -> Predicate:
     if depth > MAX_NESTING:
         raise InputError(f"filter: expected at most {MAX_NESTING} levels of and, or, not; found more")
+    room.take_condition(place)
     if not isinstance(data, Mapping):
         raise InputError(f"{place}: expected an object, found {data!r:.80}")
     keys = set(data)
     if keys == {"not"}:
-        return Not(_parse(data["not"], f"{place}.not", depth + 1))
+        return Not(_parse(data["not"], f"{place}.not", depth + 1, room))
     if keys in ({"and"}, {"or"}):
         (name,) = keys
         parts = tuple(
-            _parse(part, f"{place}.{name}[{number}]", depth + 1)
+            _parse(part, f"{place}.{name}[{number}]", depth + 1, room)
             for number, part in enumerate(_list(data[name], f"{place}.{name}"))
         )
         return And(parts) if name == "and" else Or(parts)
     if "field" in keys and len(keys) == 2:
-        return _parse_field(data, place)
+        return _parse_field(data, place, room)
     raise InputError(
         f"{place}: expected one of and, or, not, or a field with one of equals, in, range; "
         f"found {sorted(map(str, keys))}"
     )
 
 
-def _parse_field(data: Mapping[str, Any], place: str) -> Predicate:
+def _parse_field(data: Mapping[str, Any], place: str, room: _Room) -> Predicate:
     field = data["field"]
     if not isinstance(field, str) or not field:
         raise InputError(f"{place}.field: expected the name of a metadata field, found {field!r:.80}")
@@ -193,6 +244,7 @@ def _parse_field(data: Mapping[str, Any], place: str) -> Predicate:
         return Equals(field, _scalar(data["equals"], f"{place}.equals"))
     if "in" in data:
         values = _list(data["in"], f"{place}.in")
+        room.take_values(len(values), f"{place}.in")
         return In(field, tuple(_scalar(value, f"{place}.in[{number}]") for number, value in enumerate(values)))
     if "range" in data:
         return _parse_range(field, data["range"], f"{place}.range")

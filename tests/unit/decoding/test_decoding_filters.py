@@ -1,5 +1,9 @@
 import json
+import math
+import re
 from datetime import UTC, datetime
+from decimal import Decimal
+from enum import StrEnum
 from typing import Any
 
 import numpy as np
@@ -144,3 +148,60 @@ def test_connectives_follow_the_laws_of_logic(metadata: list[dict[str, int]], lo
     assert mask({"and": [above, below]}) == mask({"field": "year", "range": {"gte": low, "lt": high}})
     assert mask({"not": {"or": [above, below]}}) == mask({"and": [{"not": above}, {"not": below}]})
     assert mask({"and": [above, below]}) == [low <= entry["year"] < high for entry in metadata]
+
+
+class Kind(StrEnum):
+    A = "a"
+
+
+def nested(count: int) -> Any:
+    """So many predicates in one."""
+    return {"and": [{"not": {"field": "a", "equals": 1}}] * ((count - 1) // 2) + [{"or": []}] * ((count - 1) % 2)}
+
+
+@pytest.mark.parametrize(
+    ("data", "place"),
+    [
+        (nested(65), "filter.and[31].not"),
+        ({"or": [{"and": []}] * 100_000}, "filter.or[63]"),
+        ({"not": nested(64)}, "filter.not.and[31]"),
+    ],
+)
+def test_more_conditions_than_anybody_writes_are_refused(data: Any, place: str) -> None:
+    parse_predicate(nested(63))
+    parse_predicate(nested(64))
+    with pytest.raises(InputError, match=f"^{re.escape(place)}: expected at most 64 conditions in a filter"):
+        parse_predicate(data)
+
+
+def test_more_values_than_anybody_writes_are_refused() -> None:
+    half = {"field": "a", "in": list(range(500))}
+    parse_predicate({"and": [half, half]})
+    with pytest.raises(InputError, match=r"^filter.or\[2\].in: expected at most 1000 values in all lists .*found 1001"):
+        parse_predicate({"or": [half, half, {"field": "b", "in": [1]}]})
+    with pytest.raises(InputError, match=r"^filter.in: expected at most 1000 .*, found 200000"):
+        parse_predicate({"field": "a", "in": ["x"] * 200_000})
+
+
+scalars = st.sampled_from(
+    [None, True, False, 0, 1, 2, 0.0, -0.0, 1.0, 2.5, math.nan, math.inf, 2**53, float(2**53), 2**53 + 1, 2**62,
+     "a", "1", "", Kind.A]
+)  # fmt: skip
+# What the metadata of a caller in Python may hold beside what JSON has.
+found_ones = scalars | st.sampled_from([np.float64(2.5), np.int64(1), np.True_, Decimal(1), datetime(2024, 1, 1)])
+
+
+@given(
+    st.lists(scalars, max_size=6).map(tuple),
+    found_ones | st.lists(found_ones | st.lists(scalars, max_size=2) | st.just({"a": 1}), max_size=4) | st.just({}),
+)
+def test_values_of_in_are_the_same_as_one_by_one(values: tuple[Any, ...], found: Any) -> None:
+    candidates = found if isinstance(found, list) else [found]
+    expected = any(
+        isinstance(candidate, bool) == isinstance(value, bool) and bool(candidate == value)
+        for candidate in candidates
+        for value in values
+    )
+    assert leaf_mask(In("x", values), [{"x": found}]).tolist() == [expected]
+    one_by_one = Or(tuple(Equals("x", value) for value in values))
+    assert leaf_mask(one_by_one, [{"x": found}]).tolist() == [expected]
