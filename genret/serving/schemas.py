@@ -3,9 +3,16 @@
 import json
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator, model_validator
 
 from genret.config import ServingConfig
+
+MAX_METADATA_FIELDS = 256
+"""Most metadata fields of a document that is added."""
+MAX_METADATA_LEVELS = 32
+"""How deep its metadata may nest, the object itself counted: far below what answers can be written of."""
+MAX_METADATA_BYTES = 1 << 16
+"""Most bytes of its metadata as JSON: each of its passages holds them, and so does every answer with one."""
 
 RequestId = Annotated[str, Field(description="Stands in the log and in the header X-Request-Id too.")]
 Filter = Annotated[
@@ -75,7 +82,31 @@ class DocumentRequest(_Body):
     doc_id: str = Field(min_length=1, max_length=512, description="An id that no document of the service has.")
     text: str = Field(max_length=1_000_000, description="The text; long ones are cut into passages as the run's were.")
     title: str = Field("", max_length=4000, description="The title.")
-    metadata: dict[str, Any] = Field(default_factory=dict, description="What filters may ask for.")
+    metadata: dict[str, Any] = Field(
+        default_factory=dict,
+        max_length=MAX_METADATA_FIELDS,
+        description=f"What filters may ask for: at most {MAX_METADATA_BYTES} bytes of JSON, with at most "
+        f"{MAX_METADATA_LEVELS} levels of objects and lists.",
+    )
+
+    @field_validator("metadata")
+    @classmethod
+    def _check_metadata(cls, metadata: dict[str, Any]) -> dict[str, Any]:
+        if _nests_deeper(metadata, MAX_METADATA_LEVELS):
+            raise ValueError(f"expected at most {MAX_METADATA_LEVELS} levels of objects and lists, found more")
+        size = len(json.dumps(metadata, ensure_ascii=False).encode())
+        if size > MAX_METADATA_BYTES:
+            raise ValueError(f"expected at most {MAX_METADATA_BYTES} bytes of JSON, found {size}")
+        return metadata
+
+
+def _nests_deeper(value: dict[str, Any], levels: int) -> bool:
+    """Whether an object has more levels of objects and lists; itself is the first."""
+    level: list[Any] = [value]
+    for _ in range(levels):
+        inner = (child for entry in level for child in (entry.values() if isinstance(entry, dict) else entry))
+        level = [child for child in inner if isinstance(child, dict | list | tuple)]
+    return bool(level)
 
 
 class Token(BaseModel):
@@ -133,7 +164,7 @@ class CompareResponse(BaseModel):
 
     request_id: RequestId
     query: str
-    version: str
+    version: str = Field(description="Which version of the run gave all of the answers.")
     answers: list[CompareAnswer]
 
 
