@@ -34,6 +34,9 @@ class DenseRetriever(BatchedRetriever):
     With the exact search every passage has some score, so that a query finds k of them; only a query that the encoder
     knows nothing of (the empty one; with an encoder from scratch also one of another script), or whose vector overflows
     16 bits, finds none. A query longer than `dense.max_tokens` is cut at its end.
+
+    Attributes:
+        exact: Whether no better passage can exist than those that are found; not with an approximate index.
     """
 
     def __init__(
@@ -42,6 +45,7 @@ class DenseRetriever(BatchedRetriever):
         super().__init__(name, batch_size)
         if len(index) != len(passage_ids):
             raise InputError(f"retriever {name}: expected {len(index)} passage ids, found {len(passage_ids)}")
+        self.exact = not isinstance(index, ApproximateIndex)
         self._encoder = encoder
         self._index = index
         self._passage_ids = passage_ids

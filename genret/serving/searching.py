@@ -27,7 +27,8 @@ class Searcher:
     """Any retriever with the passages that it finds. `changed` makes another one; this one never changes.
 
     A retriever that knows nothing of filters and removals is asked for more and more of its ranking, until enough of it
-    may be returned. One that is made by a run alone never finds added passages.
+    may be returned. One that is made by a run alone never finds added passages. Answers are exact unless the retriever
+    says otherwise by an attribute `exact` that is False.
 
     Attributes:
         collection: The version's passages.
@@ -36,6 +37,7 @@ class Searcher:
     def __init__(self, retriever: Retriever, collection: Collection) -> None:
         """Take a retriever that was opened."""
         self.retriever, self.collection = retriever, collection
+        self._exact = bool(getattr(retriever, "exact", True))
         self._masks: OrderedDict[str, Any] = OrderedDict()
 
     def changed(self, change: Change) -> "Searcher":
@@ -84,7 +86,7 @@ class Searcher:
         """Answer queries with one filter."""
         rankings = self._rank(queries, max(ask.k for ask in asks), self._mask(asks[0].filter))
         return [
-            Answer([(place.passage_id, place.score) for place in ranking[: ask.k]], exact=True)
+            Answer([(place.passage_id, place.score) for place in ranking[: ask.k]], exact=self._exact)
             for ask, ranking in zip(asks, rankings, strict=True)
         ]
 

@@ -3,13 +3,20 @@
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 
 from genret.errors import InputError
 from genret.retrieval import approximate, packages
 from genret.retrieval.approximate import LISTS, ApproximateIndex, build_lists, write_lists
+from genret.retrieval.dense import DenseRetriever
 from genret.retrieval.vectors import DenseIndex, quantise
+from genret.serving.asks import Ask
+from genret.serving.searching import Searcher
+from genret.serving.versions import Collection
+from genret.tables import passages_to_table
+from genret.types import Passage
 
 pytest.importorskip("faiss", reason="faiss is not installed")
 COUNT, WIDTH = 3000, 16
@@ -52,6 +59,23 @@ def test_few_lists_find_most_and_more_find_more(tmp_path) -> None:
 
     assert 0.3 < recall(1) < recall(8)
     assert recall(8) > 0.95
+
+
+def test_a_retriever_says_whether_its_rankings_are_exact(tmp_path) -> None:
+    every = saved(tmp_path / "index")
+    some = ApproximateIndex.load(tmp_path / "index", tmp_path / "index", 8)
+    ids = pa.chunked_array([[f"d{number}" for number in range(COUNT)]])
+
+    class Encoder:
+        def encode(self, texts: list[str], queries: bool) -> torch.Tensor:
+            return clustered(len(texts))
+
+    collection = Collection(passages_to_table(Passage(name, name, "") for name in ids.to_pylist()))
+    for index, exact in ((every, True), (some, False)):
+        retriever = DenseRetriever(Encoder(), index, ids, "dense", 8)
+        assert retriever.exact is exact
+        answers = Searcher(retriever, collection).answer([Ask("a", 5, "", 60.0, explain=False)])
+        assert (answers[0].exact, len(answers[0].places)) == (exact, 5)
 
 
 def test_equal_scores_rank_in_the_order_of_the_places(tmp_path) -> None:

@@ -1,13 +1,17 @@
 """Searchers: filters, deadlines, additions, removals, probes."""
 
 from collections.abc import Callable
+from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from genret.config import RetrievalConfig
 from genret.errors import InputError
+from genret.retrieval.bm25 import Bm25Retriever
 from genret.retrieval.opening import load_retriever
 from genret.runs import RunStore
 from genret.serving.asks import Answer, Ask, canonical_filter, grouped
@@ -128,12 +132,23 @@ def test_an_id_can_be_used_again_after_its_removal(small_run: RunStore) -> None:
         assert "again" not in ids(searcher.changed(changes[-1]).answer([ask("submarine dives", 41)])[0])
 
 
-def test_an_added_passage_scores_in_bm25_as_one_of_the_index_does(small_run: RunStore) -> None:
-    searcher = opened(small_run, "bm25")
+@pytest.mark.parametrize("variant", get_args(RetrievalConfig.model_fields["variant"].annotation))
+def test_an_added_passage_scores_in_bm25_as_one_of_the_index_does(
+    new_run: Callable[..., RunStore], tmp_path: Path, variant: str
+) -> None:
+    store, mark = new_run(), "0123456789abcdef"
+    records = store.current()
+    passages = store.read_table(records["corpus"], "passages")
+    Bm25Retriever.build(passages, RetrievalConfig(variant=variant)).save(tmp_path / variant)
+    writer = store.begin("bm25", mark)
+    writer.write_folder("bm25", tmp_path / variant)
+    writer.commit({"seconds": 0})
+    store.set_current({name: record.fingerprint for name, record in records.items()} | {"bm25": mark})
+    searcher = opened(store, "bm25")
     twin = searcher.collection.get("d5")
     assert twin is not None
     document = as_document("twin", twin.text, twin.title, {})
-    change = Editor(small_run, find_version(small_run)).add(document)
+    change = Editor(store, find_version(store)).add(document)
     places = dict(searcher.changed(change).answer([ask(twin.text, 40)])[0].places)
     assert places["twin"] == pytest.approx(places["d5"], rel=1e-5)
 
