@@ -23,7 +23,7 @@ from genret.tables import passages_from_table, passages_to_table
 from genret.types import Document, Passage
 
 FILE = "serving.json"
-"""The loose file of a run that holds the changes of its service."""
+"""The loose file of a run that says what its service serves, with the changes that were made to it."""
 
 _FORMAT = 1
 
@@ -33,7 +33,7 @@ class Changes:
     """What was added to and removed from a version, and which versions a service has served.
 
     Attributes:
-        service: The service that wrote this; another one begins with the run's current version.
+        service: The service that wrote this, as soon as it began; another one begins with the run's current version.
         version: The version that is served.
         previous: The one before, for a way back.
         changes: Since that version was made, in order.
@@ -52,11 +52,14 @@ def read_changes(store: RunStore) -> Changes | None:
     """What `write_changes` wrote; None where nobody did.
 
     Raises:
-        InputError: The file is damaged.
+        InputError: The file is damaged, or cannot be read.
     """
     try:
         text = store.read_file(FILE)
-    except InputError:
+    except InputError as error:
+        # One that is there and cannot be read is no file that is missing: what it remembers would be written over.
+        if error.__cause__ is not None:
+            raise
         return None
     try:
         data = json.loads(text)

@@ -33,9 +33,10 @@ class Versions:
         self._previous: Version | None = None
         self._candidate: Editor | None = None
         self._fading: Editor | None = None
-        self._refused = ""
         self._tasks: set[asyncio.Task[None]] = set()
         self._editor = await asyncio.to_thread(self._first)
+        # The run's version that was tried last: after a start the one before, as somebody may have gone back from it.
+        self._tried = self._previous.id if self._previous else ""
         if setup.config.watch_seconds:
             self._keep(asyncio.create_task(self._watch()))
 
@@ -44,6 +45,16 @@ class Versions:
         if kept is not None and kept.service == self._setup.service:
             self._previous = kept.previous
             return Editor(self._store, kept.version, kept.changes)
+        editor = self._current(kept)
+        try:
+            # From now on: a leader that starts again must not take a newer version, which nobody has checked.
+            self._write(editor, None)
+        except InputError as error:  # a run that may only be read can be served nevertheless
+            _logger.warning("a leader that starts again will take the run's current version: %s", error)
+        return editor
+
+    def _current(self, kept: Changes | None) -> Editor:
+        """The run's current version, with the changes that another service has kept."""
         found = find_version(self._store, self._names)
         if kept is not None and kept.version.id == found.id:
             return Editor(self._store, found, kept.changes)
@@ -127,7 +138,7 @@ class Versions:
                 found = await asyncio.to_thread(find_version, self._store, self._names)
             except InputError as error:
                 return {"refused": str(error)}
-            return await self._change_to(found)
+            return await self._try(found)
 
     async def rollback(self) -> dict[str, Any]:
         """Go back to the version before."""
@@ -136,38 +147,59 @@ class Versions:
                 return {"refused": "there is no version to go back to: none was loaded since the service began"}
             return await self._change_to(self._previous)
 
+    async def _try(self, current: Version) -> dict[str, Any]:
+        """Change to the run's current version."""
+        self._tried = current.id
+        return await self._change_to(current)
+
     async def _change_to(self, target: Version) -> dict[str, Any]:
         begin = time.monotonic()
         old = self._editor
         if target.id == old.version.id:
             return self._outcome(changed=False, begin=begin)
         try:
-            candidate = await asyncio.to_thread(Editor, self._store, target)
-            await asyncio.to_thread(candidate.replay, old.changes)
-        except (InputError, EngineError, OSError, ValueError) as error:
-            return {"refused": f"version {target.id} cannot be loaded, {old.version.id} serves on: {error}"}
-        self._candidate = candidate
-        await self._tell(new=True)
-
-        def settled(reports: Sequence[Report]) -> bool:
-            return any(target.id in report.failed for report in reports) or self._all_have(candidate, reports)
-
-        in_time = await self._until(settled, self._setup.config.load_seconds)
-        problems = [report.failed[target.id] for report in self._live() if target.id in report.failed]
-        self._candidate = None
-        if problems or not in_time:
-            reason = problems[0] if problems else f"not loaded within {self._setup.config.load_seconds:g} s"
-            self._refused = target.id
+            candidate = await asyncio.to_thread(self._prepared, target, old.changes)
+            await self._have_loaded(candidate)
+            # Kept before anybody answers from it: a leader that starts again must not go back.
+            await asyncio.to_thread(self._write, candidate, old.version)
+        except Exception as error:  # a damaged file may break in any way: it is told, and the old version stays
+            if not isinstance(error, InputError | EngineError):
+                _logger.exception("version %s", target.id)
+            self._candidate = None
             await self._tell(new=True)
+            reason = str(error) or type(error).__name__
             return {"refused": f"version {target.id} is refused, {old.version.id} serves on: {reason}"}
-        self._editor, self._fading, self._previous = candidate, old, old.version
-        await asyncio.to_thread(self._write)
+        self._candidate, self._editor, self._fading, self._previous = None, candidate, old, old.version
         await self._tell(new=True)
         await self._until(
             lambda reports: all(report.active == target.id for report in reports if not report.name), _FADE_SECONDS
         )
         self._keep(asyncio.create_task(self._fade(old)))
         return self._outcome(changed=True, begin=begin)
+
+    def _prepared(self, target: Version, changes: Sequence[Change]) -> Editor:
+        editor = Editor(self._store, target)
+        editor.replay(changes)
+        return editor
+
+    async def _have_loaded(self, candidate: Editor) -> None:
+        """Have all replicas load and check a version.
+
+        Raises:
+            InputError: One cannot, or has not in time.
+        """
+        self._candidate, name = candidate, candidate.version.id
+        await self._tell(new=True)
+
+        def settled(reports: Sequence[Report]) -> bool:
+            return any(name in report.failed for report in reports) or self._all_have(candidate, reports)
+
+        in_time = await self._until(settled, self._setup.config.load_seconds)
+        for report in self._live():
+            if name in report.failed:
+                raise InputError(report.failed[name])
+        if not in_time:
+            raise InputError(f"not loaded within {self._setup.config.load_seconds:g} s")
 
     def _all_have(self, editor: Editor, reports: Sequence[Report]) -> bool:
         there = {report.name for report in reports} >= {"", *self._names}
@@ -219,30 +251,30 @@ class Versions:
     async def _make(self, change: Change) -> None:
         editor = self._editor
         # Kept before anybody sees it: a service that starts again must not have lost what was found.
-        changes = (*editor.changes, change)
-        await asyncio.to_thread(write_changes, self._store, self._kept(changes))
+        await asyncio.to_thread(self._write, editor, self._previous, change)
         editor.keep(change)
         await self._tell(new=True)
         await self._until(lambda reports: self._all_have(editor, reports), GONE_SECONDS)
 
-    def _write(self) -> None:
-        write_changes(self._store, self._kept(tuple(self._editor.changes)))
-
-    def _kept(self, changes: tuple[Change, ...]) -> Changes:
-        return Changes(self._setup.service, self._editor.version, self._previous, changes)
+    def _write(self, editor: Editor, previous: Version | None, *more: Change) -> None:
+        """Keep what is served: a version with its changes, those that are about to be made too."""
+        changes = (*editor.changes, *more)
+        write_changes(self._store, Changes(self._setup.service, editor.version, previous, changes))
 
     async def _watch(self) -> None:
         while True:
             await asyncio.sleep(self._setup.config.watch_seconds)
             try:
-                found = await asyncio.to_thread(find_version, self._store, self._names)
-            except InputError as error:  # a run that is being written to
-                _logger.warning("the run cannot be read now: %s", error)
-                continue
-            # One that was refused, and the one that somebody went back from, are not tried again.
-            if found.id not in (self._editor.version.id, self._refused, self._previous and self._previous.id):
-                async with self._lock:
-                    _logger.info("a new version of the run: %s", await self._change_to(found))
+                await self._look()
+            except Exception as error:  # a run that is being written to, or a store that is away: it may be well later
+                _logger.warning("the run cannot be read now: %s: %s", type(error).__name__, error)
+
+    async def _look(self) -> None:
+        async with self._lock:
+            found = await asyncio.to_thread(find_version, self._store, self._names)
+            # One that was refused, and the one that somebody went back from, are not tried again: a reload does that.
+            if found.id not in (self._tried, self._editor.version.id):
+                _logger.info("a new version of the run: %s", await self._try(found))
 
     def _keep(self, task: asyncio.Task[None]) -> None:
         self._tasks.add(task)

@@ -51,9 +51,10 @@ class Member(ABC):
         self._loaded: dict[str, tuple[Any, int]] = {}
         self._failed: dict[str, str] = {}
         self.plan = Plan(0, "", None, (), {})
-        await self._follow(await self.versions.beat.remote(self._report()))
-        if self.plan.active in self._failed:
-            raise InputError(self._failed[self.plan.active])
+        plan = await self.versions.beat.remote(self._report())
+        await self._follow(plan)
+        if plan.active in self._failed:
+            raise InputError(self._failed[plan.active])
         self._following = asyncio.create_task(self._go_on())
 
     async def leave(self) -> None:
@@ -106,9 +107,11 @@ class Member(ABC):
                 _logger.exception("version %s cannot be loaded", found.id)
                 self._failed[found.id] = str(error) or type(error).__name__
         wanted = {found.id for found, _ in plan.editions}
-        self._loaded = {name: entry for name, entry in self._loaded.items() if name in wanted}
+        # Where the version to answer from could not be loaded, the one before it serves on.
+        active = plan.active if plan.active in self._loaded else self.plan.active
+        self._loaded = {name: entry for name, entry in self._loaded.items() if name in wanted or name == active}
         self._failed = {name: reason for name, reason in self._failed.items() if name in wanted}
-        self.plan = plan
+        self.plan = replace(plan, active=active)
 
 
 class RetrieverReplica:

@@ -2,15 +2,19 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import httpx
 import pytest
-from local import local_app
+from local import Here, LocalBackend, local_app
 
 from genret.config import ServingConfig
 from genret.runs import RunStore
+from genret.serving.asks import Answer, Ask
+from genret.serving.gates import Gate, Keys
+from genret.serving.routes import build_app
 
 Call = Callable[..., httpx.Response]
 
@@ -70,6 +74,47 @@ def test_compare_asks_all(call: Call) -> None:
     assert generative["hits"][0]["tokens"] and bm25["hits"][0]["tokens"] is None
 
 
+class Swapping(LocalBackend):
+    """Answers each query from the next of some versions, and from the last one when there is none left."""
+
+    def __init__(self, store: RunStore, versions: str, seconds: float = 0.0) -> None:
+        super().__init__(store, ServingConfig())
+        self.versions, self.seconds, self.timeouts = list(versions), seconds, list[float]()
+
+    async def ask(self, retriever: str, asks: Sequence[Ask]) -> tuple[Here, list[Answer]]:
+        version = self.versions.pop(0) if len(self.versions) > 1 else self.versions[0]
+        self.timeouts.append(asks[0].timeout)
+        here, answers = await super().ask(retriever, asks)
+        await asyncio.sleep(self.seconds)
+        return replace(here, version=version), answers
+
+    def compared(self, timeout: float = 5.0) -> httpx.Response:
+        config = ServingConfig()
+        app = Gate(build_app(self, config), config, Keys("", ""), self.meters.request, self.lines.append)
+        return caller(app)("POST", "/v1/compare", {"query": "the model5x", "k": 2, "timeout": timeout})
+
+
+def test_a_comparison_is_of_one_version(small_run: RunStore) -> None:
+    # Three retrievers: another version takes over while they are asked, perhaps twice.
+    for versions, rounds in (("a", 1), ("abb", 2), ("aababb", 3), ("aab", 2)):
+        backend = Swapping(small_run, versions)
+        response = backend.compared()
+        assert response.status_code == 200 and response.json()["version"] == versions[-1]
+        assert len(response.json()["answers"]) == 3 and len(backend.timeouts) == 3 * rounds
+        assert backend.timeouts == sorted(backend.timeouts, reverse=True) and backend.timeouts[0] == 5.0
+
+
+def test_a_comparison_of_two_versions_is_no_answer(small_run: RunStore) -> None:
+    for backend, timeout, rounds in (
+        (Swapping(small_run, "abababababab"), 5.0, 3),
+        (Swapping(small_run, "aab", 0.2), 0.1, 1),  # no time is left
+    ):
+        response = backend.compared(timeout)
+        assert response.status_code == 503 and int(response.headers["retry-after"]) >= 1
+        assert "another version took over" in error(response)["message"]
+        assert len(backend.timeouts) == 3 * rounds
+
+
 @pytest.mark.parametrize(
     ("body", "field"),
     [
@@ -88,6 +133,8 @@ def test_compare_asks_all(call: Call) -> None:
         ({"query": "a", "timeout": 1e9}, "timeout"),
         ({"query": "a", "filter": {"field": "x"}}, "filter"),
         ({"query": "a", "filter": {"and": [{"field": "x", "equals": [1]}]}}, "filter.and[0].equals"),
+        ({"query": "a", "filter": {"and": [{"or": []}] * 100_000}}, "filter.and[63]"),
+        ({"query": "a", "filter": {"field": "x", "in": ["y"] * 100_000}}, "filter.in"),
         ({"query": "a", "other": 1}, "other"),
     ],
 )
@@ -196,6 +243,43 @@ def test_documents_come_and_go(new_run: Callable[..., RunStore]) -> None:
     bad = call("POST", "/v1/admin/documents", content=b'{"doc_id": "x", "text": "y", "metadata": {"n": NaN}}',
                headers=key | {"content-type": "application/json"})  # fmt: skip
     assert bad.status_code == 422
+
+
+def deep(levels: int) -> dict[str, Any]:
+    value: dict[str, Any] = {}
+    for number in range(levels - 1):
+        value = {"a": [value]} if number % 2 else {"b": value}
+    return value
+
+
+@pytest.mark.parametrize(
+    ("metadata", "message"),
+    [
+        (deep(200), "expected at most 32 levels of objects and lists, found more"),
+        ({"a": [[[]] * 3] * 3} | {"b": deep(32)}, "expected at most 32 levels of objects and lists, found more"),
+        ({"a": "\u00e9" * 32_765}, "expected at most 65536 bytes of JSON, found 65539"),
+        ({str(number): 0 for number in range(257)}, "at most 256 items"),
+    ],
+)
+def test_metadata_beyond_a_limit_are_refused(small_run: RunStore, metadata: dict[str, Any], message: str) -> None:
+    call, key = caller(local_app(small_run, admin="master")[0]), {"authorization": "Bearer master"}
+    body = {"doc_id": "new", "text": "A zeppelin.", "metadata": metadata}
+    response = call("POST", "/v1/admin/documents", body, headers=key)
+    assert response.status_code == 422 and error(response)["field"] == "metadata"
+    assert message in error(response)["message"]
+    assert call("GET", "/v1/passages/new").status_code == 404
+
+
+def test_any_kind_of_metadata_within_the_limits_can_be_read(new_run: Callable[..., RunStore]) -> None:
+    call = caller(local_app(new_run(), admin="master")[0])
+    fields = {str(number): [None, True, 1, 2.5, 10**30, "\u00e9", {}, [[]]][number % 8] for number in range(255)}
+    metadata = fields | {"deep": deep(21)}
+    body = {"doc_id": "new", "text": "A zeppelin floats.", "metadata": metadata}
+    assert call("POST", "/v1/admin/documents", body, headers={"authorization": "Bearer master"}).status_code == 201
+    assert call("GET", "/v1/passages/new").json()["metadata"] == metadata
+    found = call("POST", "/v1/retrieve", {"query": "zeppelin", "retriever": "bm25"}).json()["results"][0]["hits"]
+    assert found[0]["metadata"] == metadata
+    assert call("GET", "/v1/fields").status_code == 200
 
 
 def test_the_log_has_ids_and_no_queries(small_run: RunStore) -> None:

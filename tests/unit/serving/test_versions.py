@@ -97,6 +97,13 @@ def test_a_damaged_file_is_an_error_that_says_what_to_do(new_run: New, text: str
         read_changes(store)
 
 
+def test_a_file_that_cannot_be_read_is_not_taken_for_none(new_run: New) -> None:
+    store = new_run()
+    (Path(store.url) / FILE).mkdir()
+    with pytest.raises(InputError, match=r"serving.json: cannot be read"):
+        read_changes(store)
+
+
 def test_changes_go_along_to_the_next_version(new_run: New) -> None:
     store = new_run()
     old = Editor(store, find_version(store))

@@ -1,0 +1,381 @@
+"""The leader and those who follow it, without Ray Serve: starts, swaps, the watched run."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from genret.config import ServingConfig
+from genret.errors import InputError
+from genret.runs import RunStore
+from genret.serving import leader as leading
+from genret.serving.asks import Ask
+from genret.serving.documents import FILE, Changes, read_changes, write_changes
+from genret.serving.leader import Versions
+from genret.serving.members import Member
+from genret.serving.plans import Plan, Report, Setup
+from genret.serving.searching import Searcher, open_bm25, probe
+from genret.serving.versions import Version, find_version
+
+NAMES = ("bm25",)
+WATCH_SECONDS = 0.05
+
+New = Callable[..., RunStore]
+
+
+class History:
+    """A run with several versions, of which one is current."""
+
+    def __init__(self, new_run: New, *k1: float) -> None:
+        self.marks = []
+        for value in k1:
+            self.store = new_run(k1=value)
+            self.marks.append({stage: record.fingerprint for stage, record in self.store.current().items()})
+        self.ids = [self.go(number).id for number in range(len(k1))]
+        self.go(0)
+
+    def go(self, number: int) -> Version:
+        self.store.set_current(self.marks[number])
+        return find_version(self.store, NAMES)
+
+    def damage(self, number: int) -> None:
+        self.go(number)
+        index = self.store.local_folder(self.store.current()["bm25"], "bm25") / "data.csc.index.npy"
+        index.write_bytes(index.read_bytes()[:-8])
+        self.go(0)
+
+
+class Follower(Member):
+    """Has BM25 of each version."""
+
+    def load(self, found: Version) -> Searcher:
+        searcher = open_bm25(self.store, found, "bm25")
+        probe(searcher, self.store, found, "bm25", 4)
+        return searcher
+
+    def finds(self, query: str) -> list[str]:
+        searcher = self.loaded(self.plan.active)
+        assert searcher is not None
+        return [name for name, _ in searcher.answer([Ask(query, 5, "", 60.0, explain=False)])[0].places]
+
+
+class Handle:
+    """What Ray Serve gives to reach a leader; it may start again behind it."""
+
+    def __init__(self, leader: Any) -> None:
+        self.leader = leader
+
+    def __getattr__(self, name: str) -> Any:
+        return SimpleNamespace(remote=getattr(self.leader, name))
+
+
+async def lead(store: RunStore, service: str = "one", **serving: Any) -> Versions:
+    leader = Versions.__new__(Versions)
+    start: Any = leader.__init__  # type: ignore[misc]
+    await start(Setup(store.url, ServingConfig(**serving), service), NAMES)
+    return leader
+
+
+@asynccontextmanager
+async def served(store: RunStore, **serving: Any) -> AsyncIterator[tuple[Versions, Handle, list[Follower]]]:
+    """A leader with an ingress and a retriever that follow it."""
+    leader = await lead(store, **serving)
+    handle, setup = Handle(leader), Setup(store.url, ServingConfig(**serving), "one")
+    followers = [Follower(setup, name, handle) for name in ("", "bm25")]
+    for follower in followers:
+        await follower.join()
+    yield leader, handle, followers
+    for follower in followers:
+        await follower.leave()
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(30):
+        while not condition():
+            await asyncio.sleep(0.02)
+
+
+def run(work: Coroutine[Any, Any, None]) -> None:
+    asyncio.run(work)
+
+
+def active(leader: Versions) -> str:
+    return leader._editor.version.id
+
+
+def tried(leader: Versions, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Which versions a leader makes ready from now on."""
+    versions, prepared = list[str](), leader._prepared
+
+    def note(target: Version, changes: Any) -> Any:
+        versions.append(target.id)
+        return prepared(target, changes)
+
+    monkeypatch.setattr(leader, "_prepared", note)
+    return versions
+
+
+def test_a_leader_that_starts_again_goes_on_with_what_was_served(new_run: New) -> None:
+    history = History(new_run, 1.2, 0.9)
+
+    async def work() -> None:
+        assert active(await lead(history.store)) == history.ids[0]
+        history.go(1)
+        again = await lead(history.store)
+        assert active(again) == history.ids[0] and again._previous is None
+        # Who starts anew gets what is current.
+        assert active(await lead(history.store, "two")) == history.ids[1]
+        history.go(0)
+        assert active(await lead(history.store, "two")) == history.ids[1]
+
+    run(work())
+
+
+def test_a_service_that_starts_anew_keeps_the_documents(new_run: New) -> None:
+    history = History(new_run, 1.2, 0.9)
+
+    async def work() -> None:
+        first = await lead(history.store)
+        change = first._editor.add(leading.as_document("new", "A zeppelin floats.", "", {}))
+        before = history.go(0)
+        write_changes(history.store, Changes("one", before, None, (change,)))
+        for number, service in enumerate(("two", "three")):
+            history.go(number)
+            leader = await lead(history.store, service)
+            kept = read_changes(history.store)
+            assert kept is not None and (kept.service, kept.version.id) == (service, history.ids[number])
+            assert [passage.passage_id for entry in kept.changes for passage in entry.added] == ["new"]
+            assert leader._editor.collection.get("new") is not None
+
+    run(work())
+
+
+def test_a_run_that_may_only_be_read_is_served(new_run: New, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = new_run()
+
+    def refuse(*_: Any) -> None:
+        raise InputError("serving.json: cannot be written")
+
+    monkeypatch.setattr(leading, "write_changes", refuse)
+
+    async def work() -> None:
+        assert active(await lead(store)) == find_version(store, NAMES).id
+
+    run(work())
+    assert read_changes(store) is None
+
+
+def test_members_serve_on_while_their_leader_starts_again(new_run: New) -> None:
+    history = History(new_run, 1.2, 0.9)
+    history.damage(1)
+
+    async def work() -> None:
+        async with served(history.store) as (_, handle, followers):
+            history.go(1)
+            handle.leader = await lead(history.store)
+            await until(lambda: len(handle.leader._members) == 2)
+            for follower in followers:
+                assert (follower.plan.active, follower.finds("the model7x")[0]) == (history.ids[0], "d7")
+            outcome = await handle.leader.reload()
+            assert f"version {history.ids[1]} is refused, {history.ids[0]} serves on" in outcome["refused"]
+            assert [follower.finds("the model7x")[0] for follower in followers] == ["d7", "d7"]
+
+    run(work())
+
+
+def test_a_swap_that_cannot_be_kept_is_refused(new_run: New, monkeypatch: pytest.MonkeyPatch) -> None:
+    history = History(new_run, 1.2, 0.9)
+
+    def refuse(*_: Any) -> None:
+        raise InputError("serving.json: cannot be written")
+
+    async def work() -> None:
+        async with served(history.store) as (leader, _, followers):
+            history.go(1)
+            with monkeypatch.context() as patch:
+                patch.setattr(leading, "write_changes", refuse)
+                assert (await leader.reload())["refused"].endswith("serves on: serving.json: cannot be written")
+            assert active(leader) == history.ids[0]
+            assert (await leader.reload())["changed"] is True
+            await until(lambda: {follower.plan.active for follower in followers} == {history.ids[1]})
+
+    run(work())
+
+
+def test_a_member_serves_on_where_the_version_to_answer_from_cannot_be_loaded(new_run: New) -> None:
+    history = History(new_run, 1.2, 0.9)
+    history.damage(1)
+    versions = [history.go(number) for number in (0, 1)]
+
+    class Leader:
+        """Makes a version active that nobody has checked."""
+
+        def __init__(self) -> None:
+            self.number = 0
+
+        async def beat(self, report: Report) -> Plan:
+            await asyncio.sleep(0.02)
+            found = versions[self.number]
+            return Plan(self.number + 1, found.id, None, ((found, ()),), {"bm25": 1})
+
+        async def leave(self, _: str) -> None:
+            return
+
+    async def work() -> None:
+        leader = Leader()
+        setup = Setup(history.store.url, ServingConfig(), "one")
+        follower = Follower(setup, "bm25", Handle(leader))
+        await follower.join()
+        leader.number = 1
+        await until(lambda: follower.plan.revision == 2)
+        assert follower.plan.active == history.ids[0] and follower.finds("the model7x")[0] == "d7"
+        await asyncio.sleep(0.1)  # some plans later too
+        assert follower.finds("the model7x")[0] == "d7"
+        leader.number = 0
+        await until(lambda: follower.plan.revision == 1)
+        assert list(follower._loaded) == [history.ids[0]]
+        await follower.leave()
+        leader.number = 1
+        with pytest.raises(InputError):
+            await Follower(setup, "bm25", Handle(leader)).join()
+
+    run(work())
+
+
+def test_a_watched_run_is_swapped_by_itself(new_run: New) -> None:
+    history = History(new_run, 1.2, 0.9)
+
+    async def work() -> None:
+        async with served(history.store, watch_seconds=WATCH_SECONDS) as (leader, _, followers):
+            history.go(1)
+            await until(lambda: {follower.plan.active for follower in followers} == {history.ids[1]})
+            assert leader._previous is not None and leader._previous.id == history.ids[0]
+            kept = read_changes(history.store)
+            assert kept is not None and kept.version.id == history.ids[1]
+            # The run may go back as well.
+            history.go(0)
+            await until(lambda: {follower.plan.active for follower in followers} == {history.ids[0]})
+
+    run(work())
+
+
+def test_a_broken_version_of_a_watched_run_is_tried_once(new_run: New, monkeypatch: pytest.MonkeyPatch) -> None:
+    history = History(new_run, 1.2, 0.9, 0.8)
+    history.damage(1)
+
+    async def work() -> None:
+        async with served(history.store, watch_seconds=WATCH_SECONDS) as (leader, _, followers):
+            versions = tried(leader, monkeypatch)
+            history.go(1)
+            await until(lambda: bool(versions) and leader._candidate is None)
+            await asyncio.sleep(6 * WATCH_SECONDS)
+            assert versions == [history.ids[1]] and active(leader) == history.ids[0]
+            assert [follower.finds("the model7x")[0] for follower in followers] == ["d7", "d7"]
+            history.go(2)
+            await until(lambda: active(leader) == history.ids[2])
+            assert versions == history.ids[1:]
+
+    run(work())
+
+
+@pytest.mark.parametrize("error", [InputError("a stage is gone"), KeyError("identifiers"), OSError("away")])
+def test_a_version_that_cannot_be_made_ready_is_tried_once(
+    new_run: New, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    history = History(new_run, 1.2, 0.9)
+    versions = []
+
+    def fail(target: Version, _: Any) -> Any:
+        versions.append(target.id)
+        raise error
+
+    async def work() -> None:
+        leader = await lead(history.store, watch_seconds=WATCH_SECONDS)
+        monkeypatch.setattr(leader, "_prepared", fail)
+        history.go(1)
+        await until(lambda: bool(versions))
+        await asyncio.sleep(6 * WATCH_SECONDS)
+        assert versions == [history.ids[1]] and active(leader) == history.ids[0]
+        # Who asks for it has it tried again.
+        assert str(error) in (await leader.reload())["refused"]
+        assert len(versions) == 2
+
+    run(work())
+
+
+@pytest.mark.parametrize("error", [InputError("no retriever"), OSError("away"), RuntimeError("a defect")])
+def test_the_watch_outlives_a_run_that_cannot_be_read(
+    new_run: New, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    history, failures = History(new_run, 1.2, 0.9), 0
+
+    def fail(*_: Any) -> Version:
+        nonlocal failures
+        failures += 1
+        raise error
+
+    async def work() -> None:
+        async with served(history.store, watch_seconds=WATCH_SECONDS) as (leader, _, _):
+            history.go(1)
+            with monkeypatch.context() as patch:
+                patch.setattr(leading, "find_version", fail)
+                await until(lambda: failures >= 3)
+            await until(lambda: active(leader) == history.ids[1])
+
+    run(work())
+
+
+def test_what_somebody_went_back_from_stays_left(new_run: New, monkeypatch: pytest.MonkeyPatch) -> None:
+    history = History(new_run, 1.2, 0.9, 0.8)
+
+    async def work() -> None:
+        async with served(history.store, watch_seconds=WATCH_SECONDS) as (leader, handle, followers):
+            history.go(1)
+            await until(lambda: active(leader) == history.ids[1])
+            assert (await leader.rollback())["version"] == history.ids[0]
+            versions = tried(leader, monkeypatch)
+            await asyncio.sleep(6 * WATCH_SECONDS)
+            assert not versions and active(leader) == history.ids[0]
+            # A leader that starts again knows it too.
+            for task in leader._tasks:
+                task.cancel()
+            again = handle.leader = await lead(history.store, watch_seconds=WATCH_SECONDS)
+            versions = tried(again, monkeypatch)
+            await asyncio.sleep(6 * WATCH_SECONDS)
+            assert not versions and active(again) == history.ids[0]
+            # But not the next one.
+            history.go(2)
+            await until(lambda: {follower.plan.active for follower in followers} == {history.ids[2]})
+
+    run(work())
+
+
+def test_what_was_reloaded_and_left_stays_left(new_run: New) -> None:
+    history = History(new_run, 1.2, 0.9)
+
+    async def work() -> None:
+        async with served(history.store, watch_seconds=0.5) as (leader, _, _):
+            history.go(1)
+            assert (await leader.reload())["changed"] is True
+            assert (await leader.rollback())["changed"] is True
+            await asyncio.sleep(1.2)
+            assert active(leader) == history.ids[0]
+
+    run(work())
+
+
+def test_the_state_says_what_is_served(new_run: New) -> None:
+    store = new_run()
+
+    async def work() -> None:
+        await lead(store)
+
+    run(work())
+    content = json.loads((Path(store.url) / FILE).read_text(encoding="utf-8"))
+    assert (content["service"], content["previous"], content["changes"]) == ("one", None, [])
+    assert content["version"]["id"] == find_version(store, NAMES).id
