@@ -265,7 +265,7 @@ class TreeDecoder:
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:
-        """Evaluation mode, no gradients, and weights as they are now; the model's own mode comes back afterwards."""
+        """Evaluation mode, no gradients, packed weights as they are now; the model's own mode comes back afterwards."""
         # A bare decoder calls no module that has modes, and to set them takes a while.
         training, modes = self.model.training, self.bare is None
         if modes:
@@ -325,7 +325,7 @@ class TreeDecoder:
     def tensor(self, array: npt.NDArray[Any]) -> torch.Tensor:
         """The array on the model's device."""
         # A copy: read-only arrays, such as memory maps, cannot be shared with torch. Numpy's takes a third of the time.
-        return torch.from_numpy(np.array(array)).to(self.device)
+        return torch.from_numpy(np.array(array, order="C")).to(self.device)
 
     def mask(self, visible: Mask) -> torch.Tensor:
         """What is added to attention scores `[rows, 1, width, columns]`, from what each token of a row sees."""

@@ -15,6 +15,9 @@ def beam_search(batch: Batch, k: int, width: int) -> list[SearchResult]:
         batch: The queries.
         k: How many, at most `width`.
         width: Hypotheses of a query that go on after each token.
+
+    Returns:
+        A result a query, in their order; `exact` where no hypothesis that was pruned could have been better.
     """
     running, found = batch.begin()
     results = Results(batch.size, k)

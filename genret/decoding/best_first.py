@@ -61,6 +61,9 @@ def best_first(batch: Batch, k: int, at_once: int, max_expansions: int | None) -
         k: How many.
         at_once: How many hypotheses of a query the first pass expands, and at least each later one.
         max_expansions: After how many expansions a query ends; None for as many as it takes.
+
+    Returns:
+        A result a query, in their order; not `exact` where the bound or the deadline ended its search.
     """
     results, frontier = Results(batch.size, k), _Frontier(batch.size)
     hypotheses, found = batch.begin()

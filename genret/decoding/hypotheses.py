@@ -64,7 +64,7 @@ class Expansions:
 
     @classmethod
     def of(cls, scores: Scores, states: "States", size: int, columns: int) -> "Expansions":
-        """From the scores of the states of `size` expansions."""
+        """From the scores of the states of `size` expansions, of which the longest reads less than `columns` tokens."""
         chain = np.zeros((size, columns))
         chain[states.expansion, states.place] = np.where(states.forced, -np.inf, scores.target)
         forced = states.forced[scores.owner]
@@ -125,7 +125,15 @@ class Choices:
 
 
 class Batch:
-    """A batch of queries in the model: expands hypotheses, and keeps account of them."""
+    """A batch of queries in the model: expands hypotheses, and keeps account of them.
+
+    Attributes:
+        trie: The identifiers.
+        size: How many queries.
+        over_vocabulary: Whether tokens are scored over the whole vocabulary.
+        expanded: int64 `[size]`, how many hypotheses of each query were expanded.
+        hypotheses_per_pass: About how many a pass expands for little more than one.
+    """
 
     def __init__(
         self,
@@ -202,7 +210,10 @@ class Batch:
         return made
 
     def pass_forced_nodes(self, hypotheses: Hypotheses) -> None:
-        """Lead hypotheses that are about to be read on to the next node with a choice that the filter leaves."""
+        """Lead hypotheses that are about to be read on to the next node with a choice that the filter leaves.
+
+        Changes them in place; without a filter nothing happens.
+        """
         if self.leaf_filter is None:
             return
         member = np.flatnonzero(
@@ -236,7 +247,10 @@ class Batch:
         self.forced_place = np.concatenate((self.forced_place, self.trie.depths(passed[sequence])))
 
     def moved_on(self, parents: Hypotheses, found: Expansions, entry: Ints) -> Hypotheses:
-        """Hypotheses from where expanded ones were read to; at a node, for want of the child's own score."""
+        """Hypotheses that begin where expanded ones were read to, with the score up to there; as `choices` has it.
+
+        At a node they still lack the child's own token, whose score `children` puts in.
+        """
         made = parents.copy()
         made["score"] += found.chain[entry, -1]
         made["start"], made["parent"], made["expansion"] = parents["stop"], parents["expansion"], -1
@@ -253,6 +267,9 @@ class Batch:
         Args:
             hypotheses: By ascending query; none is complete.
             needed: `[len(hypotheses)]`, tokens before this place are read in any case.
+
+        Returns:
+            What was found out about them, in their order.
         """
         hypotheses["expansion"] = len(self.paths) + np.arange(len(hypotheses))
         if self.over_vocabulary or self.leaf_filter is not None:

@@ -103,7 +103,7 @@ class Projections:
 
     def follow(self) -> None:
         """Lay weights out anew if they have changed. For once a search: to look takes as long as a small product."""
-        if self._packed is not None and self._seen != self._versions():
+        if self._packed is not None and not self._is_current():
             self._pack()
 
     def _weights(self, linear: nn.Linear) -> tuple[Tensor, Tensor | None]:
@@ -112,15 +112,28 @@ class Projections:
         return linear.weight[self._rows], None if linear.bias is None else linear.bias[self._rows]
 
     def _pack(self) -> None:
-        self._seen = self._versions()
+        seen = [(tensor, tensor.data_ptr(), _writes(tensor)) for tensor in self._tensors()]
         weights, biases = zip(*map(self._weights, self._linears), strict=True)
         together = None
         if any(bias is not None for bias in biases):
             pairs = zip(weights, biases, strict=True)
             together = torch.cat([weight.new_zeros(len(weight)) if bias is None else bias for weight, bias in pairs])
         self._packed = PackedMatrix(torch.cat(weights), together)
+        # The tensors themselves are kept: another one may get the place in memory of one that is gone.
+        self._seen = seen
 
-    def _versions(self) -> list[tuple[int, int]]:
-        """Where the layers' weights are, and how often they were written to."""
-        tensors = [tensor for linear in self._linears for tensor in (linear.weight, linear.bias) if tensor is not None]
-        return [(tensor.data_ptr(), 0 if tensor.is_inference() else tensor._version) for tensor in tensors]
+    def _is_current(self) -> bool:
+        """Whether the layers have the weights that are laid out, and nobody has written to them."""
+        tensors = self._tensors()
+        return len(tensors) == len(self._seen) and all(
+            tensor is seen and tensor.data_ptr() == place and _writes(tensor) == writes
+            for tensor, (seen, place, writes) in zip(tensors, self._seen, strict=True)
+        )
+
+    def _tensors(self) -> list[Tensor]:
+        return [tensor for linear in self._linears for tensor in (linear.weight, linear.bias) if tensor is not None]
+
+
+def _writes(tensor: Tensor) -> int:
+    """How often a tensor was written to in place; always 0 where it was made in inference mode."""
+    return 0 if tensor.is_inference() else tensor._version

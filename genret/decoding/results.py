@@ -39,7 +39,13 @@ class Results:
     score: Floats = field(default_factory=lambda: np.empty(0))
 
     def add(self, query: Ints, leaf: Ints, score: Floats) -> None:
-        """Take further identifiers in; those without any probability stay out."""
+        """Take further identifiers in; those without any probability stay out.
+
+        Args:
+            query: `[n]`, ascending: whose each is.
+            leaf: `[n]`, each one's leaf in the trie.
+            score: `[n]`, its log-probability.
+        """
         possible = (score > -np.inf) & (score >= self.threshold()[query])
         if np.count_nonzero(possible) > self.size * self.k:
             possible[possible] = score[possible] >= self._bound(query[possible], score[possible])[query[possible]]
@@ -74,7 +80,16 @@ class Results:
         return -np.partition(-table, self.k - 1, axis=1)[:, self.k - 1]
 
     def results(self, trie: Paths, exact: npt.NDArray[np.bool_], expansions: Ints) -> list[SearchResult]:
-        """As the caller wants them."""
+        """What a search returns.
+
+        Args:
+            trie: Of the leaves.
+            exact: bool `[size]`, whether nothing better can be found for a query.
+            expansions: `[size]`, what each query cost.
+
+        Returns:
+            A result a query, in their order.
+        """
         bounds = np.searchsorted(self.query, np.arange(self.size + 1))
         indices = trie.positions(self.leaf)
         return [
@@ -90,6 +105,6 @@ def ranking(query: Ints, score: Floats, leaf: Ints) -> tuple[Ints, Ints]:
 
 
 def rank_in_run(query: Ints) -> Ints:
-    """`0, 1, 2, ...` within each run of equal numbers."""
+    """`0, 1, 2, ...` within each run of equal numbers, which ascend."""
     counts = np.bincount(query)
     return np.arange(len(query)) - (np.cumsum(counts) - counts)[query]

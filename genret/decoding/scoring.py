@@ -2,6 +2,8 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
@@ -21,8 +23,8 @@ WIDE = 256
 # Elements of the largest temporary tensor: gathered rows of the output layer, or logits over the vocabulary where a
 # model gives nothing else.
 CHUNK_ELEMENTS = 1 << 24
-# Logits that are only summed over are made for so many states at a time, few enough to stay in a CPU's cache. A GPU
-# takes all that fit in CHUNK_ELEMENTS.
+# Logits of the whole vocabulary are made for so many states at a time, few enough to stay in a CPU's cache while they
+# are summed over. A GPU takes all that fit in CHUNK_ELEMENTS.
 CACHED_STATES = 128
 # A normaliser is taken from a single log-probability down to here; below, its rounding would show in the difference.
 LEAST_REFERENCE = -64.0
@@ -171,7 +173,8 @@ class Scorer:
         standing = np.flatnonzero(node >= 0)
         first[standing], count[standing] = self.trie.child_span(node[standing])
         wide = np.flatnonzero(count > WIDE)
-        normaliser, whole = self._normaliser(states, wide) if self.over_vocabulary else (None, None)
+        at_root = wide[node[wide] == self.trie.root]
+        normaliser, root_logits = self._normaliser(states, at_root) if self.over_vocabulary else (None, None)
         narrow = np.flatnonzero((count > 0) & (count <= WIDE))
         child = ranges(first[narrow], count[narrow])
         owner = np.repeat(narrow, count[narrow])
@@ -187,46 +190,57 @@ class Scorer:
             logprob[~leaf_filter.children(child)] = -np.inf
         parts = [(owner, child, logprob)]
         for number in np.unique(node[wide]):
-            row = np.flatnonzero(node[wide] == number)
-            member = wide[row]
-            if whole is None:
+            member = wide[node[wide] == number]
+            logits = root_logits if number == self.trie.root else None
+            if logits is None:
                 logits = self._child_logits(states, member, int(number))
-            else:
-                logits = self._picked(whole, row, int(number))
-            divisor = None if normaliser is None else normaliser[member]
-            top, place = self._wide(logits, int(number), divisor, leaf_filter, limit)
+            reference = None if normaliser is None else normaliser[member]
+            top, place = self._wide(logits, int(number), reference, leaf_filter, limit)
             parts.append((np.repeat(member, top.shape[1]), (first[member[0]] + place).ravel(), top.ravel()))
         return _collect(target_logprob, parts)
 
-    def _normaliser(self, states: torch.Tensor, kept: Ints) -> tuple[Floats, torch.Tensor | None]:
+    def _normaliser(self, states: torch.Tensor, at_root: Ints) -> tuple[Floats, torch.Tensor | None]:
         """What vocabulary scoring divides by: the logarithm of the sum of exponentials of all logits.
 
-        The sum is made part by part of the vocabulary (after the online softmax of arXiv 1805.02867), so that logits
-        that nobody asks for never leave the cache.
+        The sum is made part by part of the vocabulary (after the online softmax of arXiv 1805.02867), so that of all
+        these logits only those of the root's children leave the cache, for states that stand there.
 
         Args:
             states: `[s, width]`.
-            kept: Ascending: states whose logits are asked for.
+            at_root: Ascending: which states stand at the root, if it has many children.
 
         Returns:
-            `[s]`, and the logits `[len(kept), vocabulary]`, where these are made here and any are asked for.
+            `[s]`; and the logits of the root's children `[len(at_root), children]`, where these are made here and any
+            are asked for.
         """
         if self.dense:
             return _numbers(_numpy(states.logsumexp(-1))), None
         step = CACHED_STATES if states.device.type == "cpu" else max(1, CHUNK_ELEMENTS // self.decoder.vocabulary_size)
-        sums, wanted = [], []
+        root_parts = self._root_parts if len(at_root) else []
+        found = [
+            torch.empty(len(at_root), len(column), dtype=self.dtype, device=states.device) for column in root_parts
+        ]
+        sums = []
         for number, some in enumerate(padded(states).split(step)):
-            index = self.decoder.tensor(kept[kept // step == number] - number * step)
-            parts, rows = [], []
-            for slab in self.decoder.slabs:
+            begin, end = np.searchsorted(at_root, (number * step, (number + 1) * step))
+            index = self.decoder.tensor(at_root[begin:end] - number * step)[:, None] if begin < end else None
+            parts = []
+            for place, slab in enumerate(self.decoder.slabs):
                 logits = slab(some).to(self.dtype)
                 parts.append(_log_sum_exp(logits))
-                if len(kept):
-                    rows.append(logits[index])
+                if index is not None:
+                    found[place][begin:end] = logits[index, root_parts[place]]
             sums.append(torch.stack(parts).logsumexp(0))
-            if len(kept):
-                wanted.append(torch.cat(rows, 1))
-        return _numbers(_numpy(torch.cat(sums)[: len(states)])), torch.cat(wanted) if wanted else None
+        return _numbers(_numpy(torch.cat(sums)[: len(states)])), torch.cat(found, 1) if found else None
+
+    @cached_property
+    def _root_parts(self) -> list[torch.Tensor]:
+        """Places of the root's children in each of the decoder's parts of the vocabulary."""
+        assert self.decoder.head is not None
+        token, count = self.trie.children(self.trie.root)[0], len(self.decoder.slabs)
+        size = -(-self.decoder.head.out_features // count)
+        bounds = np.searchsorted(token, size * np.arange(count + 1))
+        return [self.decoder.tensor(token[a:b] - size * part) for part, (a, b) in enumerate(pairwise(bounds))]
 
     def _rows(self, node: int) -> tuple[torch.Tensor, torch.Tensor | None]:
         """The output layer's rows and biases for a node's children: a view where they are contiguous."""
@@ -241,16 +255,12 @@ class Scorer:
 
     def _child_logits(self, states: torch.Tensor, row: Ints, node: int) -> torch.Tensor:
         """Logits `[rows, children]` of all children of a node after some of the states."""
-        if self.dense:
-            return self._picked(states, row, node)
+        if self.dense:  # states are logits of all tokens
+            return states[self.decoder.tensor(row)[:, None], self.decoder.tensor(self.trie.children(node)[0])]
         states = states[self.decoder.tensor(row)]
         if self._root is not None and node == self.trie.root:
             return self._root(states)
         return torch.nn.functional.linear(states, *self._rows(node))
-
-    def _picked(self, logits: torch.Tensor, row: Ints, node: int) -> torch.Tensor:
-        """Those of all children of a node, `[rows, children]`, from logits of all tokens."""
-        return logits[self.decoder.tensor(row)[:, None], self.decoder.tensor(self.trie.children(node)[0])]
 
     def _narrow(self, states: torch.Tensor, owner: Ints, token: Ints) -> Floats:
         """Logits of `token[i]` after state `owner[i]`."""
@@ -269,14 +279,14 @@ class Scorer:
 
     def _wide(
         self,
-        raw: torch.Tensor,
+        logits: torch.Tensor,
         node: int,
         normaliser: Floats | None,
         leaf_filter: LeafFilter | None,
         limit: int | None,
     ) -> tuple[Floats, Ints]:
         """Of one node's children, from their logits: log-probabilities and places among them, `[states, kept]`."""
-        raw = raw.to(self.dtype)
+        raw = logits.to(self.dtype)
         if normaliser is not None:
             logprob = raw - self.decoder.tensor(normaliser)[:, None].to(raw.dtype)
         else:

@@ -61,6 +61,18 @@ def test_weights_that_change_are_seen(packs: bool) -> None:
     assert farthest(projections, linears, states, slice(None)) < 1e-5
 
 
+@needs_packing
+def test_weights_that_are_replaced_again_and_again_are_seen() -> None:
+    linears, states = some_linears(True), torch.randn(5, 24)
+    projections = Projections(linears, packed=True)
+    for _ in range(20):
+        # Nothing holds the old ones but the layers, so that new ones may get their place in memory.
+        for linear in linears:
+            fresh = {name: torch.randn_like(value) for name, value in linear.state_dict().items()}
+            linear.load_state_dict(fresh, assign=True)
+        assert farthest(projections, linears, states, slice(None)) < 1e-4
+
+
 def test_numbers_of_states_are_few_and_close() -> None:
     for count in range(1, 5000):
         assert count <= rounded_up(count) <= max(count + 3, count * 5 / 4)
