@@ -31,6 +31,7 @@ identifiers: {keywords: 3, type: IDENTIFIERS}
 synthesis: {preference_queries: 0}
 sft:
   model: {type: scratch, vocabulary_size: 500, hidden_size: 64, intermediate_size: 64, layers: 1, heads: 2}
+  scoring: SCORING
   max_tokens: 48
 retrieval: {retrievers: [sft, bm25, fusion], search: SEARCH, fusion: {parts: [sft, bm25]}, k1: K1}
 """
@@ -49,9 +50,12 @@ def small_passages(count: int = 40) -> list[Passage]:
     return passages
 
 
-def make_run(folder: Path, identifiers: str = "semantic", search: str = "beam", k1: float = 1.2) -> RunStore:
+def make_run(
+    folder: Path, identifiers: str = "semantic", search: str = "beam", k1: float = 1.2, scoring: str = "trie"
+) -> RunStore:
     """A run with the stages that a service reads; another k1 makes another version of the same run."""
     text = SETTINGS.replace("IDENTIFIERS", identifiers).replace("SEARCH", search).replace("K1", str(k1))
+    text = text.replace("SCORING", scoring)
     config = parse_config(text, "small")
     store, mark = RunStore(folder), f"k{int(k1 * 1000):015x}"
     passages = passages_to_table(small_passages())

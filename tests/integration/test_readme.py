@@ -1,4 +1,4 @@
-"""What the README prints for a service, typed as it stands there."""
+"""A service of the quickstart: what the README prints, typed as it stands there, and the answers of every retriever."""
 
 import json
 import os
@@ -7,18 +7,27 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 from service import Service, start, stop
 
+from genret.retrieval.opening import load_retriever
 from genret.runs import RunStore
+from genret.serving.versions import read_config
 
 # The quickstart's corpus and stages; trained so little that it takes a minute.
 pytestmark = pytest.mark.slow
 
 README = Path(__file__).parents[2] / "README.md"
-SETTINGS = ("sft.epochs=0.02", "retrieval.retrievers=[sft, bm25, fusion]", "retrieval.fusion.parts=[sft, bm25]")
+SETTINGS = (
+    "sft.epochs=0.02",
+    "dense.epochs=0.05",
+    "retrieval.retrievers=[sft, bm25, dense, fusion]",
+    "retrieval.fusion.parts=[sft, bm25, dense]",
+)
+NAMES = ["sft", "bm25", "dense", "fusion"]
 
 
 def curl_lines() -> list[str]:
@@ -58,12 +67,33 @@ def test_every_line_does_what_is_said_of_it(service: Service) -> None:
     assert [len(result["hits"]) for result in filtered["results"]] == [10, 10]
     kinds = {hit["metadata"]["kind"] for result in filtered["results"] for hit in result["hits"]}
     assert kinds == {"function"}
-    assert {one["retriever"] for one in compared["answers"]} == {"sft", "bm25", "fusion"}
+    assert [one["retriever"] for one in compared["answers"]] == NAMES
     assert passage["passage_id"] == "heapq.merge"
-    assert {one["name"] for one in retrievers} == {"sft", "bm25", "fusion"}
+    assert [one["name"] for one in retrievers] == NAMES
     assert "genret_requests_total" in answers[5]
     reloaded, undone, added = (json.loads(text) for text in answers[6:9])
     assert reloaded["changed"] is False
     assert "error" in undone, "there is no version to go back to yet"
-    assert added["found_by"] == ["bm25", "fusion"] and set(added["not_found_by"]) == {"sft"}
+    assert added["found_by"] == ["bm25", "fusion"] and set(added["not_found_by"]) == {"sft", "dense"}
     assert "error" not in answers[9]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_answers_are_those_of_the_run_alone_and_beside_others(service: Service, name: str) -> None:
+    store, k = service.store, 10
+    queries = store.read_table(store.current()["corpus"], "test_queries")["text"].to_pylist()[:64]
+    retriever = load_retriever(store, store.current(), name, read_config(store).retrieval)
+    expected = dict(zip(queries, retriever.retrieve(queries, k), strict=True))
+
+    def check(query: str) -> None:
+        hits = service.retrieve(query, k=k, retriever=name).json()["results"][0]["hits"]
+        scores = {place.passage_id: place.score for place in expected[query]}
+        assert [hit["score"] for hit in hits] == pytest.approx([place.score for place in expected[query]], abs=3e-4)
+        # Passages whose scores are as good as equal may change places, at the end with one that is not among these.
+        last = min(scores.values(), default=0.0)
+        assert all(scores.get(hit["passage_id"], last) == pytest.approx(hit["score"], abs=3e-4) for hit in hits)
+
+    for query in queries[:4]:
+        check(query)
+    with ThreadPoolExecutor(32) as pool:
+        list(pool.map(check, queries))

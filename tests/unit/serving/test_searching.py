@@ -1,5 +1,6 @@
 """Searchers: filters, deadlines, additions, removals, probes."""
 
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 from typing import get_args
@@ -10,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from genret.config import RetrievalConfig
+from genret.decoding.hypotheses import Batch
 from genret.errors import InputError
 from genret.retrieval.bm25 import Bm25Retriever
 from genret.retrieval.opening import load_retriever
@@ -82,6 +84,21 @@ def test_without_time_there_is_an_answer_that_says_so(small_run: RunStore) -> No
     answers = opened(small_run, "sft").answer([ask("river", timeout=1e-9), ask("river", timeout=60)], waited=1.0)
     assert (answers[0].exact, answers[0].timed_out, answers[0].places) == (False, True, [])
     assert len(answers[1].places) == 5 and not answers[1].timed_out
+
+
+def test_a_deadline_between_two_passes_gives_what_was_found(
+    new_run: Callable[..., RunStore], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    searcher = opened(new_run(search="exact", scoring="vocabulary"), "sft")
+    query = ask("the river near the model4x")
+    (whole,) = searcher.answer([query])
+    cut_off = []
+    for allowed in range(1, 20):
+        passes = itertools.count()
+        monkeypatch.setattr(Batch, "late", lambda _, passes=passes, allowed=allowed: next(passes) >= allowed)
+        cut_off.append(searcher.answer([query])[0])
+    assert any(answer.places and not answer.exact for answer in cut_off)
+    assert whole.exact and cut_off[-1].exact and ids(cut_off[-1]) == ids(whole)
 
 
 def test_queries_go_together_unless_that_changes_what_they_find() -> None:
