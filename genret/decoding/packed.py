@@ -78,7 +78,8 @@ class Projections:
     """Linear layers that read the same states: one product of packed weights, or one each with weights as they are.
 
     `follow` brings it up to date when training has changed the weights: where they were written to in place, or
-    replaced. Writes through `.data`, of which torch keeps no count, are not seen.
+    replaced. Writes of which torch keeps no count, through `.data` and to tensors that were made in inference mode, are
+    not seen.
     """
 
     def __init__(self, linears: Sequence[nn.Linear], packed: bool, rows: slice | None = None) -> None:

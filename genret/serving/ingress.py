@@ -278,7 +278,7 @@ class Ingress:
 def _direct(handle: DeploymentHandle) -> DeploymentHandle:
     """A handle whose batches and answers go straight from process to process by gRPC.
 
-    By Ray's object store, for what may be large or go on to others, they take twice as long on both sides.
+    Ray's own calls, for what may be large or go on to others, take longer on both sides.
     """
     return handle.options(_by_reference=False, request_serialization="pickle", response_serialization="pickle")
 
