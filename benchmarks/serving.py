@@ -76,12 +76,11 @@ def load(
     task = {"url": url, "retriever": retriever, "clients": clients, "seconds": seconds, "timeout": timeout}
     task["queries"] = list(queries)
     with TemporaryDirectory() as folder:
-        path = Path(folder) / "task.json"
+        path, seen = Path(folder) / "task.json", Path(folder) / "found.json"
         path.write_text(json.dumps(task))
-        printed = subprocess.run(
-            [sys.executable, PARTS / "load.py", path], stdout=subprocess.PIPE, text=True, check=True
-        ).stdout
-    found: dict[str, Any] = json.loads(printed.splitlines()[-1])
+        # By a file: a process without buffers may write less to a pipe than it was given.
+        subprocess.run([sys.executable, PARTS / "load.py", path, seen], check=True)
+        found: dict[str, Any] = json.loads(seen.read_text())
     return found
 
 

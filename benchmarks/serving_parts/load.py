@@ -1,4 +1,4 @@
-"""Clients that ask one query after the other, in a process of its own; `python load.py TASK` prints what they saw.
+"""Clients that ask one query after the other, in a process of its own; `load.py TASK FOUND` writes what they saw.
 
 As cheap as an HTTP client can be, as it shares the machine with what it measures: keep-alive connections on raw
 sockets, requests encoded before the clock starts, answers parsed after it stops. Every answer is read to its last byte
@@ -154,4 +154,5 @@ async def generate_load(
 
 
 if __name__ == "__main__":
-    print(json.dumps(uvloop.run(generate_load(**json.loads(Path(sys.argv[1]).read_text())))))
+    task, found = map(Path, sys.argv[1:])
+    found.write_text(json.dumps(uvloop.run(generate_load(**json.loads(task.read_text())))))

@@ -1,7 +1,6 @@
 """The process that takes requests: it checks them, has them answered in batches, and puts passages to the ids."""
 
 import asyncio
-import json
 import logging
 import os
 import time
@@ -23,7 +22,7 @@ from genret.serving.asks import Answer, Ask
 from genret.serving.batching import Batcher
 from genret.serving.gates import Gate, Keys
 from genret.serving.listening import Listener
-from genret.serving.logs import rotate_seldom
+from genret.serving.logs import request_log
 from genret.serving.members import Member
 from genret.serving.metrics import Family, Meters
 from genret.serving.plans import Setup
@@ -107,7 +106,7 @@ class Ingress:
         self._setup, self._versions = setup, versions
         self._answer = {name: _direct(handle).answer for name, handle in retrievers.items()}
         self._meters, self._closing = Meters(), False
-        rotate_seldom(_logger)
+        self._log = request_log(_logger)
         self._member = _IngressMember(setup, "", versions)
         self._member.meters = self._meters
         await self._member.join()
@@ -120,7 +119,7 @@ class Ingress:
     def _build(self) -> ASGIApp:
         config = self._setup.config
         keys = Keys(os.environ.get(config.api_key_variable, ""), os.environ.get(config.admin_key_variable, ""))
-        return Gate(build_app(self, config), config, keys, self._meters.request, _log)
+        return Gate(build_app(self, config), config, keys, self._meters.request, self._log.write)
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
         """The application that Ray Serve calls."""
@@ -139,6 +138,7 @@ class Ingress:
 
     async def __del__(self) -> None:
         await self.close()
+        self._log.flush()
         await self._member.leave()
 
     def _batcher(self, name: str) -> Batcher[_Reader]:
@@ -297,11 +297,6 @@ def _accepted(outcome: dict[str, Any]) -> dict[str, Any]:
     if "unavailable" in outcome:
         raise EngineError(outcome["unavailable"])
     return outcome
-
-
-def _log(line: Mapping[str, Any]) -> None:
-    # Without the ids of replica, actor and task, which are those of the file, and take longer than the line.
-    _logger.info(json.dumps(line, ensure_ascii=False), extra={"skip_context_filter": True})
 
 
 def is_lost(answer: Answer, seconds: float) -> bool:
