@@ -286,7 +286,8 @@ class Batch:
     def _reading_ahead(self, hypotheses: Hypotheses, needed: Ints | None) -> Ints:
         """How far to read: the most probable stretches to their ends while a pass has room, the others as needed.
 
-        A part of a stretch beyond that would spare no pass: the rest takes one too.
+        A part of a stretch beyond that would spare no pass: the rest takes one too. Nor does more than what is needed
+        where other hypotheses take a pass there, as in a beam over the vocabulary.
         """
         most = hypotheses["choice"].astype(np.int64)
         if self.over_vocabulary:
@@ -299,6 +300,8 @@ class Batch:
         if needed is not None:
             least = np.maximum(least, needed)
         least = np.minimum(most, least)
+        if self.over_vocabulary and needed is not None:
+            return least
         more = most - least
         sequence = np.argsort(-hypotheses["score"], kind="stable")
         room = self.tokens_per_pass - (least - hypotheses["start"]).sum()

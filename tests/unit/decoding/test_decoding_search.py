@@ -67,17 +67,17 @@ def some_identifiers(count: int, seed: int = 0, tokens: Sequence[int] = range(3,
     return identifiers
 
 
-def count_passes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Rows of the cache in each pass from now on."""
-    rows: list[int] = []
+def record_passes(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
+    """Rows of the cache in each pass from now on, and the tokens that it reads."""
+    passes: list[tuple[int, int]] = []
     forward = attention.TreeDecoder.forward
 
     def recorded(self: Any, ids: np.ndarray, positions: np.ndarray, current: Any) -> torch.Tensor:
-        rows.append(current.rows)
+        passes.append((current.rows, len(ids)))
         return forward(self, ids, positions, current)
 
     monkeypatch.setattr(attention.TreeDecoder, "forward", recorded)
-    return rows
+    return passes
 
 
 def some_prompts(*lengths: int, seed: int = 0) -> list[list[int]]:
@@ -114,15 +114,27 @@ def brute_force(model: Any, identifiers: list[list[int]], prompt: list[int], how
     return np.array([scores[tuple(tokens)] for tokens in identifiers])
 
 
-def plain_beam(scores: dict[tuple[int, ...], float], allowed: list[list[int]], width: int) -> list[list[int]]:
-    """Beam search token by token over the allowed identifiers, given the scores of all prefixes: the best first."""
+def plain_beams(
+    scores: dict[tuple[int, ...], float], allowed: list[list[int]], width: int
+) -> tuple[list[list[int]], list[int]]:
+    """Beam search token by token over the allowed identifiers, given the scores of all prefixes.
+
+    Returns:
+        What it finds, the best first; and how many hypotheses are in the beam after each token.
+    """
     prefixes = {tuple(tokens[:length]) for tokens in allowed for length in range(1, len(tokens) + 1)}
-    beam, found = [()], []
+    beam, found, sizes = [()], [], []
     while beam:
         candidates = sorted((one for one in prefixes if one[:-1] in beam), key=lambda one: -scores[one])[: 2 * width]
         found += [one for one in candidates[:width] if one[-1] == END]
         beam = [one for one in candidates if one[-1] != END][:width]
-    return [list(one) for one in sorted(found, key=lambda one: -scores[one])[:width]]
+        sizes.append(len(beam))
+    return [list(one) for one in sorted(found, key=lambda one: -scores[one])[:width]], sizes
+
+
+def plain_beam(scores: dict[tuple[int, ...], float], allowed: list[list[int]], width: int) -> list[list[int]]:
+    """What `plain_beams` finds."""
+    return plain_beams(scores, allowed, width)[0]
 
 
 def assert_top(result: SearchResult, scores: np.ndarray, k: int, tolerance: float = 1e-9) -> None:
@@ -249,10 +261,7 @@ def test_a_query_does_not_depend_on_its_batch(model: Any, how: scoring.Scoring, 
             np.testing.assert_allclose(one.scores, two.scores, atol=1e-9)
 
 
-@pytest.mark.parametrize("mode", ["beam", "exact"])
-def test_reading_ahead_changes_the_work_and_not_the_result(
-    model: Any, monkeypatch: pytest.MonkeyPatch, mode: search.Mode
-) -> None:
+def test_reading_ahead_changes_the_work_and_not_the_result(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     # Over so many tokens identifiers part early, and end in forced tokens, but not all at the same place.
     identifiers = some_identifiers(200, tokens=range(3, 20))
     finder = TrieSearch(model, Trie.from_sequences(identifiers), "vocabulary")
@@ -261,7 +270,7 @@ def test_reading_ahead_changes_the_work_and_not_the_result(
     for tokens in (1, 20, 10_000):
         monkeypatch.setitem(hypotheses.TOKENS_PER_PASS, "cpu", tokens)
         # Without a bound, exact mode takes room for more hypotheses first.
-        results.append(finder.search(prompts, k=5, mode=mode, beam=5, max_expansions=10_000))
+        results.append(finder.search(prompts, k=5, mode="exact", beam=5, max_expansions=10_000))
     for one, two, three in zip(*results, strict=True):
         assert one.indices.tolist() == two.indices.tolist() == three.indices.tolist()
         np.testing.assert_allclose(one.scores, two.scores, atol=1e-9)
@@ -270,29 +279,42 @@ def test_reading_ahead_changes_the_work_and_not_the_result(
     assert expansions[0] > expansions[1] > expansions[2]
 
 
+def test_a_beam_reads_no_more_than_it_compares(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    identifiers = some_identifiers(200, tokens=range(3, 20))
+    finder = TrieSearch(model, Trie.from_sequences(identifiers), "vocabulary")
+    passes = record_passes(monkeypatch)
+    for seed in range(20):
+        (prompt,) = some_prompts(5, seed=seed)
+        _, sizes = plain_beams(scores_of_prefixes(model, identifiers, prompt, "vocabulary"), identifiers, 5)
+        passes.clear()
+        finder.search([prompt], k=5, beam=5)
+        assert passes[0] == (1, 5) and len(passes) <= len(sizes)
+        assert sum(tokens for _, tokens in passes[1:]) <= sum(sizes)
+
+
 @pytest.mark.parametrize("how", SCORINGS)
 def test_a_long_search_takes_few_passes(model: Any, monkeypatch: pytest.MonkeyPatch, how: scoring.Scoring) -> None:
     identifiers, prompts = some_identifiers(400), some_prompts(4)
     finder = TrieSearch(model, Trie.from_sequences(identifiers), how)
-    rows = count_passes(monkeypatch)
-    passes, found = {}, {}
+    passes = record_passes(monkeypatch)
+    counts, found = {}, {}
     for tokens in (1, 64):
         monkeypatch.setitem(hypotheses.TOKENS_PER_PASS, "cpu", tokens)
         monkeypatch.setitem(hypotheses.HYPOTHESES_PER_PASS, "cpu", tokens)
         (found[tokens],) = finder.search(prompts, k=20, mode="exact", beam=2)
-        passes[tokens] = len(rows)
-        rows.clear()
+        counts[tokens] = len(passes)
+        passes.clear()
     assert found[64].exact and found[64].indices.tolist() == found[1].indices.tolist()
     assert_top(found[64], brute_force(model, identifiers, prompts[0], how), 20)
-    assert passes[1] == 1 + -(-found[1].expansions // 2)
-    assert passes[64] < passes[1] / 2
+    assert counts[1] == 1 + -(-found[1].expansions // 2)
+    assert counts[64] < counts[1] / 2
 
 
 def test_a_bound_on_expansions_is_not_spent_on_room(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     finder = TrieSearch(model, Trie.from_sequences(some_identifiers(400)), "vocabulary")
-    rows = count_passes(monkeypatch)
+    passes = record_passes(monkeypatch)
     (found,) = finder.search(some_prompts(4), k=20, mode="exact", beam=2, max_expansions=40)
-    assert found.expansions == 40 and len(rows) == 1 + 40 // 2
+    assert found.expansions == 40 and len(passes) == 1 + 40 // 2
 
 
 @pytest.mark.parametrize("mode", ["beam", "exact"])
@@ -402,9 +424,9 @@ def test_what_a_filter_forces_takes_one_pass(model: Any, monkeypatch: pytest.Mon
     identifiers = [[*path, END] for path in itertools.product(range(3, 7), repeat=4)]
     allowed = np.array([path[1] == path[2] == path[3] == 3 for path in identifiers])
     finder = TrieSearch(model, Trie.from_sequences(identifiers), how)
-    rows = count_passes(monkeypatch)
+    passes = record_passes(monkeypatch)
     (result,) = finder.search(some_prompts(4), k=4, beam=4, allowed=allowed)
-    assert len(rows) == 2 and result.expansions == 4
+    assert len(passes) == 2 and result.expansions == 4
     assert_top(result, np.where(allowed, brute_force(model, identifiers, some_prompts(4)[0], how), -np.inf), 4)
 
 
@@ -476,7 +498,7 @@ def test_atomic_identifiers_take_one_pass(how: scoring.Scoring, first: int, monk
     finder = TrieSearch(model, Trie.from_sequences(identifiers), how)
     for mode in ("beam", "exact"):
         with monkeypatch.context() as patch:
-            passes = count_passes(patch)
+            passes = record_passes(patch)
             found = finder.search(prompts, k=10, mode=mode)
         assert len(passes) == 1
         for prompt, result in zip(prompts, found, strict=True):
@@ -723,6 +745,7 @@ def test_a_trie_from_disk_serves_as_well(model: Any, tmp_path: Path) -> None:
 
 def test_the_cache_shrinks_when_queries_are_done(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     finder = TrieSearch(model, Trie.from_sequences(some_identifiers(200)), "vocabulary")
-    rows = count_passes(monkeypatch)
+    passes = record_passes(monkeypatch)
     finder.search(some_prompts(*range(1, 13)), k=1, mode="exact", beam=1)
+    rows = [count for count, _ in passes]
     assert rows[0] == 12 and rows[-1] < 12 and rows == sorted(rows, reverse=True)
