@@ -28,7 +28,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -60,10 +60,14 @@ class StoredTable(TypedDict):
 
 
 class StoredFolder(TypedDict):
-    """A folder of a finished stage: its place in the run, and the size in bytes of each file in it."""
+    """A folder of a finished stage: its place in the run, and the size in bytes and the SHA-256 of each file in it.
+
+    Stages that finished before checksums were kept have none.
+    """
 
     path: str
     files: dict[str, int]
+    checksums: NotRequired[dict[str, str]]
 
 
 class StoredText(TypedDict):
@@ -235,6 +239,22 @@ class RunStore:
         if problem:
             raise self._damaged(record, stored["path"], problem)
         return folder
+
+    def check_folder(self, record: StageRecord, name: str) -> None:
+        """Read every byte of a folder that a stage wrote: `local_folder` looks at the sizes of its files only.
+
+        A damaged copy of a remote folder is fetched once more.
+
+        Raises:
+            InputError: The stage wrote no such folder, or one of its files is not as the stage left it.
+        """
+        stored: StoredFolder = _entry(record, "folder", record.folders, name)
+        problem = _damage(stored, self.local_folder(record, name))
+        if problem and self._storage.local is None:
+            shutil.rmtree(self.local_folder(record, name))
+            problem = _damage(stored, self.local_folder(record, name))
+        if problem:
+            raise self._damaged(record, stored["path"], problem)
 
     def set_current(self, stages: Mapping[str, str]) -> None:
         """Write run.json: the fingerprint of each stage of the latest configuration, in the order given."""
@@ -449,13 +469,14 @@ class StageWriter:
             raise InputError(f"{local_folder}: expected a folder with files, found none")
         folder = f"artifacts/{name}/{self._stem}"
         sizes: dict[str, int] = {}
+        checksums: dict[str, str] = {}
         for path in files:
             relative = path.relative_to(local_folder).as_posix()
             with path.open("rb") as source, self._storage.writing(f"{folder}/{relative}") as copy:
                 shutil.copyfileobj(source, copy, _COPY_BYTES)
-            sizes[relative] = path.stat().st_size
+            sizes[relative], checksums[relative] = path.stat().st_size, _checksum(path)
         self._sizes |= {f"{folder}/{relative}": size for relative, size in sizes.items()}
-        self._folders[name] = {"path": folder, "files": sizes}
+        self._folders[name] = {"path": folder, "files": sizes, "checksums": checksums}
 
     def write_text(self, name: str, text: str) -> None:
         """Write a text.
@@ -541,6 +562,19 @@ def _replace_folder(partial: Path, folder: Path, expected: Mapping[str, int]) ->
 def _sizes(folder: Path) -> dict[str, int]:
     files = (path for path in folder.rglob("*") if path.is_file())
     return {path.relative_to(folder).as_posix(): path.stat().st_size for path in files}
+
+
+def _checksum(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _damage(stored: StoredFolder, folder: Path) -> str:
+    """The first file with another checksum than it had, in words; empty where there is none."""
+    for name, expected in stored.get("checksums", {}).items():
+        if (found := _checksum(folder / name)) != expected:
+            return f"{name}: expected the SHA-256 {expected[:16]}..., found {found[:16]}..."
+    return ""
 
 
 def _difference(expected: Mapping[str, int], found: Mapping[str, int]) -> str:

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pytest
 import torch
 from hypothesis import settings
-from small_run import new_run, small_run
+from small_run import dense_run, new_run, small_run
 
 from genret.config import ScratchModel, SftConfig
 from genret.tables import passages_to_table, table_from_rows
@@ -24,7 +24,7 @@ from genret.training.base import build_base
 from genret.training.bundle import Bundle
 from genret.types import Passage
 
-__all__ = ["new_run", "small_run"]
+__all__ = ["dense_run", "new_run", "small_run"]
 
 torch.set_num_threads(1)
 # A loaded machine takes its time over any example.

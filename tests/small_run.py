@@ -5,16 +5,19 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
+import torch
 
 from genret.config import ExtractiveConfig, parse_config, resolved_yaml
 from genret.identifiers.build import build_identifiers
 from genret.llm.extractive import CorpusStatistics, ExtractiveEngine
 from genret.retrieval.base import retrieve_run
 from genret.retrieval.bm25 import Bm25Retriever
+from genret.retrieval.dense import open_embedder, write_index
 from genret.retrieval.opening import load_retriever
 from genret.runs import RunStore
 from genret.tables import passages_to_table, table_from_rows
-from genret.training.base import build_base
+from genret.training.base import build_base, passage_texts
+from genret.training.encoder import EncoderPlace, build_scratch_encoder
 from genret.types import Passage
 
 TOPICS = {
@@ -33,6 +36,7 @@ sft:
   model: {type: scratch, vocabulary_size: 500, hidden_size: 64, intermediate_size: 64, layers: 1, heads: 2}
   scoring: SCORING
   max_tokens: 48
+dense: {model: {type: scratch, vocabulary_size: 400, dimensions: 16}, max_tokens: 32, epochs: 0}
 retrieval: {retrievers: [sft, bm25, fusion], search: SEARCH, fusion: {parts: [sft, bm25]}, k1: K1}
 """
 
@@ -51,9 +55,17 @@ def small_passages(count: int = 40) -> list[Passage]:
 
 
 def make_run(
-    folder: Path, identifiers: str = "semantic", search: str = "beam", k1: float = 1.2, scoring: str = "trie"
+    folder: Path,
+    identifiers: str = "semantic",
+    search: str = "beam",
+    k1: float = 1.2,
+    scoring: str = "trie",
+    dense: bool = False,
 ) -> RunStore:
-    """A run with the stages that a service reads; another k1 makes another version of the same run."""
+    """A run with the stages that a service reads; another k1 makes another version of the same run.
+
+    With `dense` it has such a retriever too, whose encoder is one from scratch as it is before training.
+    """
     text = SETTINGS.replace("IDENTIFIERS", identifiers).replace("SEARCH", search).replace("K1", str(k1))
     text = text.replace("SCORING", scoring)
     config = parse_config(text, "small")
@@ -89,15 +101,28 @@ def make_run(
     commit("identifiers", {}, {"identifiers": tables["identifiers"]})
     commit("sft", {"sft": bundle.save}, {})
     commit("bm25", {"bm25": Bm25Retriever.build(passages, config.retrieval).save}, {})
+    stages, names = ["corpus", "identifiers", "sft", "bm25"], ["sft", "bm25", "fusion"]
+    if dense:
+        texts = passage_texts(passages)
+        encoder, place = (
+            build_scratch_encoder(config.dense, texts, config.seed),
+            EncoderPlace(store.url, "encoder", config.dense),
+        )
+        commit("encoder", {"encoder": encoder.save}, {})
+        store.set_current({"encoder": mark})
+        embed = open_embedder(place, store.current(), store.scratch("embedding", mark), torch.get_num_threads())
+        embed((0, passages))
+        ids = passages.column("passage_id")
+        commit(
+            "embedding", {"embedding": lambda made: write_index(made, store.scratch("embedding", mark), ids, place)}, {}
+        )
+        stages, names = [*stages, "encoder", "embedding"], [*names, "dense"]
     store.write_file("config.yaml", resolved_yaml(config))
-    store.set_current(dict.fromkeys(("corpus", "identifiers", "sft", "bm25"), mark))
+    store.set_current(dict.fromkeys(stages, mark))
     records = store.current()
-    runs = [
-        retrieve_run(load_retriever(store, records, name, config.retrieval), queries, 10)
-        for name in ("sft", "bm25", "fusion")
-    ]
+    runs = [retrieve_run(load_retriever(store, records, name, config.retrieval), queries, 10) for name in names]
     commit("retrieval", {}, {"run": pa.concat_tables(runs)})
-    store.set_current(dict.fromkeys(("corpus", "identifiers", "sft", "bm25", "retrieval"), mark))
+    store.set_current(dict.fromkeys([*stages, "retrieval"], mark))
     return store
 
 
@@ -105,6 +130,12 @@ def make_run(
 def small_run(tmp_path_factory: pytest.TempPathFactory) -> RunStore:
     """A run with `sft`, `bm25` and `fusion`."""
     return make_run(tmp_path_factory.mktemp("small") / "run")
+
+
+@pytest.fixture(scope="session")
+def dense_run(tmp_path_factory: pytest.TempPathFactory) -> RunStore:
+    """`small_run` with `dense` too."""
+    return make_run(tmp_path_factory.mktemp("dense") / "run", dense=True)
 
 
 @pytest.fixture

@@ -1,6 +1,6 @@
 """What retrievers are called, apart from what it takes to open them."""
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 
 from genret.config import RetrievalConfig
 from genret.retrieval.fusion import FUSION
@@ -28,3 +28,22 @@ def retriever_names(records: Mapping[str, StageRecord], config: RetrievalConfig)
     """
     names = [name for name in (*GENERATIVE, "bm25", "dense") if INDEXES.get(name, name) in records]
     return [*names, FUSION] if set(config.fusion.parts) <= set(names) else names
+
+
+def retriever_stages(name: str, records: Container[str]) -> tuple[str, ...]:
+    """The stages whose folders a retriever is opened from.
+
+    Args:
+        name: Any but the fusion, which has none of its own.
+        records: The run's current stages.
+
+    Returns:
+        Those that are among `records`, the one of the retriever's own index or model first.
+    """
+    if name in INDEXES:
+        encoder = "dense" if name == "dense" and "dense" in records else "encoder"
+        stages = (INDEXES[name], *([LISTS] if name == "dense" else []), encoder)
+    else:
+        # Where preference learning had a second round, its model is the one that is asked.
+        stages = ("rpo_2" if name == "rpo" and "rpo_2" in records else name,)
+    return tuple(stage for stage in stages if stage in records)

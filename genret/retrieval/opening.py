@@ -12,7 +12,7 @@ from genret.config import RetrievalConfig
 from genret.errors import InputError
 from genret.retrieval.base import retrieve_run
 from genret.retrieval.fusion import FUSION, FusionRetriever
-from genret.retrieval.names import INDEXES, LISTS, retriever_names
+from genret.retrieval.names import INDEXES, LISTS, retriever_names, retriever_stages
 from genret.runs import RunStore, StageRecord
 from genret.types import Retriever
 
@@ -46,9 +46,8 @@ def load_retriever(
         folder = store.local_folder(records[stage], stage)
         lists = store.local_folder(records[LISTS], LISTS) if name == "dense" and LISTS in records else None
         return DenseRetriever.load(folder, store, records, name, config, lists)
-    # Where preference learning had a second round, its model is the one that is asked.
-    last = "rpo_2" if name == "rpo" and "rpo_2" in records else name
-    folder = store.local_folder(records[last], name)
+    (stage,) = retriever_stages(name, records)
+    folder = store.local_folder(records[stage], name)
     if name == "bm25":
         from genret.retrieval.bm25 import Bm25Retriever
 

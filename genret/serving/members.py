@@ -23,7 +23,7 @@ from genret.serving.asks import Answer, Ask
 from genret.serving.metrics import Family
 from genret.serving.plans import GONE_SECONDS, Plan, Report, Setup
 from genret.serving.searching import Searcher, open_bm25, probe
-from genret.serving.versions import Change, Version
+from genret.serving.versions import Change, Version, check_files
 from genret.types import ScoredPassage
 
 _LEAVE_SECONDS = 1.0
@@ -156,7 +156,8 @@ class _RetrieverMember(Member):
     opener: Callable[[RunStore, Version, str], Searcher]
 
     def load(self, found: Version) -> Searcher:
-        """Open the retriever and probe it, which warms it up."""
+        """Open the retriever, whose files must be as they were written, and probe it, which warms it up."""
+        check_files(self.store, found, self.name)
         searcher = self.opener(self.store, found, self.name)
         probe(searcher, self.store, found, self.name, self.setup.config.probe_queries)
         return searcher

@@ -14,7 +14,7 @@ from pydantic_core import to_json
 from genret.config import RetrievalConfig, RunConfig, parse_config
 from genret.errors import InputError
 from genret.retrieval.fusion import FUSION
-from genret.retrieval.names import GENERATIVE, LISTS, TRAINED, retriever_names
+from genret.retrieval.names import GENERATIVE, LISTS, TRAINED, retriever_names, retriever_stages
 from genret.runs import RunStore, StageRecord, fingerprint
 from genret.types import Passage
 
@@ -111,6 +111,19 @@ def version_records(store: RunStore, version: Version) -> dict[str, StageRecord]
             raise InputError(f"{store.address()}: stage {stage} with the fingerprint {mark} is gone")
         records[stage] = record
     return records
+
+
+def check_files(store: RunStore, version: Version, name: str) -> None:
+    """Read all files that a retriever is opened from: one that a disk has damaged may give wrong answers only now and
+    then. (Tables check themselves as they are read.)
+
+    Raises:
+        InputError: One is gone, or not as its stage wrote it.
+    """
+    records = version_records(store, version)
+    for stage in retriever_stages(name, records):
+        for folder in records[stage].folders:
+            store.check_folder(records[stage], folder)
 
 
 def retriever_kind(name: str) -> str:

@@ -14,7 +14,7 @@ from genret import tables
 from genret.cluster import map_batches
 from genret.config import RetrievalConfig
 from genret.retrieval.fusion import FUSION, fuse_runs
-from genret.retrieval.names import LISTS, TRAINED
+from genret.retrieval.names import LISTS, TRAINED, retriever_stages
 from genret.retrieval.opening import open_retriever
 from genret.runs import StageWriter
 from genret.stages.context import Context
@@ -71,14 +71,8 @@ def _index_bytes(context: Context, retriever: str) -> int:
     config = context.config
     if retriever == FUSION:
         return sum(_index_bytes(context, part) for part in config.retrieval.fusion.parts)
-    stages = [retriever]
-    if retriever == "dense":
-        from genret.training.encoder import EncoderPlace
-
-        stages = ["embedding", LISTS, EncoderPlace.of(str(context.store.url), config.dense, base=False).stage]
-    folders = [
-        folder for stage in stages if stage in context.records for folder in context.records[stage].folders.values()
-    ]
+    records = context.records
+    folders = [folder for stage in retriever_stages(retriever, records) for folder in records[stage].folders.values()]
     return sum(size for folder in folders for size in folder["files"].values())
 
 

@@ -21,14 +21,16 @@ from genret.serving.versions import find_version, read_config
 # It starts Ray Serve and asks for minutes.
 pytestmark = pytest.mark.slow
 
-NAMES = ["sft", "bm25", "fusion"]
+NAMES = ["sft", "bm25", "dense", "fusion"]
 HEAD = "POST /v1/retrieve HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n"
 
 
 @pytest.fixture(scope="module")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     folder = tmp_path_factory.mktemp("service")
-    found = start(make_run(folder / "run"), folder, "serving.max_body_bytes=65536", "serving.body_seconds=2")
+    found = start(
+        make_run(folder / "run", dense=True), folder, "serving.max_body_bytes=65536", "serving.body_seconds=2"
+    )
     yield found
     stop(found)
 
@@ -73,7 +75,7 @@ def test_answers_equal_those_of_the_command_line(service: Service) -> None:
 
 def test_it_is_ready_and_says_what_it_is(service: Service) -> None:
     assert service.call("GET", "/readyz").json() == {"status": "ok"}
-    assert [entry["replicas"] for entry in service.call("GET", "/v1/retrievers").json()] == [1, 1, 1]
+    assert [entry["replicas"] for entry in service.call("GET", "/v1/retrievers").json()] == [1, 1, 1, 1]
     info = service.call("GET", "/v1/info").json()
     assert info["version"] == find_version(service.store).id and info["passages"] >= 39
     assert "genret_requests_total" in service.call("GET", "/metrics").text
@@ -96,8 +98,10 @@ def test_documents_come_and_go(service: Service) -> None:
     assert service.call("POST", "/v1/admin/documents", {"doc_id": "z", "text": "x"}).status_code == 401
     document = {"doc_id": "new", "text": "A zeppelin floats with its gondola.", "metadata": {"topic": "air"}}
     added = service.call("POST", "/v1/admin/documents", document, headers=KEY)
-    assert added.status_code == 201 and added.json()["found_by"] == NAMES
-    for name in NAMES:
+    finders = [name for name in NAMES if name != "dense"]
+    assert added.status_code == 201 and added.json()["found_by"] == finders
+    assert list(added.json()["not_found_by"]) == ["dense"]
+    for name in finders:
         hits = service.retrieve("zeppelin gondola", retriever=name, k=40).json()["results"][0]["hits"]
         assert "new" in [hit["passage_id"] for hit in hits], name
     assert service.call("DELETE", "/v1/admin/documents/new", headers=KEY).status_code == 200
@@ -146,7 +150,7 @@ def test_a_reload_swaps_under_load_and_can_be_undone(service: Service) -> None:
     queries = [f"the model{number}x" for number in range(8)]
     # The two versions give the same passages other scores.
     expected = {old: tops(service, queries)}
-    make_run(Path(service.store.url), k1=0.9)
+    make_run(Path(service.store.url), k1=0.9, dense=True)
     expected[find_version(service.store).id] = tops(service, queries)
     assert len(expected) == 2 and len({tuple(found) for found in expected.values()}) == 2
     with ThreadPoolExecutor(9) as pool:
@@ -192,14 +196,35 @@ def test_what_has_begun_is_answered_when_the_service_is_stopped(tmp_path: Path) 
         socket.create_connection((host, int(port)), timeout=5)
 
 
-@pytest.mark.parametrize("damage", ["cut", "bent"])
+DAMAGED = {
+    "cut": ("bm25", "data.csc.index.npy"),
+    "overwritten": ("bm25", "data.csc.index.npy"),
+    "weights": ("sft", "model.safetensors"),
+    "trie": ("sft", "child_token.npy"),
+    "vectors": ("embedding", "vectors.npy"),
+    "encoder": ("encoder", "model.safetensors"),
+}
+"""Stage and file of an index or model; but for the first two a single bit of it is another one."""
+
+
+@pytest.mark.parametrize("damage", DAMAGED)
 def test_a_broken_version_is_refused_and_the_old_one_serves_on(service: Service, damage: str) -> None:
     old = service.call("GET", "/v1/info").json()["version"]
-    store = make_run(Path(service.store.url), k1=0.5 if damage == "cut" else 0.6)
-    index = store.local_folder(store.current()["bm25"], "bm25") / "data.csc.index.npy"
-    content = index.read_bytes()
-    index.write_bytes(content[:-8] if damage == "cut" else content[:-400] + b"\xff" * 400)
+    stage, name = DAMAGED[damage]
+    query = "what is near the model7x"
+
+    def first(retriever: str) -> tuple[str, str]:
+        found = service.retrieve(query, retriever=retriever).json()
+        return found["version"], found["results"][0]["hits"][0]["passage_id"]
+
+    before = {retriever: first(retriever) for retriever in NAMES}
+    store = make_run(Path(service.store.url), k1=0.5 + list(DAMAGED).index(damage) / 100, dense=True)
+    (file,) = store.local_folder(store.current()[stage], stage).rglob(name)
+    content, middle = file.read_bytes(), file.stat().st_size // 2
+    changed = {"cut": content[:-8], "overwritten": content[:-400] + b"\xff" * 400}
+    bit = content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
+    file.write_bytes(changed.get(damage, bit))
     answer = service.call("POST", "/v1/admin/reload", headers=KEY)
     assert answer.status_code == 409 and old in answer.json()["error"]["message"]
-    found = service.retrieve("what is near the model7x", retriever="bm25").json()
-    assert found["version"] == old and found["results"][0]["hits"][0]["passage_id"] == "d7"
+    assert {retriever: first(retriever) for retriever in NAMES} == before
+    assert before["bm25"] == (old, "d7")

@@ -268,6 +268,51 @@ def test_a_remote_folder_is_fetched_once_and_again_when_it_was_damaged(tmp_path,
     check_whole(store, record)
 
 
+def flipped(content: bytes) -> bytes:
+    return content[:60] + bytes([content[60] ^ 1]) + content[61:]
+
+
+def test_every_byte_of_a_folder_can_be_checked(url, tmp_path):
+    store = RunStore(url)
+    record = write_stage(store, "sft", MARK, model_folder(tmp_path))
+    assert {name: len(digits) for name, digits in record.folders["sft"]["checksums"].items()} == {
+        "weights.bin": 64, "tokens/vocabulary.txt": 64,
+    }  # fmt: skip
+    store.check_folder(store.find("sft", MARK), "sft")
+    place = f"{record.folders['sft']['path']}/weights.bin"
+    content = store._storage.read(place)
+    store._storage.delete(place)
+    store._storage.put(place, flipped(content))
+    if store._storage.local is None:
+        store.check_folder(record, "sft")  # the copy on this machine is whole
+        (store.local_folder(record, "sft") / "weights.bin").unlink()
+    store.local_folder(record, "sft")
+    with pytest.raises(InputError, match=r"weights\.bin: expected the SHA-256 .* delete .* to have the stage sft run"):
+        store.check_folder(record, "sft")
+
+
+def test_a_damaged_copy_of_a_remote_folder_is_fetched_again(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    store = RunStore(f"memory://bucket/{uuid4().hex}")
+    record = write_stage(store, "sft", MARK, model_folder(tmp_path))
+    weights = store.local_folder(record, "sft") / "weights.bin"
+    weights.write_bytes(flipped(weights.read_bytes()))
+    store.check_folder(record, "sft")
+    check_whole(store, record)
+
+
+def test_a_folder_from_before_there_were_checksums_is_taken_as_it_is(tmp_path):
+    store = RunStore(tmp_path / "run")
+    write_stage(store, "sft", MARK, model_folder(tmp_path))
+    manifest = tmp_path / "run" / "stages" / f"sft-{MARK}.json"
+    content = json.loads(manifest.read_text())
+    del content["folders"]["sft"]["checksums"]
+    manifest.write_text(json.dumps(content))
+    record = store.find("sft", MARK)
+    store.check_folder(record, "sft")
+    check_whole(store, record)
+
+
 # --- what can go wrong -------------------------------------------------------------------------------------
 
 

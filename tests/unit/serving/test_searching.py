@@ -1,6 +1,7 @@
 """Searchers: filters, deadlines, additions, removals, probes."""
 
 import itertools
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import get_args
@@ -20,10 +21,10 @@ from genret.serving.asks import Answer, Ask, canonical_filter, grouped
 from genret.serving.documents import Editor, as_document
 from genret.serving.generating import open_searcher
 from genret.serving.searching import Searcher, open_bm25, probe
-from genret.serving.versions import Change, find_version, metadata_fields, read_config
+from genret.serving.versions import Change, check_files, find_version, metadata_fields, read_config
 from genret.types import ScoredPassage
 
-NAMES = ["sft", "bm25", "fusion"]
+NAMES = ["sft", "bm25", "dense", "fusion"]
 
 
 def opened(store: RunStore, name: str) -> Searcher:
@@ -39,12 +40,12 @@ def ids(answer: Answer) -> list[str]:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_answers_are_those_of_the_retriever(small_run: RunStore, name: str) -> None:
-    config = read_config(small_run).retrieval
-    retriever = load_retriever(small_run, small_run.current(), name, config)
+def test_answers_are_those_of_the_retriever(dense_run: RunStore, name: str) -> None:
+    config = read_config(dense_run).retrieval
+    retriever = load_retriever(dense_run, dense_run.current(), name, config)
     queries = [f"the model{number}x near the river" for number in range(8)]
     depths = [1, 3, 5, 10, 12, 2, 7, 40]
-    answers = opened(small_run, name).answer([ask(query, k) for k, query in zip(depths, queries, strict=True)])
+    answers = opened(dense_run, name).answer([ask(query, k) for k, query in zip(depths, queries, strict=True)])
     for k, query, answer in zip(depths, queries, answers, strict=True):
         expected = retriever.retrieve([query], k)[0]
         assert ids(answer) == [place.passage_id for place in expected]
@@ -52,8 +53,8 @@ def test_answers_are_those_of_the_retriever(small_run: RunStore, name: str) -> N
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_filter_leaves_the_ranking_without_the_others(small_run: RunStore, name: str) -> None:
-    searcher = opened(small_run, name)
+def test_a_filter_leaves_the_ranking_without_the_others(dense_run: RunStore, name: str) -> None:
+    searcher = opened(dense_run, name)
     text = canonical_filter(
         {"and": [{"field": "topic", "in": ["river", "oven"]}, {"field": "year", "range": {"gte": 2004}}]}
     )
@@ -171,8 +172,33 @@ def test_an_added_passage_scores_in_bm25_as_one_of_the_index_does(
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_probe_finds_what_the_evaluation_found(small_run: RunStore, name: str) -> None:
-    probe(opened(small_run, name), small_run, find_version(small_run), name, 8)
+def test_a_probe_finds_what_the_evaluation_found(dense_run: RunStore, name: str) -> None:
+    probe(opened(dense_run, name), dense_run, find_version(dense_run), name, 8)
+
+
+@pytest.mark.parametrize("name", ["sft", "bm25", "dense"])
+def test_one_bit_of_any_file_is_enough_to_refuse_a_version(dense_run: RunStore, tmp_path: Path, name: str) -> None:
+    copied = RunStore(shutil.copytree(dense_run.url, tmp_path / "run"))
+    version, records = find_version(copied), copied.current()
+    check_files(copied, version, name)
+    stages = {"dense": ["embedding", "encoder"]}.get(name, [name])
+    files = [
+        file
+        for stage in stages
+        for file in copied.local_folder(records[stage], stage).rglob("*")
+        if file.is_file() and file.stat().st_size
+    ]
+    assert len(files) >= 4 and {"model.safetensors", "vectors.npy", "data.csc.index.npy"} & {
+        file.name for file in files
+    }
+    for file in files:
+        content = file.read_bytes()
+        middle = len(content) // 2
+        file.write_bytes(content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :])
+        with pytest.raises(InputError, match=f"{file.name}: expected the SHA-256"):
+            check_files(copied, version, name)
+        file.write_bytes(content)
+    check_files(copied, version, name)
 
 
 def test_a_probe_refuses_another_model(small_run: RunStore) -> None:

@@ -99,13 +99,19 @@ def test_a_reload_swaps_and_a_rollback_goes_back(service: Service) -> None:
     assert "kept" in service.ids("bm25", "submarine")
 
 
-@pytest.mark.parametrize("damage", ["cut", "bent", "gone"])
+@pytest.mark.parametrize("damage", ["cut", "bent", "gone", "flipped"])
 def test_a_broken_version_is_refused_and_the_old_one_serves_on(service: Service, damage: str) -> None:
     old = service.version()
-    store = make_run(service.folder, k1={"cut": 0.4, "bent": 0.5, "gone": 0.6}[damage])
+    store = make_run(service.folder, k1={"cut": 0.4, "bent": 0.5, "gone": 0.6, "flipped": 0.7}[damage])
     index = store.local_folder(store.current()["bm25"], "bm25") / "data.csc.index.npy"
     content = index.read_bytes()
-    index.write_bytes({"cut": content[:-8], "bent": content[:-400] + b"\xff" * 400, "gone": b""}[damage])
+    changed = {
+        "cut": content[:-8],
+        "bent": content[:-400] + b"\xff" * 400,
+        "gone": b"",
+        "flipped": content[:200] + bytes([content[200] ^ 1]) + content[201:],
+    }
+    index.write_bytes(changed[damage])
     with pytest.raises(InputError, match=f"is refused, {old} serves on"):
         service.handle.reload.remote().result()
     assert service.version() == old and service.ids("bm25", "the model7x")[0] == "d7"
