@@ -3,7 +3,7 @@
     python benchmarks/ingress.py RUN [--clients 64] [--seconds 2]
 
 Everything from the bytes of a request to those of its answer is the service's own: HTTP, gate, routes, batches,
-counters, log lines as Ray Serve writes them, passages and JSON. What stands in for Ray is an echo on the same event
+counters, the log of requests, passages and JSON. What stands in for Ray is an echo on the same event
 loop: batches and answers are pickled and read back, as they are on their way to a replica, and every query finds the
 same number of passages of the run, which differ from query to query.
 """
@@ -31,11 +31,11 @@ from uvicorn.server import ServerState
 
 from genret.config import ServingConfig
 from genret.runs import RunStore
-from genret.serving import app, ingress
+from genret.serving import app
 from genret.serving.asks import Answer, Ask
 from genret.serving.batching import Batcher
 from genret.serving.gates import Gate, Keys
-from genret.serving.logs import rotate_seldom
+from genret.serving.logs import RequestLog, request_log
 from genret.serving.metrics import Meters
 from genret.serving.protocol import BoundedProtocol
 from genret.serving.routes import build_app
@@ -134,10 +134,10 @@ class Wire(asyncio.Transport):
             self.loop.call_soon(self._ask)
 
 
-async def run(store: RunStore, clients: int, seconds: float, profile: cProfile.Profile | None) -> None:
+async def run(store: RunStore, log: RequestLog, clients: int, seconds: float, profile: cProfile.Profile | None) -> None:
     config = ServingConfig()
     echo = Echo(store, config)
-    application = Gate(build_app(echo, config), config, Keys("", ""), echo.meters.request, ingress._log)  # type: ignore[arg-type]
+    application = Gate(build_app(echo, config), config, Keys("", ""), echo.meters.request, log.write)  # type: ignore[arg-type]
     server = uvicorn.Config(application, log_config=None, access_log=False, ws="none", proxy_headers=False)
     state = ServerState()
     queries = store.read_table(store.current()["corpus"], "test_queries").column("text").to_pylist()
@@ -174,13 +174,12 @@ def main() -> None:
         configure_component_logger(
             component_name="genret", component_id="ingress", logging_config=logs, max_bytes=2**29, backup_count=1
         )
-        logging.getLogger("ray.serve").handlers = logging.getLogger("ray.serve").handlers[
-            -1:
-        ]  # nothing to the terminal
-        rotate_seldom(logging.getLogger("ray.serve"))
+        log = request_log(logging.getLogger("ray.serve"))
         gc.freeze()  # as Ray Serve does when a replica is ready
         profile = cProfile.Profile() if arguments.profile else None
-        uvloop.run(run(RunStore.open_existing(str(arguments.run)), arguments.clients, arguments.seconds, profile))
+        store = RunStore.open_existing(str(arguments.run))
+        uvloop.run(run(store, log, arguments.clients, arguments.seconds, profile))
+        log.close()
         print(sum(path.stat().st_size for path in Path(folder).iterdir()), "bytes of log lines")
     if profile is not None:
         pstats.Stats(profile).sort_stats("tottime").print_stats(45)

@@ -28,7 +28,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any, NotRequired
+from typing import IO, Any, NotRequired
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -136,6 +136,8 @@ class RunStore:
 
     def __init__(self, url: str | Path) -> None:
         self._storage = Storage(str(url))
+        # Files of folders that were read to their ends, with what `_state` said of them before.
+        self._whole: dict[Path, tuple[int, int]] = {}
 
     @classmethod
     def open_existing(cls, url: str | Path) -> "RunStore":
@@ -243,18 +245,23 @@ class RunStore:
     def check_folder(self, record: StageRecord, name: str) -> None:
         """Read every byte of a folder that a stage wrote: `local_folder` looks at the sizes of its files only.
 
-        A damaged copy of a remote folder is fetched once more.
+        A file that this object has read before is not read again while its size and time of change are the same. Of a
+        remote run it is the copy on this machine that is read; the remote one was when it was fetched.
 
         Raises:
             InputError: The stage wrote no such folder, or one of its files is not as the stage left it.
         """
         stored: StoredFolder = _entry(record, "folder", record.folders, name)
-        problem = _damage(stored, self.local_folder(record, name))
-        if problem and self._storage.local is None:
-            shutil.rmtree(self.local_folder(record, name))
-            problem = _damage(stored, self.local_folder(record, name))
-        if problem:
-            raise self._damaged(record, stored["path"], problem)
+        folder = self.local_folder(record, name)
+        for file, expected in stored.get("checksums", {}).items():
+            path = folder / file
+            if self._whole.get(path) == (state := _state(path)):
+                continue
+            if problem := _damage(path, expected):
+                if self._storage.local is not None:
+                    raise self._damaged(record, stored["path"], f"{file}: {problem}")
+                raise InputError(f"{path}: damaged copy ({problem}); delete {folder} to have it fetched again")
+            self._whole[path] = state
 
     def set_current(self, stages: Mapping[str, str]) -> None:
         """Write run.json: the fingerprint of each stage of the latest configuration, in the order given."""
@@ -387,7 +394,9 @@ class RunStore:
                 target = partial / name
                 target.parent.mkdir(parents=True, exist_ok=True)
                 with self._storage.reading(f"{stored['path']}/{name}") as source, target.open("wb") as copy:
-                    shutil.copyfileobj(source, copy, _COPY_BYTES)
+                    found = _copied(source, copy)
+                if (expected := stored.get("checksums", {}).get(name, found)) != found:
+                    raise OSError(f"{name}: {_other(expected, found)}")
             _replace_folder(partial, folder, stored["files"])
         except OSError as error:
             shutil.rmtree(partial, ignore_errors=True)
@@ -473,8 +482,8 @@ class StageWriter:
         for path in files:
             relative = path.relative_to(local_folder).as_posix()
             with path.open("rb") as source, self._storage.writing(f"{folder}/{relative}") as copy:
-                shutil.copyfileobj(source, copy, _COPY_BYTES)
-            sizes[relative], checksums[relative] = path.stat().st_size, _checksum(path)
+                checksums[relative] = _copied(source, copy)
+            sizes[relative] = path.stat().st_size
         self._sizes |= {f"{folder}/{relative}": size for relative, size in sizes.items()}
         self._folders[name] = {"path": folder, "files": sizes, "checksums": checksums}
 
@@ -564,17 +573,33 @@ def _sizes(folder: Path) -> dict[str, int]:
     return {path.relative_to(folder).as_posix(): path.stat().st_size for path in files}
 
 
-def _checksum(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _copied(source: IO[bytes], target: IO[bytes]) -> str:
+    """Copy a stream to its end; gives the SHA-256 of what was copied."""
+    digest = hashlib.sha256()
+    while part := source.read(_COPY_BYTES):
+        digest.update(part)
+        target.write(part)
+    return digest.hexdigest()
 
 
-def _damage(stored: StoredFolder, folder: Path) -> str:
-    """The first file with another checksum than it had, in words; empty where there is none."""
-    for name, expected in stored.get("checksums", {}).items():
-        if (found := _checksum(folder / name)) != expected:
-            return f"{name}: expected the SHA-256 {expected[:16]}..., found {found[:16]}..."
-    return ""
+def _state(path: Path) -> tuple[int, int]:
+    """Size and time of change: another one where somebody has written to a file."""
+    found = path.stat()
+    return found.st_size, found.st_mtime_ns
+
+
+def _damage(path: Path, expected: str) -> str:
+    """What is wrong with a file that had this SHA-256, in words; empty for nothing."""
+    try:
+        with path.open("rb") as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:  # a disk that cannot give back what it took
+        return str(error)
+    return "" if found == expected else _other(expected, found)
+
+
+def _other(expected: str, found: str) -> str:
+    return f"expected the SHA-256 {expected[:16]}..., found {found[:16]}..."
 
 
 def _difference(expected: Mapping[str, int], found: Mapping[str, int]) -> str:

@@ -8,7 +8,7 @@ Beam mode is token-synchronous, and equal to transformers' `generate` with `num_
 `length_penalty=0.0` and a `prefix_allowed_tokens_fn` for the trie (with `renormalize_logits=True` for trie
 scoring): hypotheses of the same number of tokens compete for the width, of the best 2 * width candidates
 those that are complete and among the first `width` are results, and the first `width` others go on. What
-differs is the work: passes happen only where one is needed to choose, a pass reads forced tokens ahead, the end of an
+differs is the work: passes happen only where one is needed to choose, a pass can read many forced tokens, the end of an
 identifier that trie scoring forces is never read, nodes at which a filter leaves one child are passed like forced
 tokens, and a query ends as soon as its k results are better than every open hypothesis. Equal scores come in the order
 of the sorted identifiers.

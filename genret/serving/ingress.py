@@ -137,9 +137,12 @@ class Ingress:
             await self._listener.stop()
 
     async def __del__(self) -> None:
-        await self.close()
-        self._log.flush()
-        await self._member.leave()
+        try:
+            await self.close()
+            self._log.flush()
+            await self._member.leave()
+        finally:
+            self._log.close()  # with the lines of requests that were cut off
 
     def _batcher(self, name: str) -> Batcher[_Reader]:
         async def send(asks: list[Ask]) -> tuple[_Reader, list[Answer]]:

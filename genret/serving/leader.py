@@ -99,6 +99,11 @@ class Versions:
         self._members = {member: entry for member, entry in self._members.items() if now - entry[1] < GONE_SECONDS}
         return [report for report, _ in self._members.values()]
 
+    async def alive(self, member: str) -> None:
+        """A replica is loading, and cannot report yet: others wait for it."""
+        if member in self._members:
+            self._members[member] = (self._members[member][0], time.monotonic())
+
     async def leave(self, member: str) -> None:
         """A replica stops."""
         self._members.pop(member, None)

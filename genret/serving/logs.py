@@ -38,6 +38,11 @@ class RequestLog:
             lines, self._lines = self._lines, []
             self._handler.emit(logging.makeLogRecord({"msg": "\n".join(lines)}))
 
+    def close(self) -> None:
+        """Have written what waits; lines that come later are written too, and open the file once more."""
+        self.flush()
+        self._handler.close()
+
 
 def request_log(logger: logging.Logger) -> RequestLog:
     """A log of requests beside the file of a logger, with the same limits; on stderr where the logger has no file.

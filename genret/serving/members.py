@@ -5,7 +5,7 @@ import logging
 import secrets
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -21,7 +21,7 @@ from genret.retrieval.fusion import FUSION, fuse, fusion_depth
 from genret.runs import RunStore
 from genret.serving.asks import Answer, Ask
 from genret.serving.metrics import Family
-from genret.serving.plans import GONE_SECONDS, Plan, Report, Setup
+from genret.serving.plans import GONE_SECONDS, POLL_SECONDS, Plan, Report, Setup
 from genret.serving.searching import Searcher, open_bm25, probe
 from genret.serving.versions import Change, Version, check_files
 from genret.types import ScoredPassage
@@ -92,13 +92,22 @@ class Member(ABC):
                 _logger.warning("no plan: %s: %s", type(error).__name__, error)
                 await asyncio.sleep(1)
 
+    async def _while_alive(self, loading: Coroutine[Any, Any, Any]) -> Any:
+        """Wait for a version, which may take minutes, and keep the leader from taking this process for gone."""
+        task = asyncio.create_task(loading)
+        while not (await asyncio.wait([task], timeout=POLL_SECONDS))[0]:
+            with suppress(TimeoutError, RayError, RayServeException):
+                async with asyncio.timeout(POLL_SECONDS):
+                    await self.versions.alive.remote(self.member)
+        return task.result()
+
     async def _follow(self, plan: Plan) -> None:
         for found, changes in plan.editions:
             if found.id in self._failed:
                 continue
             try:
                 if found.id not in self._loaded:
-                    self._loaded[found.id] = (await asyncio.to_thread(self.load, found), 0)
+                    self._loaded[found.id] = (await self._while_alive(asyncio.to_thread(self.load, found)), 0)
                 for change in changes:
                     state, number = self._loaded[found.id]
                     if change.number == number + 1:

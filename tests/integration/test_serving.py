@@ -225,6 +225,8 @@ def test_a_broken_version_is_refused_and_the_old_one_serves_on(service: Service,
     bit = content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
     file.write_bytes(changed.get(damage, bit))
     answer = service.call("POST", "/v1/admin/reload", headers=KEY)
-    assert answer.status_code == 409 and old in answer.json()["error"]["message"]
+    reason = "bytes, found" if damage == "cut" else f"{name}: expected the SHA-256"
+    assert answer.status_code == 409 and f"{old} serves on" in answer.json()["error"]["message"]
+    assert reason in answer.json()["error"]["message"]
     assert {retriever: first(retriever) for retriever in NAMES} == before
     assert before["bm25"] == (old, "d7")

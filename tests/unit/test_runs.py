@@ -5,6 +5,7 @@ import subprocess
 import sys
 import textwrap
 from datetime import timedelta
+from hashlib import sha256
 from io import FileIO
 from pathlib import Path
 from uuid import uuid4
@@ -275,30 +276,60 @@ def flipped(content: bytes) -> bytes:
 def test_every_byte_of_a_folder_can_be_checked(url, tmp_path):
     store = RunStore(url)
     record = write_stage(store, "sft", MARK, model_folder(tmp_path))
-    assert {name: len(digits) for name, digits in record.folders["sft"]["checksums"].items()} == {
-        "weights.bin": 64, "tokens/vocabulary.txt": 64,
-    }  # fmt: skip
+    assert record.folders["sft"]["checksums"] == {
+        "weights.bin": sha256(bytes(range(256)) * 40).hexdigest(),
+        "tokens/vocabulary.txt": sha256(b"ein\nzwei\n").hexdigest(),
+    }
     store.check_folder(store.find("sft", MARK), "sft")
+    check_whole(store, record)
+    weights = store.local_folder(record, "sft") / "weights.bin"
+    weights.write_bytes(flipped(weights.read_bytes()))
+    store.local_folder(record, "sft")
+    for reader in (store, RunStore(url)):
+        with pytest.raises(InputError, match=r"weights\.bin.*expected the SHA-256 .* delete /.* to have") as told:
+            reader.check_folder(record, "sft")
+        assert str(told.value).endswith("fetched again" if store._storage.local is None else "the stage sft run again")
+
+
+def test_a_file_is_read_once_until_somebody_writes_to_it(tmp_path, monkeypatch):
+    store = RunStore(tmp_path / "run")
+    record = write_stage(store, "sft", MARK, model_folder(tmp_path))
+    read = []
+    damage_of = runs._damage
+    monkeypatch.setattr(runs, "_damage", lambda path, expected: read.append(path.name) or damage_of(path, expected))
+    for _ in range(2):
+        store.check_folder(record, "sft")
+        assert sorted(read) == ["vocabulary.txt", "weights.bin"]
+    weights = store.local_folder(record, "sft") / "weights.bin"
+    weights.write_bytes(flipped(weights.read_bytes()))
+    for _ in range(2):
+        with pytest.raises(InputError, match="damaged"):
+            store.check_folder(record, "sft")
+
+
+def test_a_file_that_cannot_be_read_is_damaged(tmp_path, monkeypatch):
+    store = RunStore(tmp_path / "run")
+    record = write_stage(store, "sft", MARK, model_folder(tmp_path))
+
+    def fail(*_):
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(runs.hashlib, "file_digest", fail)
+    with pytest.raises(InputError, match=r"vocabulary\.txt: .*Input/output error"):
+        store.check_folder(record, "sft")
+
+
+def test_a_remote_folder_that_was_damaged_there_is_not_taken(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    store = RunStore(f"memory://bucket/{uuid4().hex}")
+    record = write_stage(store, "sft", MARK, model_folder(tmp_path))
     place = f"{record.folders['sft']['path']}/weights.bin"
     content = store._storage.read(place)
     store._storage.delete(place)
     store._storage.put(place, flipped(content))
-    if store._storage.local is None:
-        store.check_folder(record, "sft")  # the copy on this machine is whole
-        (store.local_folder(record, "sft") / "weights.bin").unlink()
-    store.local_folder(record, "sft")
-    with pytest.raises(InputError, match=r"weights\.bin: expected the SHA-256 .* delete .* to have the stage sft run"):
-        store.check_folder(record, "sft")
-
-
-def test_a_damaged_copy_of_a_remote_folder_is_fetched_again(tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    store = RunStore(f"memory://bucket/{uuid4().hex}")
-    record = write_stage(store, "sft", MARK, model_folder(tmp_path))
-    weights = store.local_folder(record, "sft") / "weights.bin"
-    weights.write_bytes(flipped(weights.read_bytes()))
-    store.check_folder(record, "sft")
-    check_whole(store, record)
+    with pytest.raises(InputError, match=r"cannot be copied .*weights\.bin: expected the SHA-256"):
+        store.local_folder(record, "sft")
+    assert not any(path.is_file() for path in (tmp_path / "cache").rglob("*"))
 
 
 def test_a_folder_from_before_there_were_checksums_is_taken_as_it_is(tmp_path):

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import time
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -14,6 +15,7 @@ from genret.config import ServingConfig
 from genret.errors import InputError
 from genret.runs import RunStore
 from genret.serving import leader as leading
+from genret.serving import members
 from genret.serving.asks import Ask
 from genret.serving.documents import FILE, Changes, read_changes, write_changes
 from genret.serving.leader import Versions
@@ -203,6 +205,35 @@ def test_a_swap_that_cannot_be_kept_is_refused(new_run: New, monkeypatch: pytest
             assert active(leader) == history.ids[0]
             assert (await leader.reload())["changed"] is True
             await until(lambda: {follower.plan.active for follower in followers} == {history.ids[1]})
+
+    run(work())
+
+
+class Slow(Follower):
+    """Takes long for versions that come later."""
+
+    seconds = 0.0
+
+    def load(self, found: Version) -> Searcher:
+        time.sleep(self.seconds)
+        return super().load(found)
+
+
+def test_a_swap_waits_for_who_loads_longer_than_a_silence_may_be(new_run: New, monkeypatch: pytest.MonkeyPatch) -> None:
+    history = History(new_run, 1.2, 0.9)
+    monkeypatch.setattr(leading, "GONE_SECONDS", 0.4)
+    for module in (leading, members):
+        monkeypatch.setattr(module, "POLL_SECONDS", 0.05)
+
+    async def work() -> None:
+        async with served(history.store) as (leader, handle, _):
+            late = Slow(Setup(history.store.url, ServingConfig(), "one"), "bm25", handle)
+            await late.join()
+            late.seconds = 1.5
+            history.go(1)
+            assert (await leader.reload())["changed"] is True
+            assert late.loaded(history.ids[1]) is not None
+            await late.leave()
 
     run(work())
 

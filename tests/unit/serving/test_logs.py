@@ -23,8 +23,10 @@ def test_lines_reach_the_file_by_themselves_in_their_order(tmp_path: Path) -> No
         for number in range(3):
             log.write({"request_id": f"r{number}", "texts": ["naïve\nquery\u2028"]})
         assert not path.exists()
-        while not path.exists():
-            await asyncio.sleep(0.01)
+        async with asyncio.timeout(30):
+            while not path.exists():
+                await asyncio.sleep(0.01)
+        log.close()
         found = lines_of(path)
         assert [line["request_id"] for line in found] == ["r0", "r1", "r2"]
         assert found[0]["texts"] == ["naïve\nquery\u2028"]
@@ -40,8 +42,11 @@ def test_what_waits_at_the_end_is_written_once(tmp_path: Path) -> None:
         log = RequestLog(RotatingFileHandler(path, encoding="utf-8", delay=True))
         log.write({"request_id": "last"})
         log.flush()
-        log.flush()
+        log.close()
         assert [line["request_id"] for line in lines_of(path)] == ["last"]
+        log.write({"request_id": "late"})
+        log.close()
+        assert [line["request_id"] for line in lines_of(path)] == ["last", "late"]
 
     asyncio.run(work())
 
@@ -57,6 +62,7 @@ def test_it_stands_beside_the_file_of_a_logger_that_hands_on(tmp_path: Path) -> 
             log.write({"request_id": f"{number:04d}"})
             if number % 5 == 4:
                 log.flush()
+        log.close()
         file.close()
         files = sorted(tmp_path.glob("requests_*"))
         assert [path.name for path in files] == [f"requests_replica.log{end}" for end in ("", ".1", ".2")]

@@ -1,5 +1,6 @@
 """The deployments together, in Ray Serve's local testing mode: real handles and replicas, all in this process."""
 
+import json
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -99,10 +100,11 @@ def test_a_reload_swaps_and_a_rollback_goes_back(service: Service) -> None:
     assert "kept" in service.ids("bm25", "submarine")
 
 
-@pytest.mark.parametrize("damage", ["cut", "bent", "gone", "flipped"])
+@pytest.mark.parametrize("damage", ["cut", "bent", "gone", "flipped", "bent and unchecked"])
 def test_a_broken_version_is_refused_and_the_old_one_serves_on(service: Service, damage: str) -> None:
     old = service.version()
-    store = make_run(service.folder, k1={"cut": 0.4, "bent": 0.5, "gone": 0.6, "flipped": 0.7}[damage])
+    store = make_run(service.folder, k1=0.4 + len(damage) / 100)
+    record = store.current()["bm25"]
     index = store.local_folder(store.current()["bm25"], "bm25") / "data.csc.index.npy"
     content = index.read_bytes()
     changed = {
@@ -111,7 +113,13 @@ def test_a_broken_version_is_refused_and_the_old_one_serves_on(service: Service,
         "gone": b"",
         "flipped": content[:200] + bytes([content[200] ^ 1]) + content[201:],
     }
-    index.write_bytes(changed[damage])
+    index.write_bytes(changed[damage.partition(" ")[0]])
+    if damage.endswith("unchecked"):
+        # As by a run from before there were checksums: it is for the probes to see.
+        manifest = service.folder / "stages" / f"bm25-{record.fingerprint}.json"
+        content = json.loads(manifest.read_text())
+        del content["folders"]["bm25"]["checksums"]
+        manifest.write_text(json.dumps(content))
     with pytest.raises(InputError, match=f"is refused, {old} serves on"):
         service.handle.reload.remote().result()
     assert service.version() == old and service.ids("bm25", "the model7x")[0] == "d7"
