@@ -652,13 +652,37 @@ def test_nor_may_logits_be_that_no_identifier_asks_for(bad: float, dtype: torch.
         finder.search([[9, 10]], k=3)
 
 
-@pytest.mark.parametrize("first", [0.0, -40.0, -1e6, -torch.inf])
-def test_a_normaliser_does_not_hang_on_one_token(first: float) -> None:
-    torch.manual_seed(0)
-    logits = torch.randn(7, 500)
-    logits[3, 0] = first
-    expected = logits.double().logsumexp(-1)
-    torch.testing.assert_close(scoring._log_sum_exp(logits).double(), expected, atol=1e-5, rtol=0)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("bias", [None, 0.0, -150.0, 95.0])
+@pytest.mark.parametrize("factor", [1.0, 40.0, 3000.0])
+def test_a_normaliser_takes_logits_of_any_size(
+    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, bias: float | None, factor: float
+) -> None:
+    monkeypatch.setattr(attention, "SLAB", 16)
+    monkeypatch.setattr(scoring, "CACHED_STATES", 8)
+    monkeypatch.setattr(scoring, "WIDE", 4)
+    changed = build(MistralConfig(**SHAPE, sliding_window=None)).to(dtype)
+    head = torch.nn.Linear(changed.config.hidden_size, VOCABULARY, bias=bias is not None).to(dtype)
+    with torch.no_grad():
+        head.weight *= factor
+        if bias is not None:
+            head.bias.fill_(bias)
+    changed.lm_head = head
+    scorer = scoring.Scorer(
+        attention.TreeDecoder(changed), Trie.from_sequences([[3, 4], [4, 5], [20, 3], [21, 9], [30, 2]]), "vocabulary"
+    )
+    states = torch.randn(21, changed.config.hidden_size, generator=torch.Generator().manual_seed(0)).to(dtype)
+    at_root = np.array([0, 7, 8, 20])
+    with torch.inference_mode():
+        logits = head.double()(states.double())
+        head.to(dtype)
+        normaliser, found = scorer._normaliser(states, at_root)
+    tolerance = {torch.float32: 1e-6, torch.float64: 1e-12}[dtype] * float(logits.abs().max().clamp(min=1))
+    np.testing.assert_allclose(normaliser, logits.logsumexp(-1).numpy(), atol=10 * tolerance)
+    assert found is not None
+    np.testing.assert_allclose(
+        found.double().numpy(), logits[at_root][:, [3, 4, 20, 21, 30]].numpy(), atol=10 * tolerance
+    )
 
 
 @pytest.mark.parametrize("mode", ["beam", "exact"])
