@@ -103,19 +103,13 @@ def make_run(
     commit("bm25", {"bm25": Bm25Retriever.build(passages, config.retrieval).save}, {})
     stages, names = ["corpus", "identifiers", "sft", "bm25"], ["sft", "bm25", "fusion"]
     if dense:
-        texts = passage_texts(passages)
-        encoder, place = (
-            build_scratch_encoder(config.dense, texts, config.seed),
-            EncoderPlace(store.url, "encoder", config.dense),
-        )
+        encoder = build_scratch_encoder(config.dense, passage_texts(passages), config.seed)
         commit("encoder", {"encoder": encoder.save}, {})
         store.set_current({"encoder": mark})
-        embed = open_embedder(place, store.current(), store.scratch("embedding", mark), torch.get_num_threads())
-        embed((0, passages))
+        place, scratch = EncoderPlace(store.url, "encoder", config.dense), store.scratch("embedding", mark)
+        open_embedder(place, store.current(), scratch, torch.get_num_threads())((0, passages))
         ids = passages.column("passage_id")
-        commit(
-            "embedding", {"embedding": lambda made: write_index(made, store.scratch("embedding", mark), ids, place)}, {}
-        )
+        commit("embedding", {"embedding": lambda made: write_index(made, scratch, ids, place)}, {})
         stages, names = [*stages, "encoder", "embedding"], [*names, "dense"]
     store.write_file("config.yaml", resolved_yaml(config))
     store.set_current(dict.fromkeys(stages, mark))

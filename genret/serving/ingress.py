@@ -139,7 +139,6 @@ class Ingress:
     async def __del__(self) -> None:
         try:
             await self.close()
-            self._log.flush()
             await self._member.leave()
         finally:
             self._log.close()  # with the lines of requests that were cut off
