@@ -27,7 +27,9 @@ def read_structured(kind: RequestKind, answer: str) -> list[Draft] | None:
 
 # --- JSON ---
 
-_START = re.compile(r"^[ \t]*(?:(?:[-*•]|\d{1,3}[.)])[ \t]+)?(?:[\w ]{1,20}[:：=][ \t]*)?(?=[\[{])", re.MULTILINE)
+_START = re.compile(
+    r"^[ \t]*(?P<marker>(?:[-*•]|\d{1,3}[.)])[ \t]+)?(?:[\w ]{1,20}[:：=][ \t]*)?(?=[\[{])", re.MULTILINE
+)
 # Several values may stand on one line.
 _NEXT = re.compile(r"[ \t,;]*(?=[\[{])")
 _AFTER = re.compile(rf"[ \t,;`{CUT}]*(?:\n|$|(?=[\[{{]))")
@@ -65,8 +67,11 @@ def _read_values(kind: RequestKind, answer: str) -> list[Draft] | None:
         if not start:
             break
         found = read_json(text, start.end())
-        if found and _holds_more_than_numbers(found[0]) and _AFTER.match(text, found[1]):
-            drafts = (drafts or []) + list(_items(kind, found[0]))
+        items = list(_items(kind, found[0])) if found else []
+        # "- []" is an item of a list like the ones beside it.
+        listed = not items and start.groupdict().get("marker")
+        if found and not listed and _holds_more_than_numbers(found[0]) and _AFTER.match(text, found[1]):
+            drafts = (drafts or []) + items
             place = found[1]
         else:
             failures += 1
