@@ -1,6 +1,6 @@
 """What decoding costs and whether it is right, beside transformers' `generate` and other references in the same run.
 
-    python benchmarks/decoding.py [--part speed floor exact scale filters gpu] [--quick] [--run FOLDER]
+    python benchmarks/decoding.py [--part speed floor exact scale filters additions gpu] [--quick] [--run FOLDER]
                                   [--cells PATTERN] [--queries N] [--threads N] [--json FILE] [--write FILE]
 
 - speed: queries a second against `generate` and a masked beam search, on the CPU, and whether the results agree.
@@ -8,6 +8,7 @@
 - exact: exact search against brute force, and what beam search misses; with --run for a trained model also.
 - scale: ten million identifiers: time and memory to build, size, time to open, search against ten thousand.
 - filters: what metadata filters cost, and whether they hold.
+- additions: what it takes to add identifiers to an index, beside building it anew, and to search what was added to.
 - gpu: a model of seven billion parameters on a GPU, if there is one.
 
 Prints Markdown tables as it goes. All weights, identifiers and prompts are random, from fixed seeds.
@@ -26,7 +27,7 @@ from decoding_parts.tables import Table, machine, update_file
 from decoding_parts.timing import Limits
 from transformers.utils import logging
 
-PARTS = ("speed", "floor", "exact", "scale", "filters", "gpu")
+PARTS = ("speed", "floor", "exact", "scale", "filters", "additions", "gpu")
 
 
 def main() -> None:

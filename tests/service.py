@@ -32,6 +32,14 @@ def free_port() -> int:
     raise AssertionError("expected a free port among 100, found none")
 
 
+def command_of(process: psutil.Process) -> str:
+    """The command line of a process; nothing if it has ended meanwhile."""
+    try:
+        return " ".join(process.cmdline())
+    except psutil.Error:
+        return ""
+
+
 @dataclass
 class Service:
     """A service that is ready."""
@@ -49,7 +57,7 @@ class Service:
         """The processes of a deployment's replicas."""
         title = f"ray::ServeReplica:genret:{deployment}"
         found = psutil.Process(self.process.pid).children(recursive=True)
-        return [process for process in found if process.cmdline()[:1] and process.cmdline()[0].startswith(title)]
+        return [process for process in found if command_of(process).startswith(title)]
 
     def retrieve(self, query: str, **fields: Any) -> httpx.Response:
         return self.call("POST", "/v1/retrieve", {"query": query, **fields})

@@ -30,6 +30,7 @@ from transformers import DynamicCache
 
 from decoding_parts.baselines import SCORINGS, WIDTH, MaskedBeamSearch, PrefixArrays, Scoring
 from decoding_parts.data import keyword_identifiers, prompts, random_model, shape
+from decoding_parts.passes import passes_alone
 from decoding_parts.settings import Settings
 from decoding_parts.tables import Table
 from decoding_parts.timing import interleave
@@ -46,7 +47,8 @@ those that the search made, with the same tokens behind caches of the same lengt
 pass and one pass for each depth at which some open hypothesis has a choice, of the tokens that a search token by
 token must have read there. Both apply the output layer to the states that vocabulary scoring needs, and not at all
 under trie scoring. Passes count the prompts' own; tokens are those of the later passes, with padding for the search
-and without for the necessary ones. The three take turns; times are medians."""
+and without for the necessary ones. "packed": the same as "its passes", but with the search's own packed weights and
+masks: what the whole takes beyond it is everything but forward passes. All take turns; times are medians."""
 
 BATCH = 32
 LARGE = (12, 768, 32_000, 100_000)
@@ -176,10 +178,11 @@ def add_floor(table: Table, case: Case, prefixes: PrefixArrays, settings: Settin
             "whole": case.find,
             "own": replay(case.model.get_decoder(), head, own),
             "necessary": replay(case.model.get_decoder(), head, necessary),
+            "packed": passes_alone(case.search, case.find),
         },
         settings.limits,
     )
-    whole, of_own, of_necessary = (runs[name].median for name in ("whole", "own", "necessary"))
+    whole, of_own, of_necessary, packed = (runs[name].median for name in ("whole", "own", "necessary", "packed"))
     table.add(
         scoring=case.scoring,
         whole_ms=1000 * whole,
@@ -191,6 +194,8 @@ def add_floor(table: Table, case: Case, prefixes: PrefixArrays, settings: Settin
         necessary_tokens=_tokens(necessary),
         replay_of_necessary_ms=1000 * of_necessary,
         whole_by_necessary=whole / of_necessary,
+        packed_replay_ms=1000 * packed,
+        beyond_packed_percent=100 * (1 - packed / whole),
     )
 
 

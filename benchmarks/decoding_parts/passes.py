@@ -38,9 +38,11 @@ def passes_alone(search: TrieSearch, find: Callable[[], Any]) -> Callable[[], li
 
     def repeat() -> list[torch.Tensor]:
         with search.decoder.evaluating():
-            _empty(passes[0][-1].layers)
-            states = []
+            states, layers = [], None
             for arguments, asked in zip(passes, scored, strict=True):
+                if arguments[-1].layers is not layers:  # of the next batch
+                    layers = arguments[-1].layers
+                    _empty(layers)
                 _keep_rows(arguments[-1])
                 states.append(forward(*arguments))
                 if search.scorer.over_vocabulary:

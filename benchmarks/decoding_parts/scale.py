@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -82,7 +83,8 @@ def add_index(table: Table, folder: Path, roots: int, model: Any, settings: Sett
 def add_search(table: Table, searches: dict[str, TrieSearch], scoring: str, batch: int, settings: Settings) -> None:
     """Add the row of one scoring and batch size."""
     queries = prompts(batch, VOCABULARY)
-    runs = interleave({name: _side(search, queries) for name, search in searches.items()}, settings.limits)
+    sides = {name: partial(search.search, queries, k=WIDTH, beam=WIDTH) for name, search in searches.items()}
+    runs = interleave(sides, settings.limits)
     columns: dict[str, Any] = {"scoring": scoring, "batch": batch}
     for name, search in searches.items():
         columns[f"{len(search.trie):,}_identifiers_ms"] = 1000 * runs[name].median
@@ -98,7 +100,3 @@ def in_fresh_process(*arguments: str | Path) -> str:
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     command = [sys.executable, "-m", "decoding_parts.index", *map(str, arguments)]
     return subprocess.run(command, env=environment, check=True, text=True, stdout=subprocess.PIPE).stdout
-
-
-def _side(search: TrieSearch, queries: list[list[int]]) -> Any:
-    return lambda: search.search(queries, k=WIDTH, beam=WIDTH)

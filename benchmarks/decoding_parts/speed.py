@@ -10,26 +10,29 @@ from decoding_parts.data import Identifiers, Shape, keyword_identifiers, prompts
 from decoding_parts.passes import passes_alone
 from decoding_parts.settings import Settings
 from decoding_parts.tables import Table
-from decoding_parts.timing import Runs, interleave
+from decoding_parts.timing import interleave
 from genret.decoding.search import TrieSearch
 from genret.decoding.trie import Trie
 
 NOTE = """\
 "search", "generate" and "masked": queries a second on the CPU, by the median of the repeats ("repeats" has their
-number for the search, the masked beam search and `generate`); the three take turns, and the same prompts of 16 to
-48 tokens go to all. "times": the search's queries a second by the other's. `generate` is transformers'
-`generate(num_beams=10, num_return_sequences=10, length_penalty=0.0, prefix_allowed_tokens_fn=...)` over a trie of
-dictionaries, with `renormalize_logits=True` for trie scoring. "masked" is a masked beam search with a trie in
-compressed sparse rows: prompts read once, all logits of all beams at every token, the cache put into its new order
-at every token. "same": queries with the same ten identifiers in the same order as the search's; "gap": the largest
-difference of two scores at the same rank. "passes": the search's own forward passes alone, with the output layer
-where vocabulary scoring has it, and nothing else, in queries a second; "passes times": by `generate`'s, the most that
-a search with these passes can reach. Identifiers are made of keywords and have 6 to 20 tokens."""
+number for the search, the masked beam search and `generate`); the three take turns, and the same prompts of 16 to 48
+tokens go to all, at batch 1 eight of them one after the other. "times": the search's queries a second by the other's.
+`generate` is transformers' `generate(num_beams=10, num_return_sequences=10, length_penalty=0.0,
+prefix_allowed_tokens_fn=...)` over a trie of dictionaries, with `renormalize_logits=True` for trie scoring. "masked"
+is a masked beam search with a trie in compressed sparse rows: prompts read once, all logits of all beams at every
+token, the cache put into its new order at every token. "same": queries with the same ten identifiers in the same
+order as the search's; "gap": the largest difference of two scores at the same rank. "passes": the search's own
+forward passes alone, with the output layer where vocabulary scoring has it, and nothing else, in queries a second;
+"passes times": by `generate`'s, the most that a search with these passes can reach. Identifiers are made of keywords
+and have 6 to 20 tokens."""
 
 SIZES = ((2, 256), (12, 768))
 VOCABULARIES = (12_000, 32_000)
 COUNTS = (5_000, 100_000)
 BATCHES = (1, 32)
+# A single prompt would be one draw of how many tokens there are to read.
+FEWEST_PROMPTS = 8
 
 Prompts = Sequence[Sequence[int]]
 
@@ -63,9 +66,9 @@ class Sides:
             "generate": generate.search,
         }
 
-    def for_prompts(self, queries: Prompts) -> dict[str, Callable[[], Any]]:
+    def for_batches(self, batches: Sequence[Prompts]) -> dict[str, Callable[[], Any]]:
         """All sides, given the same prompts."""
-        sides = {name: _bound(search, queries) for name, search in self.searches.items()}
+        sides = {name: _bound(search, batches) for name, search in self.searches.items()}
         return {**sides, "passes": passes_alone(self.ours, sides["search"])}
 
 
@@ -96,7 +99,9 @@ def groups(settings: Settings) -> Iterator[list[Cell]]:
 
 def measure(table: Table, cell: Cell, sides: Sides, settings: Settings) -> None:
     """Add the row of a cell."""
-    runs = interleave(sides.for_prompts(prompts(cell.batch, cell.size.vocabulary)), settings.limits)
+    queries = prompts(max(cell.batch, FEWEST_PROMPTS), cell.size.vocabulary)
+    batches = [queries[at : at + cell.batch] for at in range(0, len(queries), cell.batch)]
+    runs = interleave(sides.for_batches(batches), settings.limits)
     ours, masked, generate = runs["search"], runs["masked"], runs["generate"]
     with_masked, with_generate = (agreement(ours.answer, other.answer) for other in (masked, generate))
     table.add(
@@ -105,24 +110,20 @@ def measure(table: Table, cell: Cell, sides: Sides, settings: Settings) -> None:
         identifiers=cell.identifiers,
         scoring=cell.scoring,
         batch=cell.batch,
-        search=_rate(cell, ours),
-        generate=_rate(cell, generate),
+        search=len(queries) / ours.median,
+        generate=len(queries) / generate.median,
         times_generate=generate.median / ours.median,
         same_as_generate=str(with_generate),
         gap=with_generate.gap,
-        masked=_rate(cell, masked),
+        masked=len(queries) / masked.median,
         times_masked=masked.median / ours.median,
         same_as_masked=str(with_masked),
         gap_to_masked=with_masked.gap,
-        passes=_rate(cell, runs["passes"]),
+        passes=len(queries) / runs["passes"].median,
         passes_times=generate.median / runs["passes"].median,
         repeats="/".join(str(len(side.measured)) for side in (ours, masked, generate)),
     )
 
 
-def _bound(search: Callable[[Prompts], Any], queries: Prompts) -> Callable[[], Any]:
-    return lambda: search(queries)
-
-
-def _rate(cell: Cell, runs: Runs) -> float:
-    return cell.batch / runs.median
+def _bound(search: Callable[[Prompts], Sequence[Any]], batches: Sequence[Prompts]) -> Callable[[], Any]:
+    return lambda: [result for batch in batches for result in search(batch)]

@@ -30,7 +30,7 @@ from genret.errors import InputError
 TREE_ATTENTION = "genret_tree"
 # The cache of a batch is made smaller once no more than this share of its queries is still searched.
 KEEP_SHARE = 0.75
-# Free room for appended tokens in a new cache; it grows by half when that is used up.
+# Room for appended tokens in a new cache, where nobody says how many there will be; it grows by half when used up.
 FIRST_ROOM = 64
 # How far the same computation may stray when it is done in another order, relative to its largest value.
 TOLERANCE = {torch.float64: 1e-5, torch.float32: 1e-3}
@@ -150,6 +150,8 @@ class _Pass:
         """What is added to attention scores where heads that share keys count as further queries."""
         if (window, shared) not in self.repeated:
             mask = self.masks[window]
+            if mask is not None and shared == 1:
+                return mask
             if mask is None:
                 visible = torch.ones(self.width, self.columns, dtype=torch.bool, device=self.slots.device).tril()
                 mask = torch.zeros_like(visible, dtype=self.layers[0].keys.dtype)
@@ -225,6 +227,7 @@ class TreeDecoder:
         dtype: Of the model.
         device: Of the model.
         vocabulary_size: Tokens that the model can both read and predict.
+        longest: Tokens of the longest sequence that the model reads, None for any length.
     """
 
     head: nn.Linear | None
@@ -244,7 +247,7 @@ class TreeDecoder:
         self.decoder = model.get_decoder()
         self.config = self.decoder.config
         self.dtype, self.device = model.dtype, model.device
-        self.windows = _windows(self.config)
+        self.windows, self.longest = _windows(self.config), _longest(self.config)
         self.bare: BareDecoder | None = None
         self.vocabulary_size = int(model.get_input_embeddings().num_embeddings)
         with self.evaluating():
@@ -265,18 +268,18 @@ class TreeDecoder:
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:
-        """Evaluation mode, no gradients, packed weights as they are now; the model's own mode comes back afterwards."""
-        # A bare decoder calls no module that has modes, and to set them takes a while.
-        training, modes = self.model.training, self.bare is None
-        if modes:
-            self.model.eval()
+        """Evaluation mode, no gradients, packed weights as they are now; modules' own modes come back afterwards."""
+        # A bare decoder calls no module that has modes, and to look takes a while.
+        training = [module for module in self.model.modules() if module.training] if self.bare is None else []
+        for module in training:
+            module.training = False
         try:
             with torch.inference_mode():
                 self._follow()
                 yield
         finally:
-            if modes:
-                self.model.train(training)
+            for module in training:
+                module.training = True
 
     def _follow(self) -> None:
         """Lay out anew what training has changed of packed weights."""
@@ -285,7 +288,9 @@ class TreeDecoder:
         for slab in vars(self).get("slabs", ()):  # where they were made
             slab.follow()
 
-    def begin(self, prompts: Sequence[npt.ArrayLike], prefix: npt.ArrayLike) -> tuple["TreeSession", torch.Tensor]:
+    def begin(
+        self, prompts: Sequence[npt.ArrayLike], prefix: npt.ArrayLike, room: int = FIRST_ROOM
+    ) -> tuple["TreeSession", torch.Tensor]:
         """Put prompts, and tokens that follow all of them, into a cache.
 
         This pass is plain causal attention: no mask is needed, so that the fastest attention kernel serves it.
@@ -293,6 +298,7 @@ class TreeDecoder:
         Args:
             prompts: Token ids, at least one a prompt.
             prefix: Token ids `[f]` that every identifier begins with; may be empty.
+            room: About how many tokens will be appended to a prompt: the cache has room for them.
 
         Returns:
             The session, and states `[len(prompts), 1 + f, width]`: those of the last prompt token and of the
@@ -300,7 +306,7 @@ class TreeDecoder:
         """
         rows = [np.concatenate((np.asarray(prompt, np.int64), np.asarray(prefix, np.int64))) for prompt in prompts]
         n_prefix = np.size(prefix)
-        session = TreeSession(self, np.array([len(row) for row in rows]), n_prefix)
+        session = TreeSession(self, np.array([len(row) for row in rows]), n_prefix, room)
         states = session.begin(np.concatenate(rows))
         wanted = np.cumsum([len(row) for row in rows])[:, None] - 1 - n_prefix + np.arange(n_prefix + 1)
         return session, states[self.tensor(wanted)]
@@ -329,13 +335,13 @@ class TreeDecoder:
 
     def mask(self, visible: Mask) -> torch.Tensor:
         """What is added to attention scores `[rows, 1, width, columns]`, from what each token of a row sees."""
-        shown = self.tensor(visible)[:, None]
-        return torch.zeros_like(shown, dtype=self.dtype).masked_fill_(~shown, -torch.inf)
+        added = np.where(visible, np.float32(0), np.float32(-np.inf))
+        return torch.from_numpy(added)[:, None].to(device=self.device, dtype=self.dtype)
 
     def _find_head(self) -> nn.Linear | None:
         """The output layer, if nothing happens to states before it and nothing to logits after it.
 
-        A hook looks at what goes into the layer and replaces what comes out by numbers that are known, and
+        A hook looks at what goes into the layer and what comes out, which it replaces by numbers that are known, and
         large, so that scaling or softcapping after it shows at any size of the model's own logits.
         """
         head = self.model.get_output_embeddings()
@@ -345,7 +351,7 @@ class TreeDecoder:
 
         def replace(_: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
             ramp = torch.linspace(-1000, 1000, output.shape[-1], dtype=output.dtype, device=output.device)
-            seen.extend((inputs[0], ramp.expand_as(output)))
+            seen.extend((inputs[0], ramp.expand_as(output), output))
             return seen[1]
 
         ids = torch.arange(3, device=self.device)[None] % self.vocabulary_size
@@ -355,10 +361,12 @@ class TreeDecoder:
         finally:
             hook.remove()
         states = self.decoder(input_ids=ids, use_cache=False).last_hidden_state
-        if len(seen) != 2 or states.shape != seen[0].shape or logits.shape != seen[1].shape:
+        if len(seen) != 3 or states.shape != seen[0].shape or logits.shape != seen[1].shape:
             return None
+        # Other hooks, and classes made of the plain layer, may do more than multiply.
+        plain = self._close(seen[2], nn.functional.linear(seen[0], head.weight, head.bias))
         same = self._close(seen[0], states) and torch.equal(logits.to(seen[1].dtype), seen[1])
-        return head if same else None
+        return head if plain and same else None
 
     def _check_tree(self) -> None:
         """Two prompts of different length, each with two continuations: as one tree, and by the model itself."""
@@ -387,21 +395,26 @@ class TreeDecoder:
         )
 
     def _close(self, found: torch.Tensor, expected: torch.Tensor) -> bool:
+        finite = expected.isfinite()
+        # Logits of -inf among them: a bias may forbid tokens.
+        if not torch.equal(found[~finite], expected[~finite]):
+            return False
+        found, expected = found[finite].double(), expected[finite].double()
         tolerance = TOLERANCE.get(self.dtype, LOW_PRECISION_TOLERANCE)
-        difference = (found.double() - expected.double()).abs().max()
-        return bool(difference <= tolerance * expected.double().abs().max())
+        return not expected.numel() or bool((found - expected).abs().max() <= tolerance * expected.abs().max())
 
 
 class TreeSession:
     """A batch of prompts in the cache, and the hypotheses appended to them so far."""
 
-    def __init__(self, decoder: TreeDecoder, totals: Ints, n_prefix: int) -> None:
+    def __init__(self, decoder: TreeDecoder, totals: Ints, n_prefix: int, room: int) -> None:
         """Make room for prompts.
 
         Args:
             decoder: The model.
             totals: `[queries]`, tokens of each prompt and the prefix that follows all of them.
             n_prefix: Tokens of that prefix.
+            room: About how many tokens will be appended to each.
         """
         self.decoder = decoder
         # Position of each query's first identifier token.
@@ -410,7 +423,9 @@ class TreeSession:
         # By row of the cache; a query's row changes when others leave the batch.
         self._prompt = self._used = totals
         self._row_of = np.arange(len(totals))
-        self._positions = np.zeros((len(totals), int(totals.max()) + FIRST_ROOM), dtype=np.int64)
+        self._room = int(totals.max()) + room
+        # By row and column, where a window needs them.
+        self._positions = np.zeros((len(totals), self._room if any(decoder.windows) else 0), dtype=np.int64)
 
     def begin(self, ids: Ints) -> torch.Tensor:
         """Read the prompts, which stand one after the other in `ids`; states `[len(ids), width]`."""
@@ -457,13 +472,14 @@ class TreeSession:
     def _pass(
         self, ids: Ints, row: Ints, place: Ints, column: Ints, position: Ints, width: int, visible: Mask | None
     ) -> torch.Tensor:
-        columns = int(self._used.max())
-        if columns > self._positions.shape[1]:
-            wider = np.zeros((len(self._positions), columns * 3 // 2), dtype=np.int64)
-            wider[:, : self._positions.shape[1]] = self._positions
-            self._positions = wider
-        self._positions[row, column] = position
-        rows, room = self._positions.shape
+        columns, rows = int(self._used.max()), len(self._prompt)
+        if columns > self._room:
+            self._room = columns * 3 // 2
+        room = self._room
+        if any(self.decoder.windows):
+            missing = room - self._positions.shape[1]
+            self._positions = np.pad(self._positions, ((0, 0), (0, missing))) if missing else self._positions
+            self._positions[row, column] = position
         tensor = self.decoder.tensor
         current = _Pass(
             layers=self._layers,
@@ -507,9 +523,11 @@ class TreeSession:
 
     def _leave(self, query: Ints) -> None:
         """Take the rows of queries that are done out of the cache, once that spares enough."""
-        present = np.unique(query)
-        if (self._row_of[present] < 0).any():
+        if (self._row_of[query] < 0).any():
             raise ValueError("a query that has left the batch cannot come back")
+        if len(self._prompt) == 1:
+            return
+        present = np.unique(query)
         if len(present) > KEEP_SHARE * len(self._prompt):
             return
         rows = self._row_of[present]
@@ -519,6 +537,19 @@ class TreeSession:
         self._prompt, self._used, self._positions = self._prompt[rows], self._used[rows], self._positions[rows]
         self._row_of = np.full(len(self.lengths), -1)
         self._row_of[present] = np.arange(len(present))
+
+
+def _longest(config: Any) -> int | None:
+    """Tokens of the longest sequence that is read in one way, None for any length.
+
+    LongRoPE (arXiv 2402.13753) turns all tokens otherwise once a sequence is longer than those of the first training.
+    Then keys that are in the cache would have to be made anew, and a prompt would depend on the others of its batch.
+    """
+    longest = getattr(config, "max_position_embeddings", None)
+    rotary = getattr(config, "rope_parameters", None) or {}
+    kinds = [rotary, *(kind for kind in rotary.values() if isinstance(kind, Mapping))]
+    first = [kind["original_max_position_embeddings"] for kind in kinds if kind.get("rope_type") == "longrope"]
+    return min(first if longest is None else [longest, *first], default=None)
 
 
 def _windows(config: Any) -> list[int | None]:

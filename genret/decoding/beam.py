@@ -32,12 +32,16 @@ def beam_search(batch: Batch, k: int, width: int) -> list[SearchResult]:
             unknown &= running["stop"] == now[running["query"]]
         waiting = np.bincount(running["query"], weights=unknown, minlength=batch.size)[running["query"]] > 0
         if not waiting.all():
-            ready = running[~waiting]
+            ready, resting = running[~waiting], running[waiting]
             survivors = _step(batch, ready, now[ready["query"]], found, results, lost, width)
-            running = joined(running[waiting], survivors)
-            running = running[np.argsort(running["query"], kind="stable")]
+            running = survivors
+            if waiting.any():
+                running = joined(resting, survivors)
+                running = running[np.argsort(running["query"], kind="stable")]
         elif batch.late():
-            np.maximum.at(lost, running["query"], running["score"])
+            is_open = _is_open(batch, running)
+            _add(batch, running[~is_open], found, results)
+            np.maximum.at(lost, running["query"][is_open], running["score"][is_open])
             break
         else:
             promising = running["score"] >= _sure_threshold(batch, running, results, width)[running["query"]]
@@ -61,17 +65,25 @@ def _finish(batch: Batch, running: Hypotheses, found: Expansions, results: Resul
 
     There are at most as many as the beam is wide, so that none can be pruned any more.
     """
-    is_open = _unread(batch, running) | (running["target"] >= 0) | (running["forced"] > 0)
-    if batch.over_vocabulary:
-        is_open |= running["stop"] < running["choice"]
     goes_on = np.zeros(batch.size, dtype=bool)
-    goes_on[running["query"][is_open]] = True
+    goes_on[running["query"][_is_open(batch, running)]] = True
     going_on = goes_on[running["query"]]
-    if not going_on.all():
-        done = running[~going_on]
-        score = _score_with(batch, done, done["choice"].astype(np.int64), found)
-        results.add(done["query"].astype(np.int64), done["leaf"], score)
+    if going_on.all():
+        return running
+    _add(batch, running[~going_on], found, results)
     return running[going_on]
+
+
+def _is_open(batch: Batch, running: Hypotheses) -> npt.NDArray[np.bool_]:
+    """Whether hypotheses have a choice left, or tokens whose score is not known."""
+    is_open = _unread(batch, running) | (running["target"] >= 0) | (running["forced"] > 0)
+    return is_open | (running["stop"] < running["choice"]) if batch.over_vocabulary else is_open
+
+
+def _add(batch: Batch, ended: Hypotheses, found: Expansions, results: Results) -> None:
+    """Take in identifiers that are read to their ends."""
+    score = _score_with(batch, ended, ended["choice"].astype(np.int64), found)
+    results.add(ended["query"].astype(np.int64), ended["leaf"], score)
 
 
 def _sure_threshold(batch: Batch, running: Hypotheses, results: Results, width: int) -> Floats:

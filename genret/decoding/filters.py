@@ -40,13 +40,29 @@ class In:
 
 @dataclass(frozen=True, slots=True)
 class Range:
-    """The field lies within bounds, all of them numbers or all of them moments in time; None is no bound."""
+    """The field lies within bounds, all of them numbers or all of them moments in time; None is no bound.
+
+    A moment without a zone is in UTC.
+
+    Raises:
+        InputError: No bound at all, or numbers beside moments.
+    """
 
     field: str
     gte: float | datetime | None = None
     gt: float | datetime | None = None
     lte: float | datetime | None = None
     lt: float | datetime | None = None
+
+    def __post_init__(self) -> None:
+        given = {name: bound for name in BOUNDS if (bound := getattr(self, name)) is not None}
+        if len({isinstance(bound, datetime) for bound in given.values()}) != 1:
+            raise InputError(
+                f"range of {self.field}: expected bounds that are all numbers or all moments in time, found {given}"
+            )
+        for name, bound in given.items():
+            if isinstance(bound, datetime):
+                object.__setattr__(self, name, _moment(bound))
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from genret.decoding.attention import FIRST_ROOM
 from genret.decoding.scoring import Floats, Ints, LeafFilter, Scorer, Scores
 from genret.decoding.trie import ranges
 
@@ -22,6 +23,8 @@ BEAMS_READ_AHEAD = {"cpu": False}
 # most hypotheses are needed in the end.
 HYPOTHESES_PER_PASS = {"cpu": 64, "cuda": 256}
 OTHER_HYPOTHESES_PER_PASS = 256
+# Tokens that a search appends to a prompt: where forced ones are read too, a beam of ten appends some 120.
+ROOM_OVER_VOCABULARY = 160
 
 # A path into the trie: up to a token whose score is known, and from there a stretch without a choice.
 HYPOTHESIS = np.dtype(
@@ -184,7 +187,8 @@ class Batch:
         roots["target"] = self.trie.root
         self._look_ahead(roots)
         prefix = self.trie.read(roots["leaf"][:1], np.zeros(1, np.int64), roots["stop"][:1])
-        self._session, states = self._decoder.begin(self._prompts, prefix)
+        room = ROOM_OVER_VOCABULARY if self.over_vocabulary else FIRST_ROOM
+        self._session, states = self._decoder.begin(self._prompts, prefix, room)
         return roots, self._score(roots, states.reshape(-1, states.shape[-1]))
 
     def choices(self, parents: Hypotheses, found: Expansions, entry: Ints) -> Choices:

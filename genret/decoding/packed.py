@@ -74,12 +74,29 @@ def multiplication(rows: Tensor, bias: Tensor | None = None) -> Callable[[Tensor
     return PackedMatrix(rows, bias) if can_pack([rows]) else partial(nn.functional.linear, weight=rows, bias=bias)
 
 
+class Seen:
+    """Tensors as they were when something was made of them.
+
+    Tells whether they were written to in place, or replaced. Writes of which torch keeps no count, through `.data` and
+    to tensors that were made in inference mode, are not seen.
+    """
+
+    def __init__(self, tensors: Sequence[Tensor]) -> None:
+        # The tensors themselves are kept: another one may get the place in memory of one that is gone.
+        self._seen = [(tensor, tensor.data_ptr(), _writes(tensor)) for tensor in tensors]
+
+    def are(self, tensors: Sequence[Tensor]) -> bool:
+        """Whether these are the same tensors, and nobody has written to them."""
+        return len(tensors) == len(self._seen) and all(
+            tensor is seen and tensor.data_ptr() == place and _writes(tensor) == writes
+            for tensor, (seen, place, writes) in zip(tensors, self._seen, strict=True)
+        )
+
+
 class Projections:
     """Linear layers that read the same states: one product of packed weights, or one each with weights as they are.
 
-    `follow` brings it up to date when training has changed the weights: where they were written to in place, or
-    replaced. Writes of which torch keeps no count, through `.data` and to tensors that were made in inference mode, are
-    not seen.
+    `follow` brings it up to date when training has changed the weights, as far as `Seen` can tell.
     """
 
     def __init__(self, linears: Sequence[nn.Linear], packed: bool, rows: slice | None = None) -> None:
@@ -104,7 +121,7 @@ class Projections:
 
     def follow(self) -> None:
         """Lay weights out anew if they have changed. For once a search: to look takes as long as a small product."""
-        if self._packed is not None and not self._is_current():
+        if self._packed is not None and not self._seen.are(self._tensors()):
             self._pack()
 
     def _weights(self, linear: nn.Linear) -> tuple[Tensor, Tensor | None]:
@@ -113,23 +130,14 @@ class Projections:
         return linear.weight[self._rows], None if linear.bias is None else linear.bias[self._rows]
 
     def _pack(self) -> None:
-        seen = [(tensor, tensor.data_ptr(), _writes(tensor)) for tensor in self._tensors()]
+        seen = Seen(self._tensors())
         weights, biases = zip(*map(self._weights, self._linears), strict=True)
         together = None
         if any(bias is not None for bias in biases):
             pairs = zip(weights, biases, strict=True)
             together = torch.cat([weight.new_zeros(len(weight)) if bias is None else bias for weight, bias in pairs])
         self._packed = PackedMatrix(torch.cat(weights), together)
-        # The tensors themselves are kept: another one may get the place in memory of one that is gone.
         self._seen = seen
-
-    def _is_current(self) -> bool:
-        """Whether the layers have the weights that are laid out, and nobody has written to them."""
-        tensors = self._tensors()
-        return len(tensors) == len(self._seen) and all(
-            tensor is seen and tensor.data_ptr() == place and _writes(tensor) == writes
-            for tensor, (seen, place, writes) in zip(tensors, self._seen, strict=True)
-        )
 
     def _tensors(self) -> list[Tensor]:
         return [tensor for linear in self._linears for tensor in (linear.weight, linear.bias) if tensor is not None]

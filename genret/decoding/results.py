@@ -37,6 +37,7 @@ class Results:
     query: Ints = field(default_factory=lambda: np.empty(0, np.int64))
     leaf: Ints = field(default_factory=lambda: np.empty(0, np.int64))
     score: Floats = field(default_factory=lambda: np.empty(0))
+    _threshold: Floats | None = field(default=None, init=False)
 
     def add(self, query: Ints, leaf: Ints, score: Floats) -> None:
         """Take further identifiers in; those without any probability stay out.
@@ -46,6 +47,8 @@ class Results:
             leaf: `[n]`, each one's leaf in the trie.
             score: `[n]`, its log-probability.
         """
+        if not len(query):
+            return
         possible = (score > -np.inf) & (score >= self.threshold()[query])
         if np.count_nonzero(possible) > self.size * self.k:
             possible[possible] = score[possible] >= self._bound(query[possible], score[possible])[query[possible]]
@@ -54,6 +57,7 @@ class Results:
         self.score = np.concatenate((self.score, score[possible]))
         sequence, rank = ranking(self.query, self.score, self.leaf)
         best = sequence[rank < self.k]
+        self._threshold = None
         self.query, self.leaf, self.score = self.query[best], self.leaf[best], self.score[best]
 
     def copy(self) -> "Results":
@@ -62,10 +66,11 @@ class Results:
 
     def threshold(self) -> Floats:
         """`[size]`, the k-th score of each query, or -inf where there are fewer."""
-        last = rank_in_run(self.query) == self.k - 1
-        threshold = np.full(self.size, -np.inf)
-        threshold[self.query[last]] = self.score[last]
-        return threshold
+        if self._threshold is None:
+            last = rank_in_run(self.query) == self.k - 1
+            self._threshold = np.full(self.size, -np.inf)
+            self._threshold[self.query[last]] = self.score[last]
+        return self._threshold
 
     def _bound(self, query: Ints, score: Floats) -> Floats:
         """`[size]`, the k-th best of each query's scores, or -inf where there are fewer: sorting them all takes longer.

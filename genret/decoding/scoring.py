@@ -12,7 +12,7 @@ import numpy.typing as npt
 import torch
 
 from genret.decoding.attention import TreeDecoder
-from genret.decoding.packed import multiplication, padded
+from genret.decoding.packed import Seen, multiplication, padded
 from genret.decoding.trie import IntArray, Paths, ranges
 from genret.errors import InputError
 
@@ -86,9 +86,7 @@ class LeafFilter:
 
 
 class Scorer:
-    """Scores under one model, trie and scoring. Reads the model's weights when it is made: make it anew after
-    training.
-    """
+    """Scores under one model, trie and scoring."""
 
     def __init__(self, decoder: TreeDecoder, trie: Paths, scoring: Scoring) -> None:
         """Lay out the rows of the output layer for the children of the root, over the trie.
@@ -118,7 +116,21 @@ class Scorer:
         # Over the vocabulary the whole head is laid out already.
         laid_out = self.dense or self.over_vocabulary
         if not laid_out and trie.has_choice and len(trie.children(trie.root)[0]) > WIDE:
-            self._root = multiplication(*self._rows(trie.root))
+            self._lay_out()
+
+    def follow(self) -> None:
+        """Lay out anew what training has changed since the last time."""
+        if self._root is not None and not self._seen.are(self._head_tensors()):
+            self._lay_out()
+
+    def _lay_out(self) -> None:
+        self._seen = Seen(self._head_tensors())
+        self._root = multiplication(*self._rows(self.trie.root))
+
+    def _head_tensors(self) -> list[torch.Tensor]:
+        head = self.decoder.head
+        assert head is not None
+        return [head.weight] if head.bias is None else [head.weight, head.bias]
 
     def score(
         self,
@@ -177,6 +189,9 @@ class Scorer:
         wide = np.flatnonzero(count > WIDE)
         at_root = wide[node[wide] == self.trie.root]
         normaliser, root_logits = self._normaliser(states, at_root) if self.over_vocabulary else (None, None)
+        if normaliser is not None:
+            # Where no token is possible there is nothing to divide by, and logits of -inf stay what they are.
+            normaliser[np.isneginf(normaliser)] = 0.0
         narrow = np.flatnonzero((count > 0) & (count <= WIDE))
         child = ranges(first[narrow], count[narrow])
         owner = np.repeat(narrow, count[narrow])
@@ -191,7 +206,7 @@ class Scorer:
         if leaf_filter is not None:
             logprob[~leaf_filter.children(child)] = -np.inf
         parts = [(owner, child, logprob)]
-        for number in np.unique(node[wide]):
+        for number in np.unique(node[wide]) if len(wide) else ():
             member = wide[node[wide] == number]
             logits = root_logits if number == self.trie.root else None
             if logits is None:

@@ -11,7 +11,7 @@ those that are complete and among the first `width` are results, and the first `
 differs is the work: passes happen only where one is needed to choose, a pass can read many forced tokens, the end of an
 identifier that trie scoring forces is never read, nodes at which a filter leaves one child are passed like forced
 tokens, and a query ends as soon as its k results are better than every open hypothesis. Equal scores come in the order
-of the sorted identifiers.
+of the sorted identifiers; which of them are found, where not all are, is not said.
 
 Exact mode expands the best open hypotheses, several at once. Scores only fall along a path, so that when the k-th
 result is at least as good as the best open hypothesis the results are the true top k.
@@ -38,7 +38,11 @@ Mode: TypeAlias = Literal["beam", "exact"]
 
 
 class TrieSearch:
-    """A model and a trie, ready for queries. Made anew when the model's weights change."""
+    """A model and a trie, ready for queries.
+
+    It follows weights that training changes, but for changes of which torch keeps no count: through `.data`, and of
+    tensors that were made in inference mode.
+    """
 
     def __init__(self, model: Any, trie: Paths, scoring: Scoring) -> None:
         """Check that the model and the trie fit each other.
@@ -107,6 +111,7 @@ class TrieSearch:
             InputError: An argument out of range, or an empty or too long prompt; names it.
             FloatingPointError: The model's logits are not numbers.
         """
+        deadline = None if deadline_seconds is None else time.monotonic() + deadline_seconds
         arrays = self._check(prompts, k, mode, beam, max_expansions)
         leaf_filter = self._alive if allowed is None else self._filter(allowed)
         k = min(k, len(self.trie) if leaf_filter is None else leaf_filter.count)
@@ -114,8 +119,8 @@ class TrieSearch:
             return [SearchResult(np.empty(0, np.int64), np.empty(0), True, 0) for _ in arrays]
         if len(self.trie) == 1 and not self.scorer.over_vocabulary:
             return [SearchResult(np.zeros(1, np.int64), np.zeros(1), True, 0) for _ in arrays]
-        deadline = None if deadline_seconds is None else time.monotonic() + deadline_seconds
         with self.decoder.evaluating():
+            self.scorer.follow()
             if mode == "beam":
                 width = max(beam, k)
                 # A step looks at 2 * width candidates, so that of one node no more children can matter. Those beyond
@@ -145,12 +150,14 @@ class TrieSearch:
                 raise InputError(f"{name}: expected at least 1, found {value}")
         if max_expansions is not None and max_expansions < 0:
             raise InputError(f"max_expansions: expected at least 0, found {max_expansions}")
-        longest = getattr(self.decoder.config, "max_position_embeddings", None)
+        longest = self.decoder.longest
         arrays = []
         for number, prompt in enumerate(prompts):
-            array = np.asarray(prompt, dtype=np.int64)
+            array = np.asarray(prompt)
             if array.ndim != 1 or not len(array):
                 raise InputError(f"prompt {number}: expected at least one token, found shape {array.shape}")
+            if not np.issubdtype(array.dtype, np.integer):
+                raise InputError(f"prompt {number}: expected token ids, found {array.dtype}")
             if array.min() < 0 or array.max() >= self.decoder.vocabulary_size:
                 raise InputError(
                     f"prompt {number}: expected tokens from 0 to {self.decoder.vocabulary_size - 1}, found "
@@ -161,7 +168,7 @@ class TrieSearch:
                     f"prompt {number}: expected at most {longest} tokens with the longest identifier's "
                     f"{self.trie.max_length}, found {len(array)} in the prompt"
                 )
-            arrays.append(array)
+            arrays.append(array.astype(np.int64))
         return arrays
 
 

@@ -368,6 +368,8 @@ def checked_input(
             f"identifiers: expected flat tokens and at least one identifier, "
             f"found tokens of shape {tokens.shape} and offsets of shape {offsets.shape}"
         )
+    if not np.issubdtype(offsets.dtype, np.integer):
+        raise InputError(f"identifiers: expected integer offsets, found {offsets.dtype}")
     starts = offsets.astype(np.int64)
     lengths = np.diff(starts)
     if starts[0] != 0 or starts[-1] != len(tokens) or (lengths < 0).any():

@@ -15,7 +15,7 @@ from typing import Any
 
 import psutil
 import pytest
-from service import free_port
+from service import command_of, free_port
 from silent import Silent
 
 from genret.cluster import connected
@@ -214,7 +214,7 @@ def test_a_server_that_goes_and_comes_back_leaves_no_trace_in_the_answers(
 def actors() -> list[psutil.Process]:
     """The processes of this test's actors."""
     children = psutil.Process().children(recursive=True)
-    return [process for process in children if "_HttpActor" in " ".join(process.cmdline())]
+    return [process for process in children if "_HttpActor" in command_of(process)]
 
 
 def test_a_killed_actor_loses_nothing_and_asks_nothing_twice(cluster: None, server: ChatServer, tmp_path: Path) -> None:

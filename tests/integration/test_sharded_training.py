@@ -12,6 +12,7 @@ import pytest
 import torch
 from ray.train import TrainingFailedError
 from safetensors.torch import load_file
+from service import command_of
 from silent import Silent
 
 from genret.cluster import connected
@@ -117,7 +118,7 @@ def kill_a_worker(scratch: Path) -> None:
     while not any(scratch.glob("train/checkpoint_*")) and time.monotonic() < deadline:
         time.sleep(0.01)
     for process in psutil.Process().children(recursive=True):
-        if "RayTrainWorker" in process.name() or "RayTrainWorker" in " ".join(process.cmdline()):
+        if "RayTrainWorker" in command_of(process):
             process.kill()
             return
 

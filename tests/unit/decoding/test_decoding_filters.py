@@ -76,6 +76,14 @@ def test_a_predicate_is_parsed_into_records() -> None:
     assert parse_predicate(data) == expected
 
 
+def test_a_range_made_in_python_is_checked_as_one_that_is_read() -> None:
+    metadata = [{"date": "2024-02-01"}, {"date": "2023-02-01"}, {"date": "2024-01-01T01:00:00+02:00"}]
+    assert leaf_mask(Range("date", gte=datetime(2024, 1, 1)), metadata).tolist() == [True, False, False]
+    for bounds in ({}, {"gt": 1, "lt": datetime(2024, 1, 1)}):
+        with pytest.raises(InputError, match="range of date: expected bounds that are all numbers or all moments"):
+            Range("date", **bounds)
+
+
 @pytest.mark.parametrize(
     ("data", "message"),
     [

@@ -163,15 +163,18 @@ def test_padding_and_batch_do_not_matter(how: Any) -> None:
 
 
 @needs_packing
-def test_a_search_follows_training() -> None:
-    model, trie = a_model(), Trie.from_sequences([[3, 4], [3, 5], [6, 7, 8]])
-    kept = TrieSearch(model, trie, "vocabulary")
+@pytest.mark.parametrize("how", SCORINGS)
+def test_a_search_follows_training(how: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    # The root's children have their rows laid out for themselves, over the trie.
+    monkeypatch.setattr(scoring, "WIDE", 2)
+    model, trie = a_model(), Trie.from_sequences([[3, 4], [3, 5], [6, 7, 8], [9, 3]])
+    kept = TrieSearch(model, trie, how)
     (before,) = kept.search([[9, 10]], k=3)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.1)
     (after,) = kept.search([[9, 10]], k=3)
-    (anew,) = TrieSearch(model, trie, "vocabulary").search([[9, 10]], k=3)
+    (anew,) = TrieSearch(model, trie, how).search([[9, 10]], k=3)
     assert after.scores.tolist() == anew.scores.tolist() != before.scores.tolist()
 
 

@@ -248,16 +248,31 @@ def test_beam_mode_is_beam_search_of_transformers(model: Any, how: scoring.Scori
 
 @pytest.mark.parametrize("mode", ["beam", "exact"])
 @pytest.mark.parametrize("how", SCORINGS)
-def test_a_query_does_not_depend_on_its_batch(model: Any, how: scoring.Scoring, mode: search.Mode) -> None:
-    trie = Trie.from_sequences(some_identifiers(200))
-    prompts = some_prompts(2, 11, 1, 7, 4, 20, 3)
-    finder = TrieSearch(model, trie, how)
-    together = finder.search(prompts, k=5, mode=mode, beam=5)
-    backwards = finder.search(prompts[::-1], k=5, mode=mode, beam=5)[::-1]
-    alone = [finder.search([prompt], k=5, mode=mode, beam=5)[0] for prompt in prompts]
-    for other in (backwards, alone):
+@settings(max_examples=15, deadline=None)
+@given(
+    prompts=st.lists(st.lists(st.integers(0, VOCABULARY - 1), min_size=1, max_size=20), min_size=1, max_size=8),
+    k=st.integers(1, 12),
+    beam=st.integers(1, 8),
+    data=st.data(),
+)
+def test_a_query_does_not_depend_on_its_batch(
+    model: Any,
+    how: scoring.Scoring,
+    mode: search.Mode,
+    prompts: list[list[int]],
+    k: int,
+    beam: int,
+    data: st.DataObject,
+) -> None:
+    finder = TrieSearch(model, Trie.from_sequences(some_identifiers(200)), how)
+    order = data.draw(st.permutations(range(len(prompts))))
+    together = finder.search(prompts, k=k, mode=mode, beam=beam)
+    shuffled = finder.search([prompts[number] for number in order], k=k, mode=mode, beam=beam)
+    alone = [finder.search([prompt], k=k, mode=mode, beam=beam)[0] for prompt in prompts]
+    # In another order, and with other rows to be padded to.
+    for other in ([shuffled[order.index(number)] for number in range(len(prompts))], alone):
         for one, two in zip(together, other, strict=True):
-            assert one.indices.tolist() == two.indices.tolist()
+            assert one.indices.tolist() == two.indices.tolist() and one.exact == two.exact
             np.testing.assert_allclose(one.scores, two.scores, atol=1e-9)
 
 
@@ -494,6 +509,17 @@ def test_tokens_that_all_identifiers_share(model: Any, how: scoring.Scoring) -> 
             assert_top(result, brute_force(model, identifiers, prompt, how), 4)
 
 
+def test_of_atomic_identifiers_only_their_own_rows_are_read() -> None:
+    model = build(MistralConfig(**SHAPE | {"vocab_size": 1000}, sliding_window=None), torch.float32)
+    identifiers, prompts = [[token] for token in range(400, 1000)], some_prompts(3, 6)
+    finder = TrieSearch(model, Trie.from_sequences(identifiers), "trie")
+    expected = finder.search(prompts, k=10)
+    with torch.no_grad():
+        model.lm_head.weight[:400] = torch.nan
+    for one, two in zip(expected, finder.search(prompts, k=10), strict=True):
+        assert one.indices.tolist() == two.indices.tolist() and one.scores.tolist() == two.scores.tolist()
+
+
 @pytest.mark.parametrize("how", SCORINGS)
 @pytest.mark.parametrize("first", [100, 0])
 def test_atomic_identifiers_take_one_pass(how: scoring.Scoring, first: int, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -630,6 +656,50 @@ def test_a_deadline_ends_the_search(model: Any, mode: search.Mode) -> None:
 
 
 @pytest.mark.parametrize("mode", ["beam", "exact"])
+def test_a_deadline_leaves_what_is_known_already(model: Any, mode: search.Mode) -> None:
+    identifiers = [[3, 10, 11, 2], [4, 10, 12, 2], [5, 6, 2], [5, 7, 2]]
+    finder = TrieSearch(model, Trie.from_sequences(identifiers), "trie")
+    for prompt in some_prompts(3, 6, 9):
+        (result,) = finder.search([prompt], k=4, mode=mode, deadline_seconds=0.0)
+        scores = brute_force(model, identifiers, prompt, "trie")
+        # Behind the prompt two identifiers are decided, and two have a choice left.
+        assert sorted(result.indices.tolist()) == [0, 1] and not result.exact
+        np.testing.assert_allclose(result.scores, scores[result.indices], atol=1e-9)
+
+
+@pytest.mark.parametrize("mode", ["beam", "exact"])
+@pytest.mark.parametrize("how", SCORINGS)
+@settings(max_examples=15, deadline=None)
+@given(
+    identifiers=identifier_lists,
+    prompts=prompt_lists,
+    token=st.integers(3, 6),
+    bad=st.sampled_from([torch.nan, torch.inf, -torch.inf]),
+)
+def test_logits_that_are_not_numbers_give_no_identifier(
+    how: scoring.Scoring,
+    mode: search.Mode,
+    identifiers: list[list[int]],
+    prompts: list[list[int]],
+    token: int,
+    bad: float,
+) -> None:
+    model = build(PhiConfig(**SHAPE))
+    finder = TrieSearch(model, Trie.from_sequences(identifiers), how)
+    with torch.no_grad():
+        model.lm_head.bias[token] = bad
+    try:
+        found = finder.search(prompts, k=5, mode=mode)
+    except FloatingPointError as error:
+        assert "NaN or +inf" in str(error) and bad != -torch.inf
+        return
+    for prompt, result in zip(prompts, found, strict=True):
+        scores = brute_force(model, identifiers, prompt, how)
+        assert np.isfinite(scores[result.indices]).all()
+        np.testing.assert_allclose(result.scores, scores[result.indices], atol=1e-9)
+
+
+@pytest.mark.parametrize("mode", ["beam", "exact"])
 @pytest.mark.parametrize("how", SCORINGS)
 def test_logits_that_are_not_numbers_are_an_error(how: scoring.Scoring, mode: search.Mode) -> None:
     model = build(PhiConfig(**SHAPE))
@@ -639,6 +709,17 @@ def test_logits_that_are_not_numbers_are_an_error(how: scoring.Scoring, mode: se
             model.lm_head.bias[5] = bad
         with pytest.raises(FloatingPointError, match=r"NaN or \+inf"):
             finder.search(some_prompts(3), k=5, mode=mode)
+
+
+@pytest.mark.parametrize("mode", ["beam", "exact"])
+@pytest.mark.parametrize("how", SCORINGS)
+def test_where_no_token_is_possible_nothing_is_found(how: scoring.Scoring, mode: search.Mode) -> None:
+    model = build(PhiConfig(**SHAPE))
+    with torch.no_grad():
+        model.lm_head.bias.fill_(-torch.inf)
+    finder = TrieSearch(model, Trie.from_sequences(some_identifiers(50)), how)
+    for result in finder.search(some_prompts(3, 5), k=5, mode=mode):
+        assert not len(result.indices)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
@@ -717,6 +798,8 @@ def test_no_prompts(model: Any) -> None:
         ({"prompts": [[3], []]}, "prompt 1: expected at least one token"),
         ({"prompts": [[3, VOCABULARY]]}, "prompt 0: expected tokens from 0 to 63, found 3 to 64"),
         ({"prompts": [[3, -1]]}, "prompt 0: expected tokens"),
+        ({"prompts": [[3.7]]}, "prompt 0: expected token ids, found float64"),
+        ({"prompts": [["a"]]}, "prompt 0: expected token ids, found <U1"),
         ({"prompts": [[3] * 127]}, "prompt 0: expected at most 128 tokens"),
         ({"k": 0}, "k: expected at least 1, found 0"),
         ({"beam": 0}, "beam: expected at least 1"),
@@ -755,6 +838,38 @@ def test_a_model_without_tree_attention_is_refused(monkeypatch: pytest.MonkeyPat
     bloom = build(config, attn="eager")
     with pytest.raises(InputError, match="Bloom"):
         TrieSearch(bloom, Trie.from_sequences([[3], [1]]), "trie")
+
+
+def test_what_hooks_do_to_logits_counts(model: Any) -> None:
+    identifiers, (prompt,) = some_identifiers(50), some_prompts(4)
+    hook = model.lm_head.register_forward_hook(lambda module, inputs, output: output / 2)
+    try:
+        finder = TrieSearch(model, Trie.from_sequences(identifiers), "trie")
+        (result,) = finder.search([prompt], k=10, mode="exact")
+        assert_top(result, brute_force(model, identifiers, prompt, "trie"), 10)
+    finally:
+        hook.remove()
+
+
+def test_sequences_that_longrope_would_turn_otherwise_are_refused() -> None:
+    factors = {"short_factor": [1.0] * 4, "long_factor": [4.0] * 4}
+    rotary = {"rope_type": "longrope", "rope_theta": 10000.0, "original_max_position_embeddings": 24, **factors}
+    model = build(LlamaConfig(**SHAPE, rope_parameters=rotary))
+    identifiers, prompts = some_identifiers(50), some_prompts(5, 16)
+    finder = TrieSearch(model, Trie.from_sequences(identifiers), "vocabulary")
+    for prompt, result in zip(prompts, finder.search(prompts, k=10, mode="exact"), strict=True):
+        assert_top(result, brute_force(model, identifiers, prompt, "vocabulary"), 10)
+    with pytest.raises(InputError, match="prompt 1: expected at most 24 tokens with the longest identifier's 8"):
+        finder.search(some_prompts(5, 17), k=10)
+
+
+def test_modules_keep_their_modes() -> None:
+    model = build(PhiConfig(**SHAPE))
+    model.train()
+    model.model.layers[0].eval()
+    modes = [module.training for module in model.modules()]
+    TrieSearch(model, Trie.from_sequences([[3, 4], [3, 5]]), "trie").search([[3]], k=1)
+    assert [module.training for module in model.modules()] == modes and len(set(modes)) == 2
 
 
 def test_the_model_keeps_its_mode(model: Any) -> None:

@@ -114,7 +114,7 @@ def test_bad_identifiers_are_named(identifiers: list[list[int]], message: str) -
         Trie.from_sequences(identifiers)
 
 
-@pytest.mark.parametrize("offsets", [[0, 2], [1, 3], [0, 2, 1, 3], [[0, 3]]])
+@pytest.mark.parametrize("offsets", [[0, 2], [1, 3], [0, 2, 1, 3], [[0, 3]], [0, 1.9, 3]])
 def test_malformed_offsets_are_refused(offsets: list[int]) -> None:
     with pytest.raises(InputError, match="offsets"):
         Trie.build([1, 2, 3], offsets)
