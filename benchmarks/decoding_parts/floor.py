@@ -47,8 +47,9 @@ those that the search made, with the same tokens behind caches of the same lengt
 pass and one pass for each depth at which some open hypothesis has a choice, of the tokens that a search token by
 token must have read there. Both apply the output layer to the states that vocabulary scoring needs, and not at all
 under trie scoring. Passes count the prompts' own; tokens are those of the later passes, with padding for the search
-and without for the necessary ones. "packed": the same as "its passes", but with the search's own packed weights and
-masks: what the whole takes beyond it is everything but forward passes. All take turns; times are medians."""
+and without for the necessary ones. "packed" is the search's own passes once more, in its own layout with its packed
+weights, masks and places in the cache, and under vocabulary scoring with the output layer's products: beyond it the
+whole takes what is neither, sums of exponentials among it. All take turns; times are medians."""
 
 BATCH = 32
 LARGE = (12, 768, 32_000, 100_000)

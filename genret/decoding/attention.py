@@ -22,6 +22,7 @@ from torch import nn
 from transformers import AttentionInterface
 
 from genret.decoding.bare import BareDecoder, is_bare
+from genret.decoding.limits import longest_sequence
 from genret.decoding.packed import Projections, can_pack
 from genret.decoding.trie import Ints, ranges
 from genret.errors import InputError
@@ -247,7 +248,7 @@ class TreeDecoder:
         self.decoder = model.get_decoder()
         self.config = self.decoder.config
         self.dtype, self.device = model.dtype, model.device
-        self.windows, self.longest = _windows(self.config), _longest(self.config)
+        self.windows, self.longest = _windows(self.config), longest_sequence(self.config)
         self.bare: BareDecoder | None = None
         self.vocabulary_size = int(model.get_input_embeddings().num_embeddings)
         with self.evaluating():
@@ -335,8 +336,12 @@ class TreeDecoder:
 
     def mask(self, visible: Mask) -> torch.Tensor:
         """What is added to attention scores `[rows, 1, width, columns]`, from what each token of a row sees."""
-        added = np.where(visible, np.float32(0), np.float32(-np.inf))
-        return torch.from_numpy(added)[:, None].to(device=self.device, dtype=self.dtype)
+        if self.device.type == "cpu":
+            added = np.where(visible, np.float32(0), np.float32(-np.inf))
+            return torch.from_numpy(added)[:, None].to(self.dtype)
+        # A byte for each travels to the device.
+        shown = self.tensor(visible)[:, None]
+        return torch.zeros_like(shown, dtype=self.dtype).masked_fill_(~shown, -torch.inf)
 
     def _find_head(self) -> nn.Linear | None:
         """The output layer, if nothing happens to states before it and nothing to logits after it.
@@ -363,10 +368,8 @@ class TreeDecoder:
         states = self.decoder(input_ids=ids, use_cache=False).last_hidden_state
         if len(seen) != 3 or states.shape != seen[0].shape or logits.shape != seen[1].shape:
             return None
-        # Other hooks, and classes made of the plain layer, may do more than multiply.
-        plain = self._close(seen[2], nn.functional.linear(seen[0], head.weight, head.bias))
         same = self._close(seen[0], states) and torch.equal(logits.to(seen[1].dtype), seen[1])
-        return head if plain and same else None
+        return head if same and _is_product(head, seen[0], seen[2]) else None
 
     def _check_tree(self) -> None:
         """Two prompts of different length, each with two continuations: as one tree, and by the model itself."""
@@ -395,13 +398,26 @@ class TreeDecoder:
         )
 
     def _close(self, found: torch.Tensor, expected: torch.Tensor) -> bool:
-        finite = expected.isfinite()
-        # Logits of -inf among them: a bias may forbid tokens.
-        if not torch.equal(found[~finite], expected[~finite]):
-            return False
-        found, expected = found[finite].double(), expected[finite].double()
-        tolerance = TOLERANCE.get(self.dtype, LOW_PRECISION_TOLERANCE)
-        return not expected.numel() or bool((found - expected).abs().max() <= tolerance * expected.abs().max())
+        return _close(found, expected, TOLERANCE.get(self.dtype, LOW_PRECISION_TOLERANCE))
+
+
+def _is_product(head: nn.Linear, states: torch.Tensor, logits: torch.Tensor) -> bool:
+    """Whether a layer only multiplies: other hooks, and classes made of the plain layer, may do more."""
+    if head.weight.device != states.device or head.weight.shape != (logits.shape[-1], states.shape[-1]):
+        return False
+    # The same operation once more: hardly any difference is allowed for.
+    tolerance = max(1e-5, 2 * torch.finfo(logits.dtype).eps)
+    return _close(logits, nn.functional.linear(states, head.weight, head.bias), tolerance)
+
+
+def _close(found: torch.Tensor, expected: torch.Tensor, tolerance: float) -> bool:
+    """Whether numbers differ by little relative to the largest, and are not finite at the same places."""
+    found, expected = found.double(), expected.double()
+    finite = expected.isfinite()
+    if not torch.allclose(found[~finite], expected[~finite], equal_nan=True):
+        return False
+    found, expected = found[finite], expected[finite]
+    return not expected.numel() or bool((found - expected).abs().max() <= tolerance * expected.abs().max())
 
 
 class TreeSession:
@@ -537,19 +553,6 @@ class TreeSession:
         self._prompt, self._used, self._positions = self._prompt[rows], self._used[rows], self._positions[rows]
         self._row_of = np.full(len(self.lengths), -1)
         self._row_of[present] = np.arange(len(present))
-
-
-def _longest(config: Any) -> int | None:
-    """Tokens of the longest sequence that is read in one way, None for any length.
-
-    LongRoPE (arXiv 2402.13753) turns all tokens otherwise once a sequence is longer than those of the first training.
-    Then keys that are in the cache would have to be made anew, and a prompt would depend on the others of its batch.
-    """
-    longest = getattr(config, "max_position_embeddings", None)
-    rotary = getattr(config, "rope_parameters", None) or {}
-    kinds = [rotary, *(kind for kind in rotary.values() if isinstance(kind, Mapping))]
-    first = [kind["original_max_position_embeddings"] for kind in kinds if kind.get("rope_type") == "longrope"]
-    return min(first if longest is None else [longest, *first], default=None)
 
 
 def _windows(config: Any) -> list[int | None]:

@@ -32,7 +32,7 @@ class BareDecoder:
 
     def __init__(self, decoder: Any) -> None:
         """Take a decoder of which `is_bare` is true; its weights are copied only where that makes them faster."""
-        self._embedding = decoder.embed_tokens.weight
+        self._embedding = decoder.embed_tokens
         self._rotations = _Rotations(decoder.rotary_emb)
         modules = [module for layer in decoder.layers for module in layer.modules()]
         self._packed = can_pack([module.weight for module in modules if type(module) is nn.Linear])
@@ -60,7 +60,7 @@ class BareDecoder:
         if self._packed:
             # By tokens that attention does not get to see.
             ids, positions, attend = padded(ids), padded(positions), _without_padding(attend, count)
-        states = nn.functional.embedding(ids, self._embedding)
+        states = nn.functional.embedding(ids, self._embedding.weight)
         rotation = self._rotations.at(states, positions)
         for layer in self._layers:
             states = layer.forward(states, rotation, attend)

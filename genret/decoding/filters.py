@@ -45,7 +45,7 @@ class Range:
     A moment without a zone is in UTC.
 
     Raises:
-        InputError: No bound at all, or numbers beside moments.
+        InputError: No bound at all, one that is neither, or numbers beside moments.
     """
 
     field: str
@@ -56,9 +56,11 @@ class Range:
 
     def __post_init__(self) -> None:
         given = {name: bound for name in BOUNDS if (bound := getattr(self, name)) is not None}
-        if len({isinstance(bound, datetime) for bound in given.values()}) != 1:
+        known = all(isinstance(bound, datetime) or _number(bound) is not None for bound in given.values())
+        if not known or len({isinstance(bound, datetime) for bound in given.values()}) != 1:
             raise InputError(
-                f"range of {self.field}: expected bounds that are all numbers or all moments in time, found {given}"
+                f"range of {self.field}: expected bounds that are all finite numbers or all moments in time, "
+                f"found {given}"
             )
         for name, bound in given.items():
             if isinstance(bound, datetime):

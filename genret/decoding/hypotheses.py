@@ -23,8 +23,9 @@ BEAMS_READ_AHEAD = {"cpu": False}
 # most hypotheses are needed in the end.
 HYPOTHESES_PER_PASS = {"cpu": 64, "cuda": 256}
 OTHER_HYPOTHESES_PER_PASS = 256
-# Tokens that a search appends to a prompt: where forced ones are read too, a beam of ten appends some 120.
-ROOM_OVER_VOCABULARY = 160
+# Tokens that a search over the vocabulary appends to a prompt, about, where forced ones are read too: those of ten
+# hypotheses at each place, up to as many as a beam of ten over keywords needs.
+APPENDED_AT_A_PLACE, MOST_APPENDED = 10, 160
 
 # A path into the trie: up to a token whose score is known, and from there a stretch without a choice.
 HYPOTHESIS = np.dtype(
@@ -187,7 +188,7 @@ class Batch:
         roots["target"] = self.trie.root
         self._look_ahead(roots)
         prefix = self.trie.read(roots["leaf"][:1], np.zeros(1, np.int64), roots["stop"][:1])
-        room = ROOM_OVER_VOCABULARY if self.over_vocabulary else FIRST_ROOM
+        room = min(APPENDED_AT_A_PLACE * self.trie.max_length, MOST_APPENDED) if self.over_vocabulary else FIRST_ROOM
         self._session, states = self._decoder.begin(self._prompts, prefix, room)
         return roots, self._score(roots, states.reshape(-1, states.shape[-1]))
 

@@ -124,8 +124,9 @@ class Scorer:
             self._lay_out()
 
     def _lay_out(self) -> None:
-        self._seen = Seen(self._head_tensors())
+        seen = Seen(self._head_tensors())
         self._root = multiplication(*self._rows(self.trie.root))
+        self._seen = seen
 
     def _head_tensors(self) -> list[torch.Tensor]:
         head = self.decoder.head

@@ -40,8 +40,8 @@ Mode: TypeAlias = Literal["beam", "exact"]
 class TrieSearch:
     """A model and a trie, ready for queries.
 
-    It follows weights that training changes, but for changes of which torch keeps no count: through `.data`, and of
-    tensors that were made in inference mode.
+    It follows weights that training changes, but not modules that others take the place of, nor changes of which torch
+    keeps no count: through `.data`, and of tensors that were made in inference mode.
     """
 
     def __init__(self, model: Any, trie: Paths, scoring: Scoring) -> None:
@@ -100,7 +100,8 @@ class TrieSearch:
                 same with and without.
             max_expansions: Exact mode: stop a query after so many expansions.
             deadline_seconds: Begin no pass later than this after the call (the prompts' own excepted):
-                queries that are still open get what was found, which may be less than k, and `exact=False`.
+                queries that are still open get what was found, which may be less than k, and `exact=False` unless it
+                cannot be better.
 
         Returns:
             A result a prompt. Fewer than k identifiers where fewer are allowed or have any probability, or

@@ -52,7 +52,10 @@ class RetrieveRequest(_Body):
     retriever: str | None = Field(None, max_length=64, description="One of /v1/retrievers; by default its default.")
     filter: Filter = None
     timeout: float | None = Field(
-        None, gt=0, allow_inf_nan=False, description="Seconds; what was found by then is returned, with `exact` false."
+        None,
+        gt=0,
+        allow_inf_nan=False,
+        description="Seconds; what was found by then is returned, with `exact` false if it could be better.",
     )
     explain: bool = Field(False, description="Give the tokens of generated identifiers with their log-probabilities.")
 

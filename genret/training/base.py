@@ -17,6 +17,7 @@ from transformers import (
 )
 
 from genret.config import PretrainedModel, ScratchModel, SftConfig
+from genret.decoding.limits import longest_sequence
 from genret.decoding.trie import Trie
 from genret.errors import InputError
 from genret.training.batches import Collator, find_branchings, trie_children
@@ -134,7 +135,7 @@ def _encode_suffix(config: SftConfig, text: str, tokenizer: PreTrainedTokenizerB
 
 
 def _check_positions(config: SftConfig, architecture: PretrainedConfig, trie: Trie) -> None:
-    positions = getattr(architecture, "max_position_embeddings", None)
+    positions = longest_sequence(architecture)
     if positions is not None and config.max_tokens + trie.max_length > positions:
         raise InputError(
             f"sft.max_tokens: expected at most {positions - trie.max_length}, as the model has {positions} positions "

@@ -67,11 +67,11 @@ def _read_values(kind: RequestKind, answer: str) -> list[Draft] | None:
         if not start:
             break
         found = read_json(text, start.end())
-        items = list(_items(kind, found[0])) if found else []
-        # "- []" is an item of a list like the ones beside it.
-        listed = not items and start.groupdict().get("marker")
-        if found and not listed and _holds_more_than_numbers(found[0]) and _AFTER.match(text, found[1]):
-            drafts = (drafts or []) + items
+        if found and not found[0] and start.groupdict().get("marker"):
+            # "- []" is an item of a list like the ones beside it.
+            place = found[1]
+        elif found and _holds_more_than_numbers(found[0]) and _AFTER.match(text, found[1]):
+            drafts = (drafts or []) + list(_items(kind, found[0]))
             place = found[1]
         else:
             failures += 1

@@ -105,7 +105,7 @@ def test_passes_alone_are_those_of_the_search(part: Any, small: Any, scoring: An
     finder.decoder.forward = kept  # type: ignore[method-assign]
     # In two batches, each of which has a cache of its own.
     repeat = part("passes").passes_alone(
-        finder, lambda: [finder.search(some, k=3, mode="exact") for some in (prompts, prompts[:1])]
+        finder, lambda: [finder.search(some, k=3, mode="exact") for some in (prompts, prompts[::-1])]
     )
     of_search = states.copy()
     for _ in range(2):
@@ -114,7 +114,6 @@ def test_passes_alone_are_those_of_the_search(part: Any, small: Any, scoring: An
         assert [found.shape for found in again] == [found.shape for found in of_search]
         torch.testing.assert_close(again[0], of_search[0])
         torch.testing.assert_close(again[1], of_search[1])
-        torch.testing.assert_close(again[-1], of_search[-1])
 
 
 def test_identifiers_at_scale_are_unique_and_part_at_four_places(part: Any) -> None:

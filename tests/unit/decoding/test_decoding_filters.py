@@ -79,8 +79,10 @@ def test_a_predicate_is_parsed_into_records() -> None:
 def test_a_range_made_in_python_is_checked_as_one_that_is_read() -> None:
     metadata = [{"date": "2024-02-01"}, {"date": "2023-02-01"}, {"date": "2024-01-01T01:00:00+02:00"}]
     assert leaf_mask(Range("date", gte=datetime(2024, 1, 1)), metadata).tolist() == [True, False, False]
-    for bounds in ({}, {"gt": 1, "lt": datetime(2024, 1, 1)}):
-        with pytest.raises(InputError, match="range of date: expected bounds that are all numbers or all moments"):
+    for bounds in ({}, {"gt": 1, "lt": datetime(2024, 1, 1)}, {"gt": "2024"}, {"lt": float("nan")}, {"lt": True}):
+        with pytest.raises(
+            InputError, match="range of date: expected bounds that are all finite numbers or all moment"
+        ):
             Range("date", **bounds)
 
 

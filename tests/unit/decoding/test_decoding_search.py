@@ -511,13 +511,14 @@ def test_tokens_that_all_identifiers_share(model: Any, how: scoring.Scoring) -> 
 
 def test_of_atomic_identifiers_only_their_own_rows_are_read() -> None:
     model = build(MistralConfig(**SHAPE | {"vocab_size": 1000}, sliding_window=None), torch.float32)
-    identifiers, prompts = [[token] for token in range(400, 1000)], some_prompts(3, 6)
-    finder = TrieSearch(model, Trie.from_sequences(identifiers), "trie")
+    trie, prompts = Trie.from_sequences([[token] for token in range(400, 1000)]), some_prompts(3, 6)
+    finder = TrieSearch(model, trie, "trie")
     expected = finder.search(prompts, k=10)
     with torch.no_grad():
         model.lm_head.weight[:400] = torch.nan
-    for one, two in zip(expected, finder.search(prompts, k=10), strict=True):
-        assert one.indices.tolist() == two.indices.tolist() and one.scores.tolist() == two.scores.tolist()
+    for ready in (finder, TrieSearch(model, trie, "trie")):
+        for one, two in zip(expected, ready.search(prompts, k=10), strict=True):
+            assert one.indices.tolist() == two.indices.tolist() and one.scores.tolist() == two.scores.tolist()
 
 
 @pytest.mark.parametrize("how", SCORINGS)
@@ -665,6 +666,9 @@ def test_a_deadline_leaves_what_is_known_already(model: Any, mode: search.Mode) 
         # Behind the prompt two identifiers are decided, and two have a choice left.
         assert sorted(result.indices.tolist()) == [0, 1] and not result.exact
         np.testing.assert_allclose(result.scores, scores[result.indices], atol=1e-9)
+        (first,) = finder.search([prompt], k=1, mode=mode, deadline_seconds=0.0)
+        rest = np.logaddexp(*scores[2:])
+        assert first.indices.tolist() == [int(np.argmax(scores[:2]))] and first.exact == (first.scores[0] >= rest)
 
 
 @pytest.mark.parametrize("mode", ["beam", "exact"])
@@ -840,9 +844,10 @@ def test_a_model_without_tree_attention_is_refused(monkeypatch: pytest.MonkeyPat
         TrieSearch(bloom, Trie.from_sequences([[3], [1]]), "trie")
 
 
-def test_what_hooks_do_to_logits_counts(model: Any) -> None:
+@pytest.mark.parametrize("factor", [0.5, 0.97])
+def test_what_hooks_do_to_logits_counts(model: Any, factor: float) -> None:
     identifiers, (prompt,) = some_identifiers(50), some_prompts(4)
-    hook = model.lm_head.register_forward_hook(lambda module, inputs, output: output / 2)
+    hook = model.lm_head.register_forward_hook(lambda module, inputs, output: output * factor)
     try:
         finder = TrieSearch(model, Trie.from_sequences(identifiers), "trie")
         (result,) = finder.search([prompt], k=10, mode="exact")
