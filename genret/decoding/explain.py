@@ -30,8 +30,7 @@ def token_log_probs(search: TrieSearch, prompt: Sequence[int], positions: npt.Ar
         return []
     decoder, nothing = search.decoder, np.empty(0, np.int64)
     read = np.array([len(identifier) - 1 for identifier in identifiers])
-    with decoder.evaluating():
-        search.scorer.follow()
+    with search.ready():
         session, first = decoder.begin([prompt], nothing)
         after_prompt = first[0].expand(len(identifiers), -1)
         inner = after_prompt[:0]

@@ -18,7 +18,8 @@ result is at least as good as the best open hypothesis the results are the true 
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from copy import copy
 from typing import Any, Literal, TypeAlias
 
@@ -70,6 +71,13 @@ class TrieSearch:
         other._look_at(trie, "vocabulary" if self.scorer.over_vocabulary else "trie")
         return other
 
+    @contextmanager
+    def ready(self) -> Iterator[None]:
+        """The model in evaluation mode, without gradients, and all that is laid out of its weights as they are now."""
+        with self.decoder.evaluating():
+            self.scorer.follow()
+            yield
+
     def _look_at(self, trie: Paths, scoring: Scoring) -> None:
         self.trie = trie
         self.scorer = Scorer(self.decoder, trie, scoring)
@@ -120,8 +128,7 @@ class TrieSearch:
             return [SearchResult(np.empty(0, np.int64), np.empty(0), True, 0) for _ in arrays]
         if len(self.trie) == 1 and not self.scorer.over_vocabulary:
             return [SearchResult(np.zeros(1, np.int64), np.zeros(1), True, 0) for _ in arrays]
-        with self.decoder.evaluating():
-            self.scorer.follow()
+        with self.ready():
             if mode == "beam":
                 width = max(beam, k)
                 # A step looks at 2 * width candidates, so that of one node no more children can matter. Those beyond

@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 
 from genret.decoding import attention, packed, scoring
 from genret.decoding.attention import TreeDecoder
+from genret.decoding.explain import token_log_probs
 from genret.decoding.packed import PackedMatrix, Projections, can_pack, multiplication, padded, rounded_up
 from genret.decoding.search import TrieSearch
 from genret.decoding.trie import Trie
@@ -173,7 +174,10 @@ def test_a_search_follows_training(how: Any, monkeypatch: pytest.MonkeyPatch) ->
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.1)
+    explained = token_log_probs(kept, [9, 10], range(4))
     (after,) = kept.search([[9, 10]], k=3)
+    for place, score in zip(after.indices, after.scores, strict=True):
+        assert explained[place].sum() == pytest.approx(score, abs=1e-5)
     (anew,) = TrieSearch(model, trie, how).search([[9, 10]], k=3)
     assert after.scores.tolist() == anew.scores.tolist() != before.scores.tolist()
 
