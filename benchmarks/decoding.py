@@ -1,7 +1,8 @@
 """What decoding costs and whether it is right, beside transformers' `generate` and other references in the same run.
 
-    python benchmarks/decoding.py [--part speed floor exact scale filters additions gpu] [--quick] [--run FOLDER]
-                                  [--cells PATTERN] [--queries N] [--threads N] [--json FILE] [--write FILE]
+    python benchmarks/decoding.py [--part speed floor exact scale filters additions gpu] [--quick] [--cells PATTERN]
+                                  [--run FOLDER] [--queries N] [--identifiers N] [--repeats N] [--budget SECONDS]
+                                  [--threads N] [--json FILE] [--write FILE] [--remark TEXT]
 
 - speed: queries a second against `generate` and a masked beam search, on the CPU, and whether the results agree.
 - floor: time outside the model's forward passes, and the whole search against the passes alone on the bare model.
@@ -11,7 +12,8 @@
 - additions: what it takes to add identifiers to an index, beside building it anew, and to search what was added to.
 - gpu: a model of seven billion parameters on a GPU, if there is one.
 
-Prints Markdown tables as it goes. All weights, identifiers and prompts are random, from fixed seeds.
+Prints Markdown tables as it goes. All weights, identifiers and prompts are random, from fixed seeds, but for those of a
+run. `--budget` ends the repeats of a comparison once one of its sides has taken so long.
 """
 
 import argparse
@@ -22,6 +24,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import torch
+from decoding_parts.index import MOST_IDENTIFIERS, SMALL_IDENTIFIERS
 from decoding_parts.settings import Settings
 from decoding_parts.tables import Table, machine, update_file
 from decoding_parts.timing import Limits
@@ -48,8 +51,8 @@ def main() -> None:
         if arguments.json is not None:
             write_json(arguments.json, collected)
         if arguments.write is not None and collected[name]:
-            cells = f" {settings.cells.pattern}" if name == "speed" and settings.cells.pattern else ""
-            update_file(arguments.write, f"decoding {name}{cells}", section(name, collected[name], settings))
+            text = section(name, collected[name], settings, arguments.remark)
+            update_file(arguments.write, f"decoding {title(name, settings)}", text)
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -64,11 +67,15 @@ def parse_arguments() -> argparse.Namespace:
     )  # fmt: skip
     parser.add_argument("--queries", type=int, default=200, help="of the part exact (default: 200)")
     parser.add_argument("--repeats", type=int, default=5, help="measured runs of each side (default: 5)")
-    parser.add_argument("--budget", type=float, default=60.0, help="seconds after which a side is not repeated")
+    parser.add_argument("--budget", type=float, default=60.0, help="seconds of a side that end the repeats")
     parser.add_argument("--threads", type=int, help="CPU threads (default: torch's own choice)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all rows as JSON")
     parser.add_argument("--write", type=Path, metavar="FILE", help="write the tables into this Markdown file")
-    return parser.parse_args()
+    parser.add_argument("--remark", metavar="TEXT", help="what the file should say about the machine")
+    arguments = parser.parse_args()
+    if not SMALL_IDENTIFIERS < arguments.identifiers <= MOST_IDENTIFIERS:
+        parser.error(f"--identifiers: expected {SMALL_IDENTIFIERS + 1} to {MOST_IDENTIFIERS}")
+    return arguments
 
 
 def write_json(path: Path, collected: dict[str, list[Table]]) -> None:
@@ -77,17 +84,24 @@ def write_json(path: Path, collected: dict[str, list[Table]]) -> None:
     path.write_text(json.dumps({"machine": machine(), "parts": tables}, indent=2) + "\n", encoding="utf-8")
 
 
-def section(name: str, of_part: list[Table], settings: Settings) -> str:
+def title(name: str, settings: Settings) -> str:
+    """Of a part, or of some cells of it."""
+    return f"{name} {settings.cells.pattern}" if name == "speed" and settings.cells.pattern else name
+
+
+def section(name: str, of_part: list[Table], settings: Settings, remark: str | None) -> str:
     """The tables of one part under the command that makes them."""
     command = f"python benchmarks/decoding.py --part {name}"
-    command += f" --repeats {settings.limits.repeats} --budget {settings.limits.budget_seconds:g}"
+    if name != "exact":  # which measures once
+        command += f" --repeats {settings.limits.repeats} --budget {settings.limits.budget_seconds:g}"
     command += " --quick" if settings.quick else ""
     command += f" --cells '{settings.cells.pattern}'" if name == "speed" and settings.cells.pattern else ""
     command += f" --threads {torch.get_num_threads()}"
     command += f" --queries {settings.queries}" if name == "exact" else ""
     command += f" --run {settings.run.name}" if settings.run is not None and name == "exact" else ""
     command += f" --identifiers {settings.identifiers}" if name == "scale" else ""
-    head = f"## Decoding: {name}\n\n    {command}\n\n{machine()}. Seeds are fixed.\n"
+    about = f"{machine()}. Seeds are fixed.{f' {remark}' if remark else ''}"
+    head = f"## Decoding: {title(name, settings)}\n\n    {command}\n\n{about}\n"
     return "\n".join([head, *(table.markdown() for table in of_part)])
 
 

@@ -50,8 +50,8 @@ def agreement(ours: Sequence[Any], others: Sequence[Any]) -> Agreement:
     """Compare anything with `indices` and `scores`, query by query."""
     pairs = list(zip(ours, others, strict=True))
     same = sum(bool(np.array_equal(one.indices, two.indices)) for one, two in pairs)
-    gaps = [np.abs(one.scores[: len(two.scores)] - two.scores[: len(one.scores)]).max() for one, two in pairs]
-    return Agreement(same, len(pairs), float(max(gaps)))
+    gaps = [np.abs(one.scores[: len(two.scores)] - two.scores[: len(one.scores)]).max(initial=0) for one, two in pairs]
+    return Agreement(same, len(pairs), float(max(gaps, default=0)))
 
 
 class GenerateSearch:
@@ -71,8 +71,19 @@ class GenerateSearch:
             for token in tokens:
                 node = node.setdefault(token, {})
 
-    def search(self, prompts: Sequence[Sequence[int]]) -> list[Found]:
-        """The ten best identifiers of a beam of ten."""
+    def search(self, prompts: Sequence[Sequence[int]]) -> Any:
+        """Generate the ten best identifiers of a beam of ten, and nothing that is not needed for it."""
+        return self._generate(prompts, output_scores=False)
+
+    def found(self, prompts: Sequence[Sequence[int]]) -> list[Found]:
+        """The same with scores, for which transformers keeps the log-probabilities of all beams at every token."""
+        output = self._generate(prompts, output_scores=True)
+        sequences = output.sequences[:, max(map(len, prompts)) :].tolist()
+        indices = np.array([self.position.get(tuple(row[: row.index(END) + 1]), -1) for row in sequences])
+        scores = output.sequences_scores.double().cpu().numpy()
+        return [Found(*pair) for pair in zip(indices.reshape(-1, WIDTH), scores.reshape(-1, WIDTH), strict=True)]
+
+    def _generate(self, prompts: Sequence[Sequence[int]], output_scores: bool) -> Any:
         ids, mask = left_padded(prompts, self.model.device)
         start = ids.shape[1]
 
@@ -82,7 +93,7 @@ class GenerateSearch:
                 node = node.get(token, {})
             return list(node) or [END]
 
-        output = self.model.generate(
+        return self.model.generate(
             input_ids=ids,
             attention_mask=mask,
             num_beams=WIDTH,
@@ -93,12 +104,8 @@ class GenerateSearch:
             renormalize_logits=self.renormalise,
             do_sample=False,
             return_dict_in_generate=True,
-            output_scores=True,
+            output_scores=output_scores,
         )
-        sequences = output.sequences[:, start:].tolist()
-        indices = np.array([self.position.get(tuple(row[: row.index(END) + 1]), -1) for row in sequences])
-        scores = output.sequences_scores.double().cpu().numpy()
-        return [Found(*pair) for pair in zip(indices.reshape(-1, WIDTH), scores.reshape(-1, WIDTH), strict=True)]
 
 
 def left_padded(prompts: Sequence[Sequence[int]], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
@@ -211,8 +218,9 @@ class MaskedBeamSearch:
             result_state = torch.cat((result_state, state[:, :width]), dim=1).gather(1, place)
             score, place = best.masked_fill(complete, -torch.inf).topk(min(width, best.shape[1]))
             row, token, state = row.gather(1, place), token.gather(1, place), state.gather(1, place)
-            # Scores only fall: a query whose results are better than every open hypothesis is done.
-            score = score.masked_fill(score[:, :1] <= result[:, -1:], -torch.inf)
+            # Scores only fall: what is no better than the results is done. Its beams are read on as long as any other
+            # is, as in `generate`.
+            score = score.masked_fill(score <= result[:, -1:], -torch.inf)
             self.trail.append((state, score.isneginf()))
             if bool(score.isneginf().all()):
                 return self._found(result, result_state)

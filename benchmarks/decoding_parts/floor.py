@@ -1,25 +1,26 @@
 """How much of a search is the model's own work, and how little work it could be.
 
-A search is compared with two replays on the bare model, which know beforehand what there is to read: they build no
-masks, look nothing up, choose nothing and score nothing.
+First, where the time of a search goes. Then the search beside a replay of forward passes on the bare model that knows
+beforehand what there is to read: it builds no masks, looks nothing up, chooses nothing and scores nothing.
 
-- *Its passes*: the prompt pass and every later pass of the search with the same number of rows and columns, behind a
-  cache of the same length. What the search takes beyond it is spent on searching.
-- *Necessary passes*: what a search that goes token by token cannot do without, found from the open hypotheses of the
-  masked beam search. A depth is necessary for a query where one of its hypotheses has a choice; elsewhere nothing can
-  be pruned, and tokens of several depths fit into one pass. Each such depth is one pass: of the hypotheses that have a
-  choice there under trie scoring, and of all open ones under vocabulary scoring, where every token counts; with them
-  come the tokens before them that are not read yet, without which the model could not read these. Under vocabulary
-  scoring a last pass reads what stands behind the last choice. The first passes of all queries make one batch, and so
-  do the second ones, and so on, and the tokens of a batch are spread evenly over its rows, as if none were lost to
-  padding. The search may make fewer passes than that where it reads ahead, and read more tokens.
+It makes the *necessary passes*: what a search that goes token by token cannot do without, found from the open
+hypotheses of the masked beam search. After the prompts, a depth is necessary for a query where one of its hypotheses
+has a choice; elsewhere nothing can be pruned, and tokens of several depths fit into one pass. Each such depth is one
+pass: of the hypotheses that have a choice there under trie scoring, and of all open ones under vocabulary scoring,
+where every token counts; with them come the tokens before them that are not read yet, without which the model could
+not read these. Under vocabulary scoring a last pass reads what stands behind the last choice. The first passes of all
+queries make one batch, and so do the second ones, and so on, and the tokens of a batch are spread evenly over its rows,
+as if none were lost to padding. Prompts are read by length, so that there too next to nothing is lost. The search may
+make fewer passes than that where it reads ahead, and read more tokens.
 
-Both replays apply the output layer where vocabulary scoring needs probabilities: to as many states as the search
-scored, and to the necessary ones. Under trie scoring they leave it out altogether.
+The replay applies the output layer where vocabulary scoring needs probabilities, to the states that are scored there.
+Under trie scoring it leaves it out altogether.
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 from unittest import mock
@@ -30,7 +31,6 @@ from transformers import DynamicCache
 
 from decoding_parts.baselines import SCORINGS, WIDTH, MaskedBeamSearch, PrefixArrays, Scoring
 from decoding_parts.data import keyword_identifiers, prompts, random_model, shape
-from decoding_parts.passes import passes_alone
 from decoding_parts.settings import Settings
 from decoding_parts.tables import Table
 from decoding_parts.timing import interleave
@@ -38,22 +38,23 @@ from genret.decoding.search import TrieSearch
 from genret.decoding.trie import Trie
 
 SHARES_NOTE = """\
-Where the time of a search goes: "forward" in the model's decoder (layers without the output layer), "scores" in the
-output layer and in the log-probabilities made of it, "outside" in everything else: trie, masks, hypotheses,
-pruning. Medians over the repeats, in ms for the whole and in % of it."""
+Where the time of a search goes: "decoder" is the model's layers, "output layer" its products with states: of all tokens
+of the vocabulary, or of those that the trie allows; both together are the model's forward passes. "log-probabilities"
+are made of what they gave: sums of exponentials, for the most part. "outside" is everything else: trie, masks,
+hypotheses, pruning. "beyond forward": the last two together. Medians over the repeats, after a search to warm up, in ms
+for the whole and in % of it."""
 FLOOR_NOTE = """\
-The whole search beside two replays of forward passes on the bare model, with no search at all: "its passes" are
-those that the search made, with the same tokens behind caches of the same length; "necessary" ones are a prompt
-pass and one pass for each depth at which some open hypothesis has a choice, of the tokens that a search token by
-token must have read there. Both apply the output layer to the states that vocabulary scoring needs, and not at all
-under trie scoring. Passes count the prompts' own; tokens are those of the later passes, with padding for the search
-and without for the necessary ones. "packed" is the search's own passes once more, in its own layout with its packed
-weights, masks and places in the cache, and under vocabulary scoring with the output layer's products: beyond it the
-whole takes what is neither, sums of exponentials among it. All take turns; times are medians."""
+The whole search beside a replay of the necessary forward passes on the bare model, with no search at all: the prompts'
+own, and one for each depth at which some open hypothesis has a choice, of the tokens that a search token by token must
+have read there. The output layer is applied to the states that vocabulary scoring needs, and not at all under trie
+scoring. Passes count the prompts' own as one; tokens are those of the later passes, without padding. Both take turns
+after a run of each to warm up; times are medians."""
 
 BATCH = 32
 LARGE = (12, 768, 32_000, 100_000)
 SMALL = (2, 256, 32_000, 5_000)
+# Prompts of about the same length that the replay reads together.
+PROMPTS_TOGETHER = 8
 
 
 @dataclass(frozen=True)
@@ -70,22 +71,41 @@ class Record:
     """What one search did.
 
     Attributes:
-        sizes: Rows and columns of each of its passes.
-        scored: States scored after each of them.
-        forward: Seconds in the model's decoder.
-        scores: Seconds in the scorer.
-        whole: Seconds in all.
+        tokens: Of each of its passes.
+        seconds: In the decoder's layers ("decoder"), in the output layer ("head"), in the scorer, which calls the
+            output layer ("scorer"), and in all ("whole").
     """
 
-    sizes: list[tuple[int, int]] = field(default_factory=list)
-    scored: list[int] = field(default_factory=list)
-    forward: float = 0.0
-    scores: float = 0.0
-    whole: float = 0.0
+    tokens: list[int] = field(default_factory=list)
+    seconds: Counter[str] = field(default_factory=Counter)
 
-    def passes(self) -> list[Pass]:
-        """Its passes, the prompts' own first."""
-        return [Pass(*size, scored) for size, scored in zip(self.sizes, self.scored, strict=True)]
+    @contextmanager
+    def timed(self, name: str) -> Iterator[None]:
+        """Adds what happens meanwhile."""
+        begin = time.perf_counter()
+        yield
+        self.seconds[name] += time.perf_counter() - begin
+
+    def around(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        """The function, timed."""
+
+        def called(*arguments: Any, **more: Any) -> Any:
+            with self.timed(name):
+                return function(*arguments, **more)
+
+        return called
+
+    def shares(self) -> dict[str, float]:
+        """Of the whole, in percent."""
+        part = self.seconds
+        seconds = {
+            "decoder": part["decoder"],
+            "output_layer": part["head"],
+            "log-probabilities": part["scorer"] - part["head"],
+            "outside": part["whole"] - part["decoder"] - part["scorer"],
+            "beyond_forward": part["whole"] - part["decoder"] - part["head"],
+        }
+        return {f"{name}_percent": 100 * value / part["whole"] for name, value in seconds.items()}
 
 
 @dataclass(frozen=True)
@@ -103,31 +123,34 @@ class Case:
 
     def recorded(self) -> Record:
         """Search once, and take down passes and times."""
-        record = Record()
-        forward, score = self.search.decoder.forward, self.search.scorer.score
+        record, decoder, scorer = Record(), self.search.decoder, self.search.scorer
+        forward = record.around("decoder", decoder.forward)
 
         def passed(ids: Any, *arguments: Any) -> torch.Tensor:
-            begin = time.perf_counter()
-            states = forward(ids, *arguments)
-            record.forward += time.perf_counter() - begin
-            record.sizes.append((1, len(ids)))
-            return states
+            record.tokens.append(len(ids))
+            return forward(ids, *arguments)
 
-        def scored(states: torch.Tensor, *arguments: Any, **more: Any) -> Any:
-            begin = time.perf_counter()
-            scores = score(states, *arguments, **more)
-            record.scores += time.perf_counter() - begin
-            record.scored.append(len(states))
-            return scores
-
-        with (
-            mock.patch.object(self.search.decoder, "forward", passed),
-            mock.patch.object(self.search.scorer, "score", scored),
-        ):
-            begin = time.perf_counter()
-            self.find()
-            record.whole = time.perf_counter() - begin
+        with ExitStack() as stack:
+            patch = lambda *arguments: stack.enter_context(mock.patch.object(*arguments))  # noqa: E731
+            patch(decoder, "forward", passed)
+            patch(scorer, "score", record.around("scorer", scorer.score))
+            for name in ("_narrow", "_child_logits"):
+                patch(scorer, name, record.around("head", getattr(scorer, name)))
+            if scorer.over_vocabulary:
+                patch(decoder, "slabs", [_TimedSlab(slab, record) for slab in decoder.slabs])
+            with record.timed("whole"):
+                self.find()
         return record
+
+
+class _TimedSlab:
+    """A part of the output layer, timed."""
+
+    def __init__(self, slab: Any, record: Record) -> None:
+        self._multiply, self.follow = record.around("head", slab), slab.follow
+
+    def __call__(self, states: torch.Tensor) -> torch.Tensor:
+        return self._multiply(states)
 
 
 def run(settings: Settings) -> list[Table]:
@@ -151,78 +174,86 @@ def add_shares(table: Table, case: Case, settings: Settings) -> None:
     """Add the row that says where the time of a search goes."""
     case.find()
     records = [case.recorded() for _ in range(settings.limits.repeats)]
-    outside = [record.whole - record.forward - record.scores for record in records]
+    shares = [record.shares() for record in records]
     table.add(
         scoring=case.scoring,
-        whole_ms=1000 * float(np.median([record.whole for record in records])),
-        forward_percent=_percent([record.forward for record in records], records),
-        scores_percent=_percent([record.scores for record in records], records),
-        outside_percent=_percent(outside, records),
-        outside_ms=1000 * float(np.median(outside)),
-        passes=len(records[0].sizes),
+        whole_ms=1000 * float(np.median([record.seconds["whole"] for record in records])),
+        **{name: float(np.median([one[name] for one in shares])) for name in shares[0]},
+        passes=len(records[0].tokens),
+        repeats=len(records),
     )
 
 
 def add_floor(table: Table, case: Case, prefixes: PrefixArrays, settings: Settings) -> None:
-    """Add the row that compares a search with the two replays."""
-    own = case.recorded().passes()
+    """Add the row that compares a search with the replay."""
+    record = case.recorded()
     masked = MaskedBeamSearch(case.model, prefixes, case.scoring)
     masked.search(case.queries)
-    longest = max(map(len, case.queries))
-    necessary = [
-        Pass(len(case.queries), longest, len(case.queries)),
-        *necessary_passes(prefixes, open_states(masked.trail), case.scoring),
-    ]
+    necessary = necessary_passes(prefixes, open_states(masked.trail), case.scoring)
     head = case.model.lm_head if case.scoring == "vocabulary" else None
-    runs = interleave(
-        {
-            "whole": case.find,
-            "own": replay(case.model.get_decoder(), head, own),
-            "necessary": replay(case.model.get_decoder(), head, necessary),
-            "packed": passes_alone(case.search, case.find),
-        },
-        settings.limits,
-    )
-    whole, of_own, of_necessary, packed = (runs[name].median for name in ("whole", "own", "necessary", "packed"))
+    lengths = [len(query) for query in case.queries]
+    sides = {"whole": case.find, "necessary": replay(case.model.get_decoder(), head, lengths, necessary)}
+    runs = interleave(sides, settings.limits)
+    whole, of_necessary = runs["whole"].median, runs["necessary"].median
     table.add(
         scoring=case.scoring,
         whole_ms=1000 * whole,
-        passes=len(own),
-        tokens=_tokens(own),
-        replay_of_its_passes_ms=1000 * of_own,
-        whole_by_its_passes=whole / of_own,
-        necessary_passes=len(necessary),
-        necessary_tokens=_tokens(necessary),
-        replay_of_necessary_ms=1000 * of_necessary,
+        passes=len(record.tokens),
+        tokens=sum(record.tokens[1:]),
+        necessary_passes=1 + len(necessary),
+        necessary_tokens=sum(one.rows * one.columns for one in necessary),
+        necessary_ms=1000 * of_necessary,
         whole_by_necessary=whole / of_necessary,
-        packed_replay_ms=1000 * packed,
-        beyond_packed_percent=100 * (1 - packed / whole),
+        repeats=len(runs["whole"].seconds),
     )
 
 
-def replay(decoder: Any, head: Any, passes: Sequence[Pass]) -> Callable[[], None]:
-    """A function that makes these passes on the bare model, one behind the other in one cache.
+def replay(decoder: Any, head: Any, lengths: Sequence[int], later: Sequence[Pass]) -> Callable[[], None]:
+    """A function that makes these passes on the bare model.
 
-    The first is the prompts', without a mask; the later ones have a mask each, made beforehand, in which everything is
+    The later ones stand one behind the other in one cache, each with a mask, made beforehand, in which everything is
     visible: without one transformers would make its own in each pass.
+
+    Args:
+        decoder: The model's.
+        head: Its output layer, or None where it is not asked.
+        lengths: Tokens of each prompt; a state of each is scored.
+        later: The passes after the prompts'.
     """
     random = np.random.default_rng(0)
-    before = np.cumsum([0, *(one.columns for one in passes)])
-    ids = [torch.from_numpy(random.integers(decoder.config.vocab_size, size=(one.rows, one.columns))) for one in passes]
+    tokens = lambda *size: torch.from_numpy(random.integers(decoder.config.vocab_size, size=size))  # noqa: E731
+    by_length = sorted(lengths)
+    groups = [by_length[at : at + PROMPTS_TOGETHER] for at in range(0, len(by_length), PROMPTS_TOGETHER)]
+    prompts_together = [tokens(len(group), max(group)) for group in groups]
+    before = np.cumsum([round(float(np.mean(lengths))), *(one.columns for one in later)]).tolist()
+    ids = [tokens(one.rows, one.columns) for one in later]
     masks = [
-        None if start == 0 else torch.ones((one.rows, 1, one.columns, start + one.columns), dtype=torch.bool)
-        for one, start in zip(passes, before.tolist(), strict=False)
+        torch.ones((one.rows, 1, one.columns, start + one.columns), dtype=torch.bool)
+        for one, start in zip(later, before, strict=False)
     ]
+    read = DynamicCache(config=decoder.config)
+    with torch.inference_mode():
+        decoder(input_ids=tokens(len(lengths), before[0]), past_key_values=read, use_cache=True)
+    layers = [(layer.keys, layer.values) for layer in read.layers]
 
     @torch.inference_mode()
     def run_passes() -> None:
-        cache = DynamicCache(config=decoder.config)
-        for number, one in enumerate(passes):
-            if number and one.rows < passes[number - 1].rows:
+        last = [
+            decoder(input_ids=prompt, past_key_values=DynamicCache(config=decoder.config), use_cache=True)[0][:, -1]
+            for prompt in prompts_together
+        ]
+        if head is not None:
+            head(torch.cat(last))
+        # Nothing is copied: appending makes new tensors.
+        cache = DynamicCache(layers)
+        rows = len(lengths)
+        for number, one in enumerate(later):
+            if one.rows < rows:
                 cache.batch_select_indices(torch.arange(one.rows))
+                rows = one.rows
             hidden = decoder(
                 input_ids=ids[number], attention_mask=masks[number], past_key_values=cache, use_cache=True
-            ).last_hidden_state
+            )[0]
             if head is not None:
                 head(hidden.reshape(-1, hidden.shape[-1])[: one.scored])
 
@@ -274,11 +305,3 @@ def _counts_over_vocabulary(depths: Sequence[Sequence[int]], fan_out: np.ndarray
             counts.append(waiting)
             waiting = 0
     return [*counts, waiting] if waiting else counts
-
-
-def _percent(parts: Sequence[float], records: Sequence[Record]) -> float:
-    return 100 * float(np.median([part / record.whole for part, record in zip(parts, records, strict=True)]))
-
-
-def _tokens(passes: Sequence[Pass]) -> int:
-    return sum(one.rows * one.columns for one in passes[1:])

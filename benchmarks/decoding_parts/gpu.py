@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from decoding_parts.baselines import SCORINGS, agreement
-from decoding_parts.data import MISTRAL_7B, Identifiers, Shape, keyword_identifiers, prompts, random_model
+from decoding_parts.data import MISTRAL_7B, Identifiers, Shape, keyword_identifiers, prompts, random_model, shape
 from decoding_parts.settings import Settings
 from decoding_parts.speed import Prompts, Sides
 from decoding_parts.tables import Table
@@ -15,29 +15,27 @@ from decoding_parts.timing import Limits, interleave
 
 NOTE = """\
 Queries a second by the median, and the 50th and 99th percentile of the time of a batch, over repeats with other
-prompts each time, for the search, for a masked beam search, and for transformers' `generate` with a trie of
-dictionaries, all with a beam of 10; they take turns. "attention" is the model's implementation of it for the
-search's and all other passes. "same": queries of one batch with the same ten identifiers in the same order; in 16
-bits near ties fall either way, and rounding depends on the shape of a batch."""
+prompts each time (`--repeats 50` or more for the percentiles), for the search, for a masked beam search, and for
+transformers' `generate` with a trie of dictionaries, all with a beam of 10; they take turns. "attention" is the
+model's implementation of it for the search's and all other passes. "same": queries of one batch with the same ten
+identifiers in the same order; in 16 bits near ties fall either way, and rounding depends on the shape of a batch."""
 
 IDENTIFIERS = 100_000
 BATCHES = (1, 8, 32)
-# Repeats count more here than elsewhere, for the sake of the percentiles; the budget ends slow sides earlier.
-REPEATS = 50
+QUICK_SIZE, QUICK_IDENTIFIERS = (2, 256, 32_000), 5_000
 # Batches of other prompts, so that percentiles are over queries also.
 DIFFERENT = 10
 
 
 def run(settings: Settings) -> list[Table]:
     """Measure on the first GPU, if there is one."""
-    size = MISTRAL_7B
+    size, count = (shape(*QUICK_SIZE), QUICK_IDENTIFIERS) if settings.quick else (MISTRAL_7B, IDENTIFIERS)
     table = Table("GPU", NOTE)
     if not torch.cuda.is_available():
         print("\n### GPU\n\nNot run: no GPU here.", flush=True)
         return []
     model = random_model(size, torch.bfloat16, "cuda")
-    limits = Limits(settings.limits.repeats if settings.quick else REPEATS, settings.limits.budget_seconds)
-    measure(table, model, size, keyword_identifiers(IDENTIFIERS, size.vocabulary), BATCHES, limits)
+    measure(table, model, size, keyword_identifiers(count, size.vocabulary), BATCHES, settings.limits)
     return [table]
 
 
@@ -51,6 +49,7 @@ def measure(
             queries = [prompts(batch, size.vocabulary, seed) for seed in range(DIFFERENT)]
             runs = interleave({name: _taking_turns(search, queries) for name, search in sides.searches.items()}, limits)
             answers = {name: search(queries[0]) for name, search in sides.searches.items()}
+            answers["generate"] = sides.generate.found(queries[0])
             for name, side in runs.items():
                 compared = agreement(answers["search"], answers[name])
                 table.add(
@@ -61,7 +60,7 @@ def measure(
                     ratio=side.median / runs["search"].median,
                     p50_ms=1000 * side.percentile(50),
                     p99_ms=1000 * side.percentile(99),
-                    repeats=len(side.measured),
+                    repeats=len(side.seconds),
                     attention=model.config._attn_implementation,
                     same=str(compared),
                     gap=compared.gap,

@@ -26,6 +26,8 @@ END, SEPARATOR, FIRST_WORD_TOKEN = 2, 3, 4
 VOCABULARY = 32_000
 FAN_OUT = 8
 BELOW_ROOT = FAN_OUT**3
+# Of an index with few first keywords, and of one in which all words are first keywords.
+SMALL_IDENTIFIERS, MOST_IDENTIFIERS = 20 * BELOW_ROOT, (VOCABULARY - FIRST_WORD_TOKEN) * BELOW_ROOT
 SEED = 0
 # Identifiers that are made at a time.
 BLOCK = 1 << 20

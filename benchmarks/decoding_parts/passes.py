@@ -7,6 +7,7 @@ from unittest import mock
 import torch
 
 from genret.decoding.packed import padded
+from genret.decoding.scoring import CACHED_STATES
 from genret.decoding.search import TrieSearch
 
 
@@ -44,10 +45,12 @@ def passes_alone(search: TrieSearch, find: Callable[[], Any]) -> Callable[[], li
                     layers = arguments[-1].layers
                     _empty(layers)
                 _keep_rows(arguments[-1])
+                arguments[-1].repeated.clear()
                 states.append(forward(*arguments))
                 if search.scorer.over_vocabulary:
-                    for slab in search.decoder.slabs:
-                        slab(padded(asked))
+                    for some in padded(asked).split(CACHED_STATES):
+                        for slab in search.decoder.slabs:
+                            slab(some)
         return states
 
     return repeat

@@ -13,7 +13,7 @@ import numpy as np
 
 from decoding_parts.baselines import SCORINGS, WIDTH
 from decoding_parts.data import prompts, random_model, shape
-from decoding_parts.index import BELOW_ROOT, FAN_OUT, INDEX, VOCABULARY
+from decoding_parts.index import BELOW_ROOT, FAN_OUT, INDEX, SMALL_IDENTIFIERS, VOCABULARY
 from decoding_parts.settings import Settings
 from decoding_parts.tables import Table
 from decoding_parts.timing import interleave
@@ -34,7 +34,6 @@ are the same, only the first keyword is one of as many more as there are more id
 tokens that the model read a query."""
 
 MODEL = (2, 256, VOCABULARY)
-SMALL_ROOTS = 20
 QUICK_IDENTIFIERS = 100_000
 BATCHES = (1, 32)
 
@@ -46,7 +45,7 @@ def run(settings: Settings) -> list[Table]:
     building, searching = Table("Large indexes", BUILD_NOTE), Table("Search in a large index", SEARCH_NOTE)
     with TemporaryDirectory(prefix="decoding-benchmark-") as folder:
         small, large = Path(folder) / "small", Path(folder) / "large"
-        for place, roots in ((small, SMALL_ROOTS), (large, -(-count // BELOW_ROOT))):
+        for place, roots in ((small, SMALL_IDENTIFIERS // BELOW_ROOT), (large, -(-count // BELOW_ROOT))):
             add_index(building, place, roots, model, settings)
         for scoring in SCORINGS:
             searches = {

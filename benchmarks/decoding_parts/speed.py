@@ -15,17 +15,17 @@ from genret.decoding.search import TrieSearch
 from genret.decoding.trie import Trie
 
 NOTE = """\
-"search", "generate" and "masked": queries a second on the CPU, by the median of the repeats ("repeats" has their
-number for the search, the masked beam search and `generate`); the three take turns, and the same prompts of 16 to 48
-tokens go to all, at batch 1 eight of them one after the other. "times": the search's queries a second by the other's.
-`generate` is transformers' `generate(num_beams=10, num_return_sequences=10, length_penalty=0.0,
-prefix_allowed_tokens_fn=...)` over a trie of dictionaries, with `renormalize_logits=True` for trie scoring. "masked"
-is a masked beam search with a trie in compressed sparse rows: prompts read once, all logits of all beams at every
-token, the cache put into its new order at every token. "same": queries with the same ten identifiers in the same
-order as the search's; "gap": the largest difference of two scores at the same rank. "passes": the search's own
-forward passes alone, with the output layer where vocabulary scoring has it, and nothing else, in queries a second;
-"passes times": by `generate`'s, the most that a search with these passes can reach. Identifiers are made of keywords
-and have 6 to 20 tokens."""
+"search", "generate" and "masked": queries a second on the CPU, by the median of the repeats, of which each has as
+many; they take turns after a run of each to warm up, and the same prompts of 16 to 48 tokens go to all, at batch 1
+eight of them one after the other. "times": the search's queries a second by the other's. `generate` is transformers'
+`generate(num_beams=10, num_return_sequences=10, length_penalty=0.0, prefix_allowed_tokens_fn=...)` over a trie of
+dictionaries, with `renormalize_logits=True` for trie scoring, timed without the scores that it is compared by.
+"masked" is a masked beam search with a trie in compressed sparse rows: prompts read once, all logits of all beams at
+every token, the cache put into its new order at every token, all until the last query of the batch is done. "same":
+queries with the same ten identifiers in the same order as the search's; "gap": the largest difference of two scores at
+the same rank. "passes": the search's own forward passes alone, with the output layer where vocabulary scoring has it,
+and nothing else, in queries a second; "passes times": by `generate`'s, about the most that a search with these passes
+can reach. Identifiers are made of keywords and have 6 to 20 tokens."""
 
 SIZES = ((2, 256), (12, 768))
 VOCABULARIES = (12_000, 32_000)
@@ -59,11 +59,11 @@ class Sides:
     def __init__(self, model: Any, identifiers: Identifiers, scoring: Scoring) -> None:
         self.ours = TrieSearch(model, Trie.from_sequences(identifiers), scoring)
         masked = MaskedBeamSearch(model, PrefixArrays.build(identifiers), scoring)
-        generate = GenerateSearch(model, identifiers, scoring)
+        self.generate = GenerateSearch(model, identifiers, scoring)
         self.searches: dict[str, Callable[[Prompts], Sequence[Any]]] = {
             "search": lambda queries: self.ours.search(queries, k=WIDTH, beam=WIDTH),
             "masked": masked.search,
-            "generate": generate.search,
+            "generate": self.generate.search,
         }
 
     def for_batches(self, batches: Sequence[Prompts]) -> dict[str, Callable[[], Any]]:
@@ -101,9 +101,10 @@ def measure(table: Table, cell: Cell, sides: Sides, settings: Settings) -> None:
     """Add the row of a cell."""
     queries = prompts(max(cell.batch, FEWEST_PROMPTS), cell.size.vocabulary)
     batches = [queries[at : at + cell.batch] for at in range(0, len(queries), cell.batch)]
-    runs = interleave(sides.for_batches(batches), settings.limits)
+    warm_up = {"generate": _bound(sides.generate.found, batches)}
+    runs = interleave(sides.for_batches(batches), settings.limits, warm_up)
     ours, masked, generate = runs["search"], runs["masked"], runs["generate"]
-    with_masked, with_generate = (agreement(ours.answer, other.answer) for other in (masked, generate))
+    with_masked, with_generate = (agreement(ours.answer, other) for other in (masked.answer, generate.warm_up))
     table.add(
         model=str(cell.size),
         vocabulary=cell.size.vocabulary,
@@ -121,7 +122,7 @@ def measure(table: Table, cell: Cell, sides: Sides, settings: Settings) -> None:
         gap_to_masked=with_masked.gap,
         passes=len(queries) / runs["passes"].median,
         passes_times=generate.median / runs["passes"].median,
-        repeats="/".join(str(len(side.measured)) for side in (ours, masked, generate)),
+        repeats=len(ours.seconds),
     )
 
 

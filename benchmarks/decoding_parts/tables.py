@@ -2,6 +2,7 @@
 
 import os
 import platform
+import subprocess
 import textwrap
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -46,16 +47,27 @@ class Table:
 
 
 def machine() -> str:
-    """The processors, the threads in use and the versions, in one line."""
+    """The processors, the threads in use, the versions and the commit, in one line."""
+    widest = torch.backends.cpu.get_cpu_capability()
     parts = [
-        f"{_processor()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads",
+        f"{_processor()} ({widest}), {os.cpu_count()} cores, {torch.get_num_threads()} threads",
         f"Python {platform.python_version()}",
         f"torch {torch.__version__}",
         f"transformers {transformers.__version__}",
     ]
     if torch.cuda.is_available():
         parts.insert(1, torch.cuda.get_device_name())
-    return "; ".join(parts)
+    return "; ".join([*parts, *_commit()])
+
+
+def _commit() -> list[str]:
+    """That of the code, where it stands in a repository."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
+    try:
+        described = subprocess.run(command, text=True, capture_output=True)
+    except FileNotFoundError:
+        return []
+    return [f"commit {described.stdout.strip()}"] if described.returncode == 0 else []
 
 
 def update_file(path: Path, name: str, text: str) -> None:

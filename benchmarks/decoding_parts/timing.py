@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import numpy as np
@@ -15,8 +15,8 @@ class Limits:
     """How long to measure.
 
     Attributes:
-        repeats: Measured runs of each side.
-        budget_seconds: A side that has taken so long is not run again; it has one run at least.
+        repeats: Measured runs of each side, at most.
+        budget_seconds: Once the measured runs of one side have taken so long, no side is run again; each has one.
     """
 
     repeats: int
@@ -28,35 +28,41 @@ class Runs:
     """The runs of one side.
 
     Attributes:
-        seconds: Of each run; the first one warms up.
+        warm_up: What the run before the measured ones returned.
+        seconds: Of each measured run.
         answer: What the last run returned.
     """
 
-    seconds: list[float]
-    answer: Any
-
-    @property
-    def measured(self) -> list[float]:
-        """Without the first run, unless there was no other."""
-        return self.seconds[1:] or self.seconds
+    warm_up: Any
+    seconds: list[float] = field(default_factory=list)
+    answer: Any = None
 
     @property
     def median(self) -> float:
         """In seconds."""
-        return float(np.median(self.measured))
+        return float(np.median(self.seconds))
 
     def percentile(self, percent: float) -> float:
         """In seconds."""
-        return float(np.percentile(self.measured, percent))
+        return float(np.percentile(self.seconds, percent))
 
 
-def interleave(sides: Mapping[Name, Callable[[], Any]], limits: Limits) -> dict[Name, Runs]:
-    """Run all sides once to warm up, then all of them again and again, so that noise of the machine hits all alike."""
-    runs = {name: Runs([], None) for name in sides}
-    for _ in range(limits.repeats + 1):
+def interleave(
+    sides: Mapping[Name, Callable[[], Any]], limits: Limits, warm_up: Mapping[Name, Callable[[], Any]] | None = None
+) -> dict[Name, Runs]:
+    """Run all sides once to warm up, and then in turn, each as often, so that noise of the machine hits all alike.
+
+    Args:
+        sides: What to measure.
+        limits: How often.
+        warm_up: What some sides are warmed up with instead of themselves.
+    """
+    runs = {name: Runs({**sides, **(warm_up or {})}[name]()) for name in sides}
+    for _ in range(limits.repeats):
         for name, side in sides.items():
-            if not runs[name].seconds or sum(runs[name].seconds) < limits.budget_seconds:
-                begin = time.perf_counter()
-                runs[name].answer = side()
-                runs[name].seconds.append(time.perf_counter() - begin)
+            begin = time.perf_counter()
+            runs[name].answer = side()
+            runs[name].seconds.append(time.perf_counter() - begin)
+        if max(sum(side.seconds) for side in runs.values()) >= limits.budget_seconds:
+            break
     return runs

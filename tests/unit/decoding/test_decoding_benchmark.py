@@ -35,10 +35,13 @@ def test_both_baselines_find_what_the_search_finds(part: Any, small: Any, scorin
     ours = TrieSearch(model, Trie.from_sequences(identifiers), scoring).search(prompts, k=10, beam=10)
     masked = baselines.MaskedBeamSearch(model, baselines.PrefixArrays.build(identifiers), scoring)
     generate = baselines.GenerateSearch(model, identifiers, scoring)
-    for found in (masked.search(prompts), generate.search(prompts)):
+    for found in (masked.search(prompts), generate.found(prompts)):
         compared = baselines.agreement(ours, found)
         assert compared.same == compared.queries == 5
         assert compared.gap < 1e-4
+    # What is timed makes the same sequences, without their scores.
+    timed, scored = generate.search(prompts), generate._generate(prompts, output_scores=True)
+    assert torch.equal(timed.sequences, scored.sequences) and "scores" not in timed
 
 
 @pytest.mark.parametrize("scoring", SCORINGS)
@@ -114,6 +117,48 @@ def test_passes_alone_are_those_of_the_search(part: Any, small: Any, scoring: An
         assert [found.shape for found in again] == [found.shape for found in of_search]
         torch.testing.assert_close(again[0], of_search[0])
         torch.testing.assert_close(again[1], of_search[1])
+
+
+@pytest.mark.parametrize("scoring", SCORINGS)
+def test_shares_of_a_search_are_its_whole(part: Any, small: Any, scoring: Any) -> None:
+    model, identifiers, prompts = small
+    floor = part("floor")
+    case = floor.Case(scoring, model, TrieSearch(model, Trie.from_sequences(identifiers), scoring), prompts)
+    record = case.recorded()
+    shares = record.shares()
+    assert len(record.tokens) > 1 and min(shares.values()) > 0
+    four = ("decoder_percent", "output_layer_percent", "log-probabilities_percent", "outside_percent")
+    assert sum(shares[name] for name in four) == pytest.approx(100)
+    assert shares["beyond_forward_percent"] == pytest.approx(sum(shares[name] for name in four[2:]))
+
+
+def test_the_replay_reads_all_prompts_and_all_necessary_tokens(part: Any, small: Any) -> None:
+    model, _, prompts = small
+    floor = part("floor")
+    read, scored = [], []
+    decoder, head = model.get_decoder(), model.lm_head
+    counting = decoder.register_forward_hook(lambda _, __, output: read.append(output[0].shape[:2]))
+    lengths, later = [len(prompt) for prompt in prompts], [floor.Pass(5, 3, 11), floor.Pass(2, 4, 8)]
+    replay = floor.replay(decoder, lambda states: scored.append(len(head(states))), lengths, later)
+    read.clear()
+    replay()
+    counting.remove()
+    # The five prompts together, and the later passes, the last one of fewer rows.
+    assert read == [(5, max(lengths)), (5, 3), (2, 4)]
+    assert scored == [5, 11, 8]
+
+
+def test_all_sides_are_measured_equally_often_after_a_warm_up(part: Any) -> None:
+    timing = part("timing")
+    called: list[str] = []
+    sides = {name: lambda name=name: called.append(name) for name in "ab"}
+    runs = timing.interleave(sides, timing.Limits(3, 60.0), {"b": lambda: called.append("warm")})
+    assert called == ["a", "warm", *"ababab"]
+    assert [len(side.seconds) for side in runs.values()] == [3, 3]
+    # However little time there is, each is measured once.
+    called.clear()
+    runs = timing.interleave(sides, timing.Limits(3, 0.0))
+    assert called == [*"abab"] and [len(side.seconds) for side in runs.values()] == [1, 1]
 
 
 def test_identifiers_at_scale_are_unique_and_part_at_four_places(part: Any) -> None:
