@@ -85,6 +85,16 @@ def tiny_settings(beir_folder: Path) -> list[str]:
 
 
 @pytest.fixture(scope="session")
+def undisturbed(tiny_settings: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run with these settings, made by the command, to compare others with: whoever changes it takes a copy."""
+    folder = tmp_path_factory.mktemp("undisturbed") / "tiny"
+    flags = [part for setting in tiny_settings for part in ("--set", setting)]
+    command = [sys.executable, "-m", "genret", "run", "scratch-semantic", "--run", str(folder), *flags]
+    subprocess.run(command, check=True, capture_output=True, timeout=600)
+    return folder
+
+
+@pytest.fixture(scope="session")
 def deepspeed() -> None:
     """Tests that ask for this are skipped where DeepSpeed is not installed, but not in CI."""
     if find_spec("deepspeed") is None:

@@ -30,16 +30,16 @@ def submit(
     "chosen", [pytest.param(("corpus", "sft"), marks=pytest.mark.slow), pytest.param((), marks=pytest.mark.chaos)]
 )
 def test_submitted_jobs_give_the_measures_of_a_local_run(
-    tiny_settings: list[str], tmp_path: Path, ray_head: tuple[str, dict[str, str]], chosen: tuple[str, ...]
+    tiny_settings: list[str],
+    undisturbed: Path,
+    tmp_path: Path,
+    ray_head: tuple[str, dict[str, str]],
+    chosen: tuple[str, ...],
 ) -> None:
     """The scripts of some stages and then that of everything, or first of every stage."""
     address, environment = ray_head
     flags = [part for setting in tiny_settings for part in ("--set", setting)]
-    local, submitted = tmp_path / "local", tmp_path / "submitted"
-    subprocess.run(
-        [sys.executable, "-m", "genret", "run", "scratch-semantic", "--run", str(local), *flags],
-        check=True, capture_output=True, timeout=600,
-    )  # fmt: skip
+    submitted = tmp_path / "submitted"
     arguments = ["--config", "scratch-semantic", "--run", str(submitted), *flags]
     names = [stage.name for stage in planned(load_config("scratch-semantic", tiny_settings))]
     for stage in chosen or names:
@@ -61,7 +61,7 @@ def test_submitted_jobs_give_the_measures_of_a_local_run(
         [str(BIN / "ray"), "job", "list", "--address", address], capture_output=True, text=True, env=environment,
     )  # fmt: skip
     assert "'genret_job': 'full_pipeline'" in listed.stdout, listed.stdout
-    ours, theirs = RunStore(local), RunStore(submitted)
+    ours, theirs = RunStore(undisturbed), RunStore(submitted)
     for stage_name, name in (("evaluation", "measures"), ("retrieval", "run"), ("mining", "preference_pairs")):
         assert ours.read_table(ours.current()[stage_name], name).equals(
             theirs.read_table(theirs.current()[stage_name], name)

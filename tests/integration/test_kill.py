@@ -82,10 +82,8 @@ def tables(store: RunStore) -> dict[tuple[str, str], pa.Table]:
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_killed_in_every_stage_it_ends_with_the_tables_of_an_undisturbed_run(
-    tiny_settings: list[str], tmp_path: Path
+    tiny_settings: list[str], undisturbed: Path, tmp_path: Path
 ) -> None:
-    undisturbed = tmp_path / "undisturbed"
-    subprocess.run(command(tiny_settings, undisturbed), check=True, timeout=600, capture_output=True)
     disturbed = tmp_path / "disturbed"
     for stage in planned(load_config("scratch-semantic", tiny_settings)):
         kill_in(stage.name, tiny_settings, disturbed, tmp_path / f"{stage.name}.log")

@@ -80,17 +80,16 @@ def _kill_in_training(settings: list[str], run: str, environment: dict[str, str]
 
 @pytest.mark.slow
 def test_a_run_on_s3_killed_in_training_ends_with_the_measures_of_a_local_one(
-    s3_environment: dict[str, str], tiny_settings: list[str], tmp_path: Path
+    s3_environment: dict[str, str], tiny_settings: list[str], undisturbed: Path, tmp_path: Path
 ) -> None:
-    local, remote = str(tmp_path / "local"), "s3://bucket/whole"
+    remote = "s3://bucket/whole"
     environment = s3_environment | {"XDG_CACHE_HOME": str(tmp_path / "cache")}
-    subprocess.run(command(tiny_settings, local), check=True, timeout=600, capture_output=True)
     _kill_in_training(tiny_settings, remote, environment, tmp_path / "killed.log")
     finished = subprocess.run(
         command(tiny_settings, remote), timeout=600, capture_output=True, text=True, env=environment
     )
     assert finished.returncode == 0, finished.stderr
-    ours, theirs = RunStore(local), RunStore(remote)
+    ours, theirs = RunStore(undisturbed), RunStore(remote)
     assert ours.current().keys() == theirs.current().keys()
     for stage, record in ours.current().items():
         assert theirs.current()[stage].fingerprint == record.fingerprint

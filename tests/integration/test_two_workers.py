@@ -18,7 +18,7 @@ def test_two_workers_train_both_stages_as_one_does(tiny_settings: list[str], tmp
     for workers in (1, 2):
         store = RunStore(tmp_path / str(workers))
         records = run(
-            load_config("scratch-semantic", [*settings, f"compute.training_workers={workers}"]), store, Silent()
+            load_config("scratch-semantic", [*settings, f"compute.training_workers={workers}"]), store, Silent(), "rpo"
         )
         logs = {stage: store.read_table(records[stage], "training_log").to_pylist() for stage in ("sft", "rpo")}
         steps[workers] = {stage: rows[-1]["step"] for stage, rows in logs.items()}
