@@ -77,7 +77,7 @@ def build(folder: Path) -> dict[str, Any]:
     tokens, offsets = np.load(folder / TOKENS), np.load(folder / OFFSETS)
     begin = time.perf_counter()
     trie = Trie.build(tokens, offsets)
-    seconds, peak = time.perf_counter() - begin, peak_bytes()
+    seconds = time.perf_counter() - begin
     trie.save(folder / INDEX)
     return {
         "identifiers": len(offsets) - 1,
@@ -85,7 +85,7 @@ def build(folder: Path) -> dict[str, Any]:
         "input_bytes": tokens.nbytes + offsets.nbytes,
         "index_bytes": sum(file.stat().st_size for file in (folder / INDEX).iterdir()),
         "build_seconds": seconds,
-        "peak_bytes": peak,
+        "peak_bytes": peak_bytes(),
     }
 
 

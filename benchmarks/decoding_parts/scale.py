@@ -4,7 +4,6 @@ import json
 import os
 import subprocess
 import sys
-from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -15,23 +14,24 @@ from decoding_parts.baselines import SCORINGS, WIDTH
 from decoding_parts.data import prompts, random_model, shape
 from decoding_parts.index import BELOW_ROOT, FAN_OUT, INDEX, SMALL_IDENTIFIERS, VOCABULARY
 from decoding_parts.settings import Settings
+from decoding_parts.speed import FEWEST_PROMPTS, in_turn
 from decoding_parts.tables import Table
 from decoding_parts.timing import interleave
 from genret.decoding.search import TrieSearch
 from genret.decoding.trie import Trie
 
 BUILD_NOTE = f"""\
-Identifiers of four keywords, 8 to 16 tokens, in random order. "build" is the time to sort them and to find the
-nodes, without reading them or writing the index; "peak" the most memory that a fresh process held until then, with
-the interpreter, libraries and the input; "beyond input" is that without the bytes of the input arrays alone. "by
-tokens": the bytes of the saved index by those of the identifiers' own tokens, four bytes each. "open" maps the
-saved index, and "ready" makes a `TrieSearch` of it; medians. The first keyword is one of as many as there are
-identifiers by {BELOW_ROOT}, each later one is one of {FAN_OUT}."""
+Identifiers of four keywords, 8 to 16 tokens, in random order. "build" is the time to sort them and to find the nodes,
+without reading them or writing the index; "peak" the most memory that a fresh process held until the index was
+written, with the interpreter, libraries and the input; "beyond input" is that without the bytes of the input arrays
+alone. "by tokens": the bytes of the saved index by those of the identifiers' own tokens, four bytes each. "open" maps
+the saved index, whose files the system's cache still holds, and "ready" makes a `TrieSearch` of it; medians. The first
+keyword is one of as many as there are identifiers by {BELOW_ROOT}, each later one is one of {FAN_OUT}."""
 SEARCH_NOTE = f"""\
-Beam search over memory-mapped indexes, which take turns; medians, in ms a batch. In both, a search meets four
-choices, and behind the first one every fan-out is {FAN_OUT}: the depth and what there is to choose from on a path
-are the same, only the first keyword is one of as many more as there are more identifiers. Expansions: stretches of
-tokens that the model read a query."""
+Beam search over memory-mapped indexes, which take turns; medians, in ms a batch; at batch 1 eight prompts one after
+the other. In both, a search meets four choices, and behind the first one every fan-out is {FAN_OUT}: the depth and
+what there is to choose from on a path are the same, only the first keyword is one of as many more as there are more
+identifiers. Expansions: stretches of tokens that the model read a query."""
 
 MODEL = (2, 256, VOCABULARY)
 QUICK_IDENTIFIERS = 100_000
@@ -81,12 +81,15 @@ def add_index(table: Table, folder: Path, roots: int, model: Any, settings: Sett
 
 def add_search(table: Table, searches: dict[str, TrieSearch], scoring: str, batch: int, settings: Settings) -> None:
     """Add the row of one scoring and batch size."""
-    queries = prompts(batch, VOCABULARY)
-    sides = {name: partial(search.search, queries, k=WIDTH, beam=WIDTH) for name, search in searches.items()}
+    queries = prompts(max(batch, FEWEST_PROMPTS), VOCABULARY)
+    batches = [queries[at : at + batch] for at in range(0, len(queries), batch)]
+    sides = {
+        name: in_turn(lambda few, of=of: of.search(few, k=WIDTH, beam=WIDTH), batches) for name, of in searches.items()
+    }
     runs = interleave(sides, settings.limits)
     columns: dict[str, Any] = {"scoring": scoring, "batch": batch}
     for name, search in searches.items():
-        columns[f"{len(search.trie):,}_identifiers_ms"] = 1000 * runs[name].median
+        columns[f"{len(search.trie):,}_identifiers_ms"] = 1000 * runs[name].median / len(batches)
     columns["ratio"] = runs["large"].median / runs["small"].median
     for name, search in searches.items():
         expansions = float(np.mean([result.expansions for result in runs[name].answer]))

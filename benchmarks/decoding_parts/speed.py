@@ -68,7 +68,7 @@ class Sides:
 
     def for_batches(self, batches: Sequence[Prompts]) -> dict[str, Callable[[], Any]]:
         """All sides, given the same prompts."""
-        sides = {name: _bound(search, batches) for name, search in self.searches.items()}
+        sides = {name: in_turn(search, batches) for name, search in self.searches.items()}
         return {**sides, "passes": passes_alone(self.ours, sides["search"])}
 
 
@@ -101,7 +101,7 @@ def measure(table: Table, cell: Cell, sides: Sides, settings: Settings) -> None:
     """Add the row of a cell."""
     queries = prompts(max(cell.batch, FEWEST_PROMPTS), cell.size.vocabulary)
     batches = [queries[at : at + cell.batch] for at in range(0, len(queries), cell.batch)]
-    warm_up = {"generate": _bound(sides.generate.found, batches)}
+    warm_up = {"generate": in_turn(sides.generate.found, batches)}
     runs = interleave(sides.for_batches(batches), settings.limits, warm_up)
     ours, masked, generate = runs["search"], runs["masked"], runs["generate"]
     with_masked, with_generate = (agreement(ours.answer, other) for other in (masked.answer, generate.warm_up))
@@ -126,5 +126,6 @@ def measure(table: Table, cell: Cell, sides: Sides, settings: Settings) -> None:
     )
 
 
-def _bound(search: Callable[[Prompts], Sequence[Any]], batches: Sequence[Prompts]) -> Callable[[], Any]:
+def in_turn(search: Callable[[Prompts], Sequence[Any]], batches: Sequence[Prompts]) -> Callable[[], Any]:
+    """A function that searches for one batch after the other, and gives the results of all."""
     return lambda: [result for batch in batches for result in search(batch)]
