@@ -130,14 +130,15 @@ class Case:
             record.tokens.append(len(ids))
             return forward(ids, *arguments)
 
+        replaced = [(decoder, "forward", passed), (scorer, "score", record.around("scorer", scorer.score))]
+        replaced += [
+            (scorer, name, record.around("head", getattr(scorer, name))) for name in ("_narrow", "_child_logits")
+        ]
+        if scorer.over_vocabulary:
+            replaced.append((decoder, "slabs", [_TimedSlab(slab, record) for slab in decoder.slabs]))
         with ExitStack() as stack:
-            patch = lambda *arguments: stack.enter_context(mock.patch.object(*arguments))  # noqa: E731
-            patch(decoder, "forward", passed)
-            patch(scorer, "score", record.around("scorer", scorer.score))
-            for name in ("_narrow", "_child_logits"):
-                patch(scorer, name, record.around("head", getattr(scorer, name)))
-            if scorer.over_vocabulary:
-                patch(decoder, "slabs", [_TimedSlab(slab, record) for slab in decoder.slabs])
+            for owner, name, replacement in replaced:
+                stack.enter_context(mock.patch.object(owner, name, replacement))
             with record.timed("whole"):
                 self.find()
         return record
@@ -221,7 +222,10 @@ def replay(decoder: Any, head: Any, lengths: Sequence[int], later: Sequence[Pass
         later: The passes after the prompts'.
     """
     random = np.random.default_rng(0)
-    tokens = lambda *size: torch.from_numpy(random.integers(decoder.config.vocab_size, size=size))  # noqa: E731
+
+    def tokens(*size: int) -> torch.Tensor:
+        return torch.from_numpy(random.integers(decoder.config.vocab_size, size=size))
+
     by_length = sorted(lengths)
     groups = [by_length[at : at + PROMPTS_TOGETHER] for at in range(0, len(by_length), PROMPTS_TOGETHER)]
     prompts_together = [tokens(len(group), max(group)) for group in groups]
