@@ -6,7 +6,6 @@ from unittest import mock
 
 import torch
 
-from genret.decoding.packed import padded
 from genret.decoding.scoring import CACHED_STATES
 from genret.decoding.search import TrieSearch
 
@@ -45,10 +44,11 @@ def passes_alone(search: TrieSearch, find: Callable[[], Any]) -> Callable[[], li
                     layers = arguments[-1].layers
                     _empty(layers)
                 _keep_rows(arguments[-1])
-                arguments[-1].repeated.clear()
+                for group in arguments[-1].groups:
+                    group.repeated.clear()
                 states.append(forward(*arguments))
                 if search.scorer.over_vocabulary:
-                    for some in padded(asked).split(CACHED_STATES):
+                    for some in asked.split(CACHED_STATES):
                         for slab in search.decoder.slabs:
                             slab(some)
         return states

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import zip_longest
 from typing import Any
 
 import numpy as np
@@ -36,8 +37,13 @@ FIRST_ROOM = 64
 # How far the same computation may stray when it is done in another order, relative to its largest value.
 TOLERANCE = {torch.float64: 1e-5, torch.float32: 1e-3}
 LOW_PRECISION_TOLERANCE = 5e-2
-# Logits that are only summed over are made for so many tokens of the vocabulary at a time.
-SLAB = 4096
+# Logits that are only summed over are made on a CPU for so many tokens of the vocabulary at a time: as many as make
+# products of a few states fast, which fewer do not; for `CACHED_STATES` states they are 8 MB.
+SLAB = 16384
+# Rows of a pass attend together if the one with the most tokens has less than so many times as many as each of them;
+# but all rows where they have fewer attention scores than is worth another call.
+ALIKE = 1.5
+WORTH_GROUPS = 1 << 16
 LAYER_TYPES = {"full_attention", "sliding_attention"}
 
 Mask = npt.NDArray[np.bool_]
@@ -71,6 +77,73 @@ def _widened(buffer: torch.Tensor, room: int) -> torch.Tensor:
 
 
 @dataclass(frozen=True)
+class _Group:
+    """Rows of the cache with about as many tokens in a pass, which attend together.
+
+    Attributes:
+        rows: `[r]`, which; None for all.
+        tokens: `[t]`, theirs among the pass's; None for all.
+        count: How many rows.
+        width: The most tokens of a row in this pass.
+        columns: How many columns of the cache they look at.
+        places: `[t]`, row * width + place of each token in its row; None where no row has fewer than `width`.
+        masks: By window, `[r, 1, width, columns]`, what is added to attention scores; None for causal attention in rows
+            of `width` columns.
+        repeated: Masks for so many heads that share keys, kept from layer to layer.
+    """
+
+    rows: torch.Tensor | None
+    tokens: torch.Tensor | None
+    count: int
+    width: int
+    columns: int
+    places: torch.Tensor | None
+    masks: Mapping[int | None, torch.Tensor | None]
+    repeated: dict[tuple[int | None, int], torch.Tensor] = field(default_factory=dict)
+
+    def attend(
+        self, query: torch.Tensor, layer: _LayerCache, window: int | None, scaling: float | None, softcap: float | None
+    ) -> torch.Tensor:
+        """What the group's tokens make of a layer's cache, `[t, heads, head_dim]`; arguments as of `_Pass.attend`."""
+        keys, values = (self._seen(buffer).transpose(1, 2) for buffer in (layer.keys, layer.values))
+        asking = self._by_row(query if self.tokens is None else query.index_select(0, self.tokens)).transpose(1, 2)
+        shared = asking.shape[1] // keys.shape[1]
+        if self.masks[window] is None and softcap is None:
+            mixed = nn.functional.scaled_dot_product_attention(
+                asking, keys, values, is_causal=True, scale=scaling, enable_gqa=shared > 1
+            )
+        else:
+            mixed = _masked_attention(asking, keys, values, self._mask(window, shared, keys), scaling, softcap)
+        flat = mixed.transpose(1, 2).flatten(0, 1)
+        return flat if self.places is None else flat.index_select(0, self.places)
+
+    def _seen(self, buffer: torch.Tensor) -> torch.Tensor:
+        seen = buffer[:, : self.columns]
+        return seen if self.rows is None else seen.index_select(0, self.rows)
+
+    def _by_row(self, states: torch.Tensor) -> torch.Tensor:
+        """States `[t, ...]` as `[r, width, ...]`."""
+        if self.places is None:
+            return states.unflatten(0, (self.count, self.width))
+        padded = states.new_zeros(self.count * self.width, *states.shape[1:])
+        padded.index_copy_(0, self.places, states)
+        return padded.unflatten(0, (self.count, self.width))
+
+    def _mask(self, window: int | None, shared: int, keys: torch.Tensor) -> torch.Tensor:
+        """What is added to attention scores with keys where heads that share them count as further queries."""
+        if (window, shared) not in self.repeated:
+            mask = self.masks[window]
+            if mask is not None and shared == 1:
+                return mask
+            if mask is None:
+                visible = torch.ones(self.width, self.columns, dtype=torch.bool, device=keys.device).tril()
+                mask = torch.zeros_like(visible, dtype=keys.dtype).masked_fill_(~visible, -torch.inf)[None, None]
+            # Half as long as torch's own `repeat`.
+            self.repeated[window, shared] = mask.expand(-1, shared, -1, -1).flatten(1, 2)[:, None]
+        return self.repeated[window, shared]
+
+
+@dataclass(frozen=True)
 class _Pass:
     """Where the tokens of one pass stand.
 
@@ -79,38 +152,18 @@ class _Pass:
         windows: How far back each layer looks, None for all the way.
         rows: Rows of the cache.
         room: Columns that it has room for.
-        columns: Columns in use, those of this pass included.
         slots: `[tokens]`, row * room + column of each token.
-        width: The most tokens of a row in this pass.
-        places: `[tokens]`, row * width + place of each token in its row; None where no row has fewer than `width`.
-        masks: By window, `[rows, 1, width, columns]`, what is added to attention scores; None for causal attention in
-            rows of `width` columns.
-        repeated: Masks for so many heads that share keys, kept from layer to layer.
+        groups: All rows that have tokens, and perhaps others.
+        order: `[tokens]`, where each token is among those of all groups; None where there is one group.
     """
 
     layers: Sequence[_LayerCache]
     windows: Sequence[int | None]
     rows: int
     room: int
-    columns: int
     slots: torch.Tensor
-    width: int
-    places: torch.Tensor | None
-    masks: Mapping[int | None, torch.Tensor | None]
-    repeated: dict[tuple[int | None, int], torch.Tensor] = field(default_factory=dict)
-
-    def by_row(self, states: torch.Tensor) -> torch.Tensor:
-        """States `[tokens, ...]` as `[rows, width, ...]`."""
-        if self.places is None:
-            return states.unflatten(0, (self.rows, self.width))
-        padded = states.new_zeros(self.rows * self.width, *states.shape[1:])
-        padded.index_copy_(0, self.places, states)
-        return padded.unflatten(0, (self.rows, self.width))
-
-    def by_token(self, states: torch.Tensor) -> torch.Tensor:
-        """States `[rows, width, ...]` as `[tokens, ...]`."""
-        flat = states.flatten(0, 1)
-        return flat if self.places is None else flat.index_select(0, self.places)
+    groups: Sequence[_Group]
+    order: torch.Tensor | None
 
     def attend(
         self,
@@ -136,29 +189,8 @@ class _Pass:
         """
         layer = self.layers[number]
         layer.write((key, value), self.slots, self.rows, self.room)
-        keys, values = (buffer[:, : self.columns].transpose(1, 2) for buffer in (layer.keys, layer.values))
-        asking = self.by_row(query).transpose(1, 2)
-        window, shared = self.windows[number], asking.shape[1] // keys.shape[1]
-        if self.masks[window] is None and softcap is None:
-            mixed = nn.functional.scaled_dot_product_attention(
-                asking, keys, values, is_causal=True, scale=scaling, enable_gqa=shared > 1
-            )
-        else:
-            mixed = _masked_attention(asking, keys, values, self._mask(window, shared), scaling, softcap)
-        return self.by_token(mixed.transpose(1, 2))
-
-    def _mask(self, window: int | None, shared: int) -> torch.Tensor:
-        """What is added to attention scores where heads that share keys count as further queries."""
-        if (window, shared) not in self.repeated:
-            mask = self.masks[window]
-            if mask is not None and shared == 1:
-                return mask
-            if mask is None:
-                visible = torch.ones(self.width, self.columns, dtype=torch.bool, device=self.slots.device).tril()
-                mask = torch.zeros_like(visible, dtype=self.layers[0].keys.dtype)
-                mask = mask.masked_fill_(~visible, -torch.inf)[None, None]
-            self.repeated[window, shared] = mask.repeat(1, 1, shared, 1)
-        return self.repeated[window, shared]
+        parts = [group.attend(query, layer, self.windows[number], scaling, softcap) for group in self.groups]
+        return parts[0] if self.order is None else torch.cat(parts).index_select(0, self.order)
 
 
 _CURRENT: ContextVar[_Pass] = ContextVar("the pass that a model is in")
@@ -260,11 +292,12 @@ class TreeDecoder:
 
     @cached_property
     def slabs(self) -> list[Projections]:
-        """The head in parts of the vocabulary whose logits fit into a CPU's cache; one part on a GPU."""
+        """The head in parts of the vocabulary, of about `SLAB` tokens at most; one part on a GPU."""
         assert self.head is not None
         count = -(-self.head.out_features // SLAB) if self.device.type == "cpu" else 1
         size = -(-self.head.out_features // count)
-        packed = can_pack([self.head.weight])
+        # Only of the plain layer it is known where its weights are kept, and so when they change.
+        packed = type(self.head) is nn.Linear and can_pack([self.head.weight])
         return [Projections([self.head], packed, slice(at, at + size)) for at in range(0, size * count, size)]
 
     @contextmanager
@@ -420,6 +453,31 @@ def _close(found: torch.Tensor, expected: torch.Tensor, tolerance: float) -> boo
     return not expected.numel() or bool((found - expected).abs().max() <= tolerance * expected.abs().max())
 
 
+@dataclass(frozen=True)
+class _Tokens:
+    """Tokens of a pass.
+
+    Attributes:
+        row: `[tokens]`, in the cache.
+        place: Among the tokens of their row in this pass.
+        column: In the cache.
+        position: In their sequence.
+        seen: `[tokens, depth]`, columns of its identifier's tokens up to each; None in prompts, where all before it in
+            its row are seen.
+    """
+
+    row: Ints
+    place: Ints
+    column: Ints
+    position: Ints
+    seen: Ints | None
+
+    def among(self, members: Ints) -> "_Tokens":
+        """Some of them."""
+        seen = None if self.seen is None else self.seen[members]
+        return _Tokens(self.row[members], self.place[members], self.column[members], self.position[members], seen)
+
+
 class TreeSession:
     """A batch of prompts in the cache, and the hypotheses appended to them so far."""
 
@@ -447,11 +505,7 @@ class TreeSession:
         """Read the prompts, which stand one after the other in `ids`; states `[len(ids), width]`."""
         row = np.repeat(np.arange(len(self._prompt)), self._prompt)
         place = ranges(np.zeros_like(self._prompt), self._prompt)
-        width = int(self._prompt.max())
-        near: Mask | None = None
-        if self._beyond_window(width - 1):
-            near = np.tri(width, dtype=bool)[None].repeat(len(self._prompt), axis=0)
-        return self._pass(ids, row, place, place, place, width, near)
+        return self._pass(ids, _Tokens(row, place, place, place, None))
 
     def append(
         self, query: Ints, start: Ints, length: Ints, tokens: Ints, paths: npt.NDArray[np.int32]
@@ -481,56 +535,80 @@ class TreeSession:
         column = self._used[row] + place
         paths[run, depth] = column
         self._used = self._used + in_row
-        width = int(in_row.max())
-        visible = self._visible(row, place, depth, column, paths[run, : int(depth.max()) + 1], width)
-        return self._pass(tokens, row, place, column, self.lengths[query][run] + depth, width, visible)
+        path = paths[run, : int(depth.max()) + 1]
+        own = (np.arange(path.shape[1]) <= depth[:, None]) & (path >= 0)
+        seen = np.where(own, path, column[:, None])
+        return self._pass(tokens, _Tokens(row, place, column, self.lengths[query][run] + depth, seen))
 
-    def _pass(
-        self, ids: Ints, row: Ints, place: Ints, column: Ints, position: Ints, width: int, visible: Mask | None
-    ) -> torch.Tensor:
+    def _pass(self, ids: Ints, tokens: _Tokens) -> torch.Tensor:
         columns, rows = int(self._used.max()), len(self._prompt)
         if columns > self._room:
             self._room = columns * 3 // 2
-        room = self._room
+        room, tensor = self._room, self.decoder.tensor
         if any(self.decoder.windows):
             missing = room - self._positions.shape[1]
             self._positions = np.pad(self._positions, ((0, 0), (0, missing))) if missing else self._positions
-            self._positions[row, column] = position
-        tensor = self.decoder.tensor
+            self._positions[tokens.row, tokens.column] = tokens.position
+        groups = self._groups(np.bincount(tokens.row, minlength=rows))
+        members = [np.flatnonzero(np.isin(tokens.row, group)) for group in groups] if len(groups) > 1 else []
         current = _Pass(
             layers=self._layers,
             windows=self.decoder.windows,
             rows=rows,
             room=room,
-            columns=columns,
-            slots=tensor(row * room + column),
-            width=width,
-            places=None if len(ids) == rows * width else tensor(row * width + place),
-            masks=self._masks(row, place, position, visible),
+            slots=tensor(tokens.row * room + tokens.column),
+            groups=[self._group(tokens, *group) for group in zip_longest(groups, members)],
+            order=tensor(np.argsort(np.concatenate(members))) if members else None,
         )
-        return self.decoder.forward(ids, position, current)
+        return self.decoder.forward(ids, tokens.position, current)
 
-    def _visible(
-        self, row: Ints, place: Ints, depth: Ints, column: Ints, paths: npt.NDArray[np.int32], width: int
-    ) -> Mask:
-        shape = (len(self._prompt), width, int(self._used.max()))
+    def _groups(self, width: Ints) -> list[Ints]:
+        """All rows; or, if worth it, groups of those with tokens, about as many each, from how many tokens each has."""
+        scores = len(width) * int(width.max()) * int(self._used.max())
+        if len(width) == 1 or scores < WORTH_GROUPS or self.decoder.device.type != "cpu":
+            return [np.arange(len(width))]
+        rows = np.flatnonzero(width)
+        level = np.floor(np.log(width.max() / width[rows]) / np.log(ALIKE))
+        return [rows[level == number] for number in np.unique(level)]
+
+    def _group(self, tokens: _Tokens, rows: Ints, members: Ints | None) -> _Group:
+        """Some rows, and which of the tokens are theirs; None for all."""
+        if members is not None:
+            tokens = tokens.among(members)
+        everything = len(rows) == len(self._prompt)
+        row = tokens.row if everything else np.searchsorted(rows, tokens.row)
+        width, tensor = int(tokens.place.max()) + 1, self.decoder.tensor
+        return _Group(
+            rows=None if everything else tensor(rows),
+            tokens=None if members is None else tensor(members),
+            count=len(rows),
+            width=width,
+            columns=int(self._used[rows].max()),
+            places=None if len(row) == len(rows) * width else tensor(row * width + tokens.place),
+            masks=self._masks(tokens, rows, row, width),
+        )
+
+    def _visible(self, tokens: _Tokens, rows: Ints, row: Ints, width: int) -> Mask:
+        """Which columns of the cache each place of a group's rows sees, `[rows, width, columns]`."""
+        shape = (len(rows), width, int(self._used[rows].max()))
+        if tokens.seen is None:
+            return np.broadcast_to(np.tri(width, dtype=bool), shape)
         # Places without a token see their prompt too: attention to nothing is not a number.
-        visible = np.broadcast_to((np.arange(shape[2]) < self._prompt[:, None])[:, None], shape).copy()
-        is_ancestor = (np.arange(paths.shape[1]) <= depth[:, None]) & (paths >= 0)
-        visible[row[:, None], place[:, None], np.where(is_ancestor, paths, column[:, None])] = True
+        visible = np.broadcast_to((np.arange(shape[2]) < self._prompt[rows, None])[:, None], shape).copy()
+        visible[row[:, None], tokens.place[:, None], tokens.seen] = True
         return visible
 
-    def _masks(
-        self, row: Ints, place: Ints, position: Ints, visible: Mask | None
-    ) -> dict[int | None, torch.Tensor | None]:
-        if visible is None:
-            return dict.fromkeys(self.decoder.windows)
-        everything = self.decoder.mask(visible)
-        masks: dict[int | None, torch.Tensor | None] = dict.fromkeys(self.decoder.windows, everything)
-        for window in {window for window in masks if window is not None and self._beyond_window(int(position.max()))}:
+    def _masks(self, tokens: _Tokens, rows: Ints, row: Ints, width: int) -> dict[int | None, torch.Tensor | None]:
+        masks: dict[int | None, torch.Tensor | None] = dict.fromkeys(self.decoder.windows)
+        beyond = self._beyond_window(int(tokens.position.max()))
+        if tokens.seen is None and not beyond:
+            return masks
+        visible = self._visible(tokens, rows, row, width)
+        masks = dict.fromkeys(masks, self.decoder.mask(visible))
+        for window in [window for window in masks if window is not None and beyond]:
             asking = np.zeros(visible.shape[:2], dtype=np.int64)
-            asking[row, place] = position
-            near = asking[:, :, None] - self._positions[:, None, : visible.shape[2]] < window
+            asking[row, tokens.place] = tokens.position
+            near = asking[:, :, None] - self._positions[rows, None, : visible.shape[2]] < window
             masks[window] = self.decoder.mask(visible & near)
         return masks
 

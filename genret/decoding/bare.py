@@ -6,7 +6,7 @@ in another layout where that is faster (`packed`), its modules are not called, a
 rounding. Other decoders, and those with adapters, hooks or quantised weights, go through their modules.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
 import torch
@@ -15,14 +15,15 @@ from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaMod
 from transformers.models.mistral.modeling_mistral import MistralDecoderLayer, MistralModel
 from transformers.models.qwen2.modeling_qwen2 import Qwen2DecoderLayer, Qwen2Model
 
-from genret.decoding.packed import Projections, can_pack, padded
+from genret.decoding.packed import Projections, can_pack, evened, padded
 
 Attend: TypeAlias = Callable[[int, Tensor, Tensor, Tensor, float], Tensor]
 """Layer, queries `[tokens, heads, head_dim]`, keys and values `[tokens, key_heads, head_dim]`, factor of the scores;
 gives `[tokens, heads, head_dim]`."""
 
-Rotation: TypeAlias = tuple[Tensor, Tensor]
-"""What queries and keys are multiplied with, and with their halves exchanged, `[tokens, 1, head_dim]` each."""
+Rotation: TypeAlias = tuple[Tensor, ...]
+"""What queries and keys are multiplied with, and with their halves exchanged, `[tokens, 1, head_dim]` each; or, where
+pairs stand side by side, what these are multiplied with as complex numbers, `[tokens, 1, head_dim / 2]`."""
 
 _LAYERS = {LlamaModel: LlamaDecoderLayer, MistralModel: MistralDecoderLayer, Qwen2Model: Qwen2DecoderLayer}
 
@@ -33,9 +34,9 @@ class BareDecoder:
     def __init__(self, decoder: Any) -> None:
         """Take a decoder of which `is_bare` is true; its weights are copied only where that makes them faster."""
         self._embedding = decoder.embed_tokens
-        self._rotations = _Rotations(decoder.rotary_emb)
         modules = [module for layer in decoder.layers for module in layer.modules()]
         self._packed = can_pack([module.weight for module in modules if type(module) is nn.Linear])
+        self._rotations = _Rotations(decoder.rotary_emb, self._packed)
         self._layers = [_Layer(layer, number, self._packed) for number, layer in enumerate(decoder.layers)]
         self._norm = decoder.norm
 
@@ -77,39 +78,53 @@ def _without_padding(attend: Attend, count: int) -> Attend:
 class _Rotations:
     """Rotary embeddings, made by the model's own module; on a CPU once for each position, as a table."""
 
-    def __init__(self, rotary: Any) -> None:
-        self._rotary = rotary
+    def __init__(self, rotary: Any, paired: bool) -> None:
+        """Take the module, and whether pairs stand side by side."""
+        self._rotary, self._paired = rotary, paired
         # These kinds turn all positions in another way once a sequence is long.
         self._fixed = "dynamic" not in rotary.rope_type and rotary.rope_type != "longrope"
-        self._table: Rotation | None = None
+        self._table: Rotation = ()
+        self._reading: torch.dtype | None = None
 
     def at(self, states: Tensor, positions: Tensor) -> Rotation:
         """Those of tokens at positions, in the type and on the device of their states."""
         if not self._fixed or states.device.type != "cpu":
             return self._made(states, positions)
-        end, table = int(positions.max()) + 1, self._table
-        if table is None or len(table[0]) < end or table[0].dtype != states.dtype:
-            table = self._table = self._made(states, torch.arange(2 * end))
-        cosine, sine = table
-        return cosine.index_select(0, positions), sine.index_select(0, positions)
+        end = int(positions.max()) + 1
+        if not self._table or len(self._table[0]) < end or self._reading != states.dtype:
+            self._table, self._reading = self._made(states, torch.arange(2 * end)), states.dtype
+        return tuple(part.index_select(0, positions) for part in self._table)
 
     def _made(self, states: Tensor, positions: Tensor) -> Rotation:
-        return _signed(*(part[0, :, None] for part in self._rotary(states[None], positions[None])))
+        cosine, sine = (part[0, :, None] for part in self._rotary(states[None], positions[None]))
+        left, right = sine.chunk(2, -1)
+        if self._paired:
+            return (torch.complex(cosine.chunk(2, -1)[0], left),)
+        # The sine takes the sign of the half that it is for.
+        return cosine, torch.cat((-left, right), -1)
 
 
 class _Layer:
     """One layer: attention and the gated feed-forward layer."""
 
     def __init__(self, layer: Any, number: int, packed: bool) -> None:
-        self._number, self._layer = number, layer
+        """Take a layer, and whether to lay weights out, with norms' factors in them and rotated pairs side by side."""
+        self._number, self._layer, self._packed = number, layer, packed
         attention, feed_forward = layer.self_attn, layer.mlp
         self._head_dim, self._scaling = attention.head_dim, attention.scaling
         features = [linear.out_features for linear in (attention.q_proj, attention.k_proj, attention.v_proj)]
         self._heads = [size // attention.head_dim for size in features]
         self._activation = feed_forward.act_fn
-        self._to_heads = Projections([attention.q_proj, attention.k_proj, attention.v_proj], packed)
+        self._to_heads = Projections(
+            [attention.q_proj, attention.k_proj, attention.v_proj],
+            packed,
+            norm=layer.input_layernorm,
+            order=_paired(self._heads, attention.head_dim),
+        )
         self._from_heads = Projections([attention.o_proj], packed)
-        self._widen = Projections([feed_forward.gate_proj, feed_forward.up_proj], packed)
+        self._widen = Projections(
+            [feed_forward.gate_proj, feed_forward.up_proj], packed, norm=layer.post_attention_layernorm
+        )
         self._narrow = Projections([feed_forward.down_proj], packed)
 
     def follow(self) -> None:
@@ -120,8 +135,11 @@ class _Layer:
     def forward(self, states: Tensor, rotation: Rotation, attend: Attend) -> Tensor:
         """States `[tokens, width]` after this layer, from those before it."""
         # In place, into what the products have just made.
-        states = self._attention(_normed(self._layer.input_layernorm, states), rotation, attend).add_(states)
-        return self._feed_forward(_normed(self._layer.post_attention_layernorm, states)).add_(states)
+        states = self._attention(self._normed(self._layer.input_layernorm, states), rotation, attend).add_(states)
+        return self._feed_forward(self._normed(self._layer.post_attention_layernorm, states)).add_(states)
+
+    def _normed(self, norm: Any, states: Tensor) -> Tensor:
+        return evened(states, norm.variance_epsilon) if self._packed else _normed(norm, states)
 
     def _attention(self, states: Tensor, rotation: Rotation, attend: Attend) -> Tensor:
         asking, keyed, _ = self._heads
@@ -147,7 +165,8 @@ def is_bare(decoder: Any) -> bool:
 
 
 def _is_norm(module: nn.Module) -> bool:
-    return type(module).__name__.endswith("RMSNorm") and hasattr(module, "variance_epsilon")
+    named = type(module).__name__.endswith("RMSNorm") and hasattr(module, "variance_epsilon")
+    return named and "weight" in module._parameters  # not made of others each time
 
 
 def _is_watched(module: nn.Module) -> bool:
@@ -158,19 +177,33 @@ def _is_watched(module: nn.Module) -> bool:
 def _normed(norm: Any, states: Tensor) -> Tensor:
     """RMSNorm in 32 bits whatever the model's type, as these models have it (arXiv 1910.07467, equation 4)."""
     if states.dtype == torch.float32:
+        if states.device.type == "cpu":
+            return evened(states, norm.variance_epsilon).mul_(norm.weight)
         return nn.functional.rms_norm(states, states.shape[-1:], norm.weight, norm.variance_epsilon)
     normed = nn.functional.rms_norm(states.float(), states.shape[-1:], eps=norm.variance_epsilon)
     return norm.weight * normed.to(states.dtype)
 
 
-def _signed(cosine: Tensor, sine: Tensor) -> Rotation:
-    """From `[tokens, 1, head_dim]` each; the sine takes the sign of the half that it is for."""
-    left, right = sine.chunk(2, dim=-1)
-    return cosine, torch.cat((-left, right), dim=-1)
+def _paired(heads: Sequence[int], size: int) -> Tensor:
+    """The order that puts what is rotated together side by side, in queries and keys, which multiply the same then.
+
+    Args:
+        heads: How many there are of queries, keys and values.
+        size: Of a head.
+    """
+    turned = (heads[0] + heads[1]) * size
+    pairs = torch.arange(turned).view(-1, 2, size // 2).transpose(1, 2).flatten()
+    return torch.cat((pairs, torch.arange(turned, turned + heads[2] * size)))
 
 
 def _rotated(states: Tensor, rotation: Rotation) -> Tensor:
-    """Rotary position embedding (arXiv 2104.09864, equation 34), the halves of a head as pairs."""
+    """Rotary position embedding (arXiv 2104.09864, equation 34) of `[tokens, heads, head_dim]`.
+
+    The halves of a head are pairs; or those side by side, which are changed in place.
+    """
+    if len(rotation) == 1:
+        torch.view_as_complex(states.unflatten(-1, (-1, 2))).mul_(rotation[0])
+        return states
     cosine, sine = rotation
     left, right = states.chunk(2, dim=-1)
     return torch.addcmul(states * cosine, torch.cat((right, left), dim=-1), sine)

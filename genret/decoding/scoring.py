@@ -12,7 +12,7 @@ import numpy.typing as npt
 import torch
 
 from genret.decoding.attention import TreeDecoder
-from genret.decoding.packed import Seen, multiplication, padded
+from genret.decoding.packed import Seen, multiplication
 from genret.decoding.trie import IntArray, Paths, ranges
 from genret.errors import InputError
 
@@ -24,8 +24,8 @@ WIDE = 256
 # Elements of the largest temporary tensor: gathered rows of the output layer, or logits over the vocabulary where a
 # model gives nothing else.
 CHUNK_ELEMENTS = 1 << 24
-# Logits of the whole vocabulary are made for so many states at a time, few enough to stay in a CPU's cache while they
-# are summed over. A GPU takes all that fit in CHUNK_ELEMENTS.
+# Logits are made for so many states at a time, few enough to stay in a CPU's cache while they are summed over. A GPU
+# takes all that fit in CHUNK_ELEMENTS.
 CACHED_STATES = 128
 # Sums of exponentials of at least this are taken as they are: all that matters to them is far from the least number.
 LEAST_SUM = 1e-30
@@ -83,6 +83,31 @@ class LeafFilter:
         single = (np.bincount(owner, minlength=len(node)) == 1)[owner]
         only[owner[single]] = child[single]
         return only
+
+
+@dataclass(frozen=True)
+class _Wanted:
+    """Logits that are wanted of some states, beside the sum over all.
+
+    Attributes:
+        owner: `[w]`, the state of each.
+        token: `[w]`.
+        at_root: `[r]`, ascending: states of which those of all children of the root are wanted, if it has many.
+    """
+
+    owner: Ints
+    token: Ints
+    at_root: Ints
+
+    def within(self, begin: int, end: int) -> tuple[Ints, "_Wanted"]:
+        """Those of the states from `begin` to `end`, which count from 0 now, and their places in `owner`."""
+        place = np.flatnonzero((self.owner >= begin) & (self.owner < end))
+        first, last = np.searchsorted(self.at_root, (begin, end))
+        return place, _Wanted(self.owner[place] - begin, self.token[place], self.at_root[first:last] - begin)
+
+    def without_tokens(self) -> "_Wanted":
+        """Only those of the root's children."""
+        return _Wanted(self.owner[:0], self.token[:0], self.at_root)
 
 
 class Scorer:
@@ -188,22 +213,18 @@ class Scorer:
         standing = np.flatnonzero(node >= 0)
         first[standing], count[standing] = self.trie.child_span(node[standing])
         wide = np.flatnonzero(count > WIDE)
-        at_root = wide[node[wide] == self.trie.root]
-        normaliser, root_logits = self._normaliser(states, at_root) if self.over_vocabulary else (None, None)
-        if normaliser is not None:
-            # Where no token is possible there is nothing to divide by, and logits of -inf stay what they are.
-            normaliser[np.isneginf(normaliser)] = 0.0
         narrow = np.flatnonzero((count > 0) & (count <= WIDE))
         child = ranges(first[narrow], count[narrow])
         owner = np.repeat(narrow, count[narrow])
         tokens = np.concatenate((target[asked], self.trie.child_tokens(child)))
-        logit = self._narrow(states, np.concatenate((asked, owner)), tokens)
-        target_logprob, logprob = np.zeros(len(target)), logit[len(asked) :]
-        if normaliser is None:
-            logprob = _log_softmax(logprob, count[narrow])
-        else:
+        wanted = _Wanted(np.concatenate((asked, owner)), tokens, wide[node[wide] == self.trie.root])
+        target_logprob, normaliser, root_logits = np.zeros(len(target)), None, None
+        if self.over_vocabulary:
+            normaliser, logit, root_logits = self._over_vocabulary(states, wanted)
             target_logprob[asked] = logit[: len(asked)] - normaliser[asked]
-            logprob = logprob - normaliser[owner]
+            logprob = logit[len(asked) :] - normaliser[owner]
+        else:
+            logprob = _log_softmax(self._narrow(states, wanted.owner, tokens)[len(asked) :], count[narrow])
         if leaf_filter is not None:
             logprob[~leaf_filter.children(child)] = -np.inf
         parts = [(owner, child, logprob)]
@@ -217,76 +238,88 @@ class Scorer:
             parts.append((np.repeat(member, top.shape[1]), (first[member[0]] + place).ravel(), top.ravel()))
         return _collect(target_logprob, parts)
 
-    def _normaliser(self, states: torch.Tensor, at_root: Ints) -> tuple[Floats, torch.Tensor | None]:
-        """What vocabulary scoring divides by: the logarithm of the sum of exponentials of all logits.
+    def _over_vocabulary(self, states: torch.Tensor, wanted: _Wanted) -> tuple[Floats, Floats, torch.Tensor | None]:
+        """What vocabulary scoring divides by, the logarithm of the sum of exponentials of all logits, and some of them.
 
         The sum is made part by part of the vocabulary (after the online softmax of arXiv 1805.02867), so that of all
-        these logits only those of the root's children leave the cache, for states that stand there.
+        these logits only those are kept that are wanted.
 
         Args:
             states: `[s, width]`.
-            at_root: Ascending: which states stand at the root, if it has many children.
+            wanted: Which logits.
 
         Returns:
-            `[s]`; and the logits of the root's children `[len(at_root), children]`, where these are made here and any
-            are asked for.
+            `[s]`, 0 where no token is possible: there is nothing to divide by, and logits of -inf stay what they are;
+            logits `[len(wanted.owner)]`; and the logits of the root's children `[len(wanted.at_root), children]`,
+            where these are made here and any are wanted.
         """
         if self.dense:
-            return _numbers(_numpy(states.logsumexp(-1))), None
-        step = CACHED_STATES if states.device.type == "cpu" else max(1, CHUNK_ELEMENTS // self.decoder.vocabulary_size)
-        sums, root_logits = [], []
-        for number, some in enumerate(padded(states).split(step)):
-            begin, end = np.searchsorted(at_root, (number * step, (number + 1) * step))
-            row = self.decoder.tensor(at_root[begin:end] - number * step)[:, None] if begin < end else None
-            total, found = self._summed(some, row)
-            sums.append(total)
-            root_logits.extend(found)
-        return _numbers(_numpy(torch.cat(sums)[: len(states)])), torch.cat(root_logits) if root_logits else None
+            normaliser, logit = _numpy(states.logsumexp(-1)), self._narrow(states, wanted.owner, wanted.token)
+            root_logits: list[torch.Tensor] = []
+        else:
+            step = CHUNK_ELEMENTS // self.decoder.vocabulary_size
+            step = CACHED_STATES if states.device.type == "cpu" else max(1, step)
+            # Products of low precision do for sums, in which errors cancel out, but not alone.
+            alone = self.decoder.dtype != self.dtype
+            taken = wanted.without_tokens() if alone else wanted
+            normaliser, logit, root_logits = np.zeros(len(states)), np.zeros(len(taken.owner)), []
+            for at in range(0, len(states), step):
+                place, some = taken.within(at, at + step)
+                normaliser[at : at + step], logit[place], found = self._summed(states[at : at + step], some)
+                root_logits.extend(found)
+            if alone:
+                logit = self._narrow(states, wanted.owner, wanted.token)
+        _numbers(normaliser)[np.isneginf(normaliser)] = 0.0
+        return normaliser, logit, torch.cat(root_logits) if root_logits else None
 
-    def _summed(self, states: torch.Tensor, row: torch.Tensor | None) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    def _summed(self, states: torch.Tensor, wanted: _Wanted) -> tuple[Floats, Floats, list[torch.Tensor]]:
         """The logarithm of the sum of exponentials of all logits of some states, and what else they are made for.
 
         Args:
             states: `[s, width]`.
-            row: `[r, 1]`, those at the root; None for none.
+            wanted: Which logits.
 
         Returns:
-            `[s]`; and, where there are such, the logits of the root's children `[r, children]`.
+            `[s]`; logits `[len(wanted.owner)]`; and, where any state stands at the root, the logits of the root's
+            children `[len(wanted.at_root), children]`.
         """
         if states.device.type != "cpu":
-            return self._summed_safely(states, row)
+            return self._summed_safely(states, wanted)
         # torch makes powers of two faster on a CPU than exponentials, which are MKL's, and here in place. Their
         # exponents are found by the same product, from states that are as much longer; low precision and biases are
         # multiplied afterwards.
         head = self.decoder.head
         assert head is not None
         longer = states.dtype == self.dtype and head.bias is None
-        reading, sums, found = states * LOG2_E if longer else states, [], []
-        for place, slab in enumerate(self.decoder.slabs):
+        reading, taken = states * LOG2_E if longer else states, _Taken(self, wanted)
+        sums = []
+        for slab in self.decoder.slabs:
             powers = slab(reading).to(self.dtype)
             if not longer:
                 powers = powers * LOG2_E
-            if row is not None:
-                found.append(powers[row, self._root_parts[place]])
+            taken.take(powers)
             sums.append(powers.exp2_().sum(-1))
-        total = torch.stack(sums).sum(0)
+        total = _numpy(sums[0] if len(sums) == 1 else torch.stack(sums).sum(0))
         # False also where something is not a number.
-        if not bool(((total > LEAST_SUM) & (total < torch.inf)).all()):
-            return self._summed_safely(states, row)
-        return total.log(), [torch.cat(found, 1) / LOG2_E] if found else []
+        if not ((total > LEAST_SUM) & (total < np.inf)).all():
+            return self._summed_safely(states, wanted)
+        return np.log(total), taken.logit / LOG2_E, [torch.cat(taken.of_root, 1) / LOG2_E] if taken.of_root else []
 
-    def _summed_safely(self, states: torch.Tensor, row: torch.Tensor | None) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    def _summed_safely(self, states: torch.Tensor, wanted: _Wanted) -> tuple[Floats, Floats, list[torch.Tensor]]:
         """As `_summed`, for logits of any size."""
-        sums, found = [], []
-        for place, slab in enumerate(self.decoder.slabs):
+        sums, taken = [], _Taken(self, wanted)
+        for slab in self.decoder.slabs:
             logits = slab(states).to(self.dtype)
-            if row is not None:
-                found.append(logits[row, self._root_parts[place]])
+            taken.take(logits)
             sums.append(logits.logsumexp(-1))
-        return torch.stack(sums).logsumexp(0), [torch.cat(found, 1)] if found else []
+        return (
+            _numpy(torch.stack(sums).logsumexp(0)),
+            taken.logit,
+            [torch.cat(taken.of_root, 1)] if taken.of_root else [],
+        )
 
     @cached_property
-    def _root_parts(self) -> list[torch.Tensor]:
+    def root_parts(self) -> list[torch.Tensor]:
         """Places of the root's children in each of the decoder's parts of the vocabulary."""
         assert self.decoder.head is not None
         token, count = self.trie.children(self.trie.root)[0], len(self.decoder.slabs)
@@ -353,6 +386,31 @@ class Scorer:
             return _numpy(logprob), np.broadcast_to(np.arange(n_children), logprob.shape)
         top, place = torch.topk(logprob, limit, dim=-1)
         return _numpy(top), place.cpu().numpy()
+
+
+class _Taken:
+    """Wanted logits, taken out of those of one part of the vocabulary after the other.
+
+    Attributes:
+        logit: float64 `[len(wanted.owner)]`.
+        of_root: Logits of those children of the root that are in a part, `[len(wanted.at_root), children]`, by part;
+            empty where none are wanted.
+    """
+
+    def __init__(self, scorer: Scorer, wanted: _Wanted) -> None:
+        self.logit = np.zeros(len(wanted.owner))
+        self.of_root: list[torch.Tensor] = []
+        self._scorer, self._wanted, self._end = scorer, wanted, 0
+
+    def take(self, logits: torch.Tensor) -> None:
+        """Go on with the next part: logits `[states, part]`."""
+        tensor, wanted = self._scorer.decoder.tensor, self._wanted
+        begin, self._end = self._end, self._end + logits.shape[1]
+        here = np.flatnonzero((wanted.token >= begin) & (wanted.token < self._end))
+        self.logit[here] = _numpy(logits[tensor(wanted.owner[here]), tensor(wanted.token[here] - begin)])
+        if len(wanted.at_root):
+            children = self._scorer.root_parts[len(self.of_root)]
+            self.of_root.append(logits[tensor(wanted.at_root)[:, None], children])
 
 
 def _log_softmax(raw: Floats, count: Ints) -> Floats:

@@ -76,9 +76,9 @@ def test_weights_that_are_replaced_again_and_again_are_seen() -> None:
 
 def test_numbers_of_states_are_few_and_close() -> None:
     for count in range(1, 5000):
-        assert count <= rounded_up(count) <= max(count + 3, count * 5 / 4)
+        assert count <= rounded_up(count) <= max(count + 3, count * 17 / 16)
         assert rounded_up(rounded_up(count)) == rounded_up(count)
-    assert len({rounded_up(count) for count in range(1, 4097)}) == 40
+    assert len({rounded_up(count) for count in range(1, 4097)}) == 112
     states = torch.randn(9, 2, 3)
     whole = states[:8]
     assert padded(states).shape == (12, 2, 3) and padded(whole) is whole

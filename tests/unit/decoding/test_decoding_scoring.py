@@ -143,14 +143,14 @@ def test_only_the_roots_logits_are_kept(trie: Trie, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(scoring, "WIDE", 2)
     scorer = Scorer(a_decoder("plain", torch.float32), trie, "vocabulary")
     kept: list[torch.Tensor | None] = []
-    normaliser = scorer._normaliser
+    over_vocabulary = scorer._over_vocabulary
 
-    def watched(states: torch.Tensor, at_root: npt.NDArray[np.int64]) -> Any:
-        found = normaliser(states, at_root)
-        kept.append(found[1])
+    def watched(states: torch.Tensor, wanted: scoring._Wanted) -> Any:
+        found = over_vocabulary(states, wanted)
+        kept.append(found[2])
         return found
 
-    monkeypatch.setattr(scorer, "_normaliser", watched)
+    monkeypatch.setattr(scorer, "_over_vocabulary", watched)
     inner = trie.children(trie.root)[1]
     node = np.array([inner[0], trie.root, inner[1], trie.root])
     with scorer.decoder.evaluating():

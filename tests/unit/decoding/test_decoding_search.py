@@ -597,8 +597,10 @@ ARCHITECTURES = {
 }
 
 
+@pytest.mark.parametrize("worth", [0, attention.WORTH_GROUPS], ids=["in groups", "together"])
 @pytest.mark.parametrize("name", ARCHITECTURES)
-def test_architectures(name: str) -> None:
+def test_architectures(name: str, worth: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attention, "WORTH_GROUPS", worth)
     model = build(ARCHITECTURES[name], attn="eager" if name.endswith("eager") else "sdpa")
     identifiers, prompts = some_identifiers(60), some_prompts(3, 12, 1)
     for how in SCORINGS:
@@ -757,13 +759,14 @@ def test_a_normaliser_takes_logits_of_any_size(
         attention.TreeDecoder(changed), Trie.from_sequences([[3, 4], [4, 5], [20, 3], [21, 9], [30, 2]]), "vocabulary"
     )
     states = torch.randn(21, changed.config.hidden_size, generator=torch.Generator().manual_seed(0)).to(dtype)
-    at_root = np.array([0, 7, 8, 20])
+    at_root, owner, token = np.array([0, 7, 8, 20]), np.array([3, 3, 20, 0]), np.array([VOCABULARY - 1, 0, 15, 16])
     with torch.inference_mode():
         logits = head.double()(states.double())
         head.to(dtype)
-        normaliser, found = scorer._normaliser(states, at_root)
+        normaliser, logit, found = scorer._over_vocabulary(states, scoring._Wanted(owner, token, at_root))
     tolerance = {torch.float32: 1e-6, torch.float64: 1e-12}[dtype] * float(logits.abs().max().clamp(min=1))
     np.testing.assert_allclose(normaliser, logits.logsumexp(-1).numpy(), atol=10 * tolerance)
+    np.testing.assert_allclose(logit, logits[owner, token].numpy(), atol=10 * tolerance)
     assert found is not None
     np.testing.assert_allclose(
         found.double().numpy(), logits[at_root][:, [3, 4, 20, 21, 30]].numpy(), atol=10 * tolerance
@@ -893,6 +896,31 @@ def test_a_trie_from_disk_serves_as_well(model: Any, tmp_path: Path) -> None:
     found = search.search(model, Trie.load(tmp_path), prompts, k=5, scoring="vocabulary")
     for one, two in zip(expected, found, strict=True):
         assert one.indices.tolist() == two.indices.tolist()
+
+
+@pytest.mark.parametrize("mode", ["beam", "exact"])
+@pytest.mark.parametrize("how", SCORINGS)
+def test_rows_attend_beside_those_with_about_as_many_tokens(
+    model: Any, how: scoring.Scoring, mode: search.Mode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    finder, prompts = TrieSearch(model, Trie.from_sequences(some_identifiers(200)), how), some_prompts(*range(1, 25))
+    together = finder.search(prompts, k=10, mode=mode)
+    made, groups = [], attention.TreeSession._groups
+
+    def watched(self: attention.TreeSession, width: Any) -> Any:
+        made.append((width, groups(self, width)))
+        return made[-1][1]
+
+    monkeypatch.setattr(attention, "WORTH_GROUPS", 0)
+    monkeypatch.setattr(attention.TreeSession, "_groups", watched)
+    in_groups = finder.search(prompts, k=10, mode=mode)
+    assert len(made[0][1]) > 4 and any(len(found) > 1 for _, found in made[1:])
+    for width, found in made:
+        assert sorted(np.concatenate(found).tolist()) == np.flatnonzero(width).tolist() or len(width) == 1
+        assert all(width[rows].max() < attention.ALIKE * width[rows].min() + 1e-9 for rows in found)
+    for one, two in zip(together, in_groups, strict=True):
+        assert one.indices.tolist() == two.indices.tolist() and one.exact == two.exact
+        np.testing.assert_allclose(one.scores, two.scores, atol=1e-9)
 
 
 def test_the_cache_shrinks_when_queries_are_done(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
