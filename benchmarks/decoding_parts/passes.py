@@ -6,7 +6,7 @@ from unittest import mock
 
 import torch
 
-from genret.decoding.scoring import CACHED_STATES
+from genret.decoding.scoring import CHUNK_STATES
 from genret.decoding.search import TrieSearch
 
 
@@ -48,7 +48,7 @@ def passes_alone(search: TrieSearch, find: Callable[[], Any]) -> Callable[[], li
                     group.repeated.clear()
                 states.append(forward(*arguments))
                 if search.scorer.over_vocabulary:
-                    for some in asked.split(CACHED_STATES):
+                    for some in asked.split(CHUNK_STATES):
                         for slab in search.decoder.slabs:
                             slab(some)
         return states

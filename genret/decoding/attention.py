@@ -13,7 +13,6 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import zip_longest
 from typing import Any
 
 import numpy as np
@@ -24,7 +23,7 @@ from transformers import AttentionInterface
 
 from genret.decoding.bare import BareDecoder, is_bare
 from genret.decoding.limits import longest_sequence
-from genret.decoding.packed import Projections, can_pack
+from genret.decoding.packed import Projections, can_pack, keeps_weight
 from genret.decoding.trie import Ints, ranges
 from genret.errors import InputError
 
@@ -37,11 +36,11 @@ FIRST_ROOM = 64
 # How far the same computation may stray when it is done in another order, relative to its largest value.
 TOLERANCE = {torch.float64: 1e-5, torch.float32: 1e-3}
 LOW_PRECISION_TOLERANCE = 5e-2
-# Logits that are only summed over are made on a CPU for so many tokens of the vocabulary at a time: as many as make
-# products of a few states fast, which fewer do not; for `CACHED_STATES` states they are 8 MB.
+# Logits of the whole vocabulary are made on a CPU for so many tokens at a time. With fewer, products of a few states
+# take longer; with so many, logits of `scoring.CHUNK_STATES` states are 8 MB.
 SLAB = 16384
-# Rows of a pass attend together if the one with the most tokens has less than so many times as many as each of them;
-# but all rows where they have fewer attention scores than is worth another call.
+# Rows of a pass attend together if the longest has less than `ALIKE` times the tokens of the shortest; all do where
+# there are fewer attention scores than is worth another call.
 ALIKE = 1.5
 WORTH_GROUPS = 1 << 16
 LAYER_TYPES = {"full_attention", "sliding_attention"}
@@ -292,12 +291,11 @@ class TreeDecoder:
 
     @cached_property
     def slabs(self) -> list[Projections]:
-        """The head in parts of the vocabulary, of about `SLAB` tokens at most; one part on a GPU."""
+        """The head in parts of the vocabulary, of at most `SLAB` tokens; one part on a GPU."""
         assert self.head is not None
         count = -(-self.head.out_features // SLAB) if self.device.type == "cpu" else 1
         size = -(-self.head.out_features // count)
-        # Only of the plain layer it is known where its weights are kept, and so when they change.
-        packed = type(self.head) is nn.Linear and can_pack([self.head.weight])
+        packed = keeps_weight(self.head) and can_pack([self.head.weight])
         return [Projections([self.head], packed, slice(at, at + size)) for at in range(0, size * count, size)]
 
     @contextmanager
@@ -550,15 +548,15 @@ class TreeSession:
             self._positions = np.pad(self._positions, ((0, 0), (0, missing))) if missing else self._positions
             self._positions[tokens.row, tokens.column] = tokens.position
         groups = self._groups(np.bincount(tokens.row, minlength=rows))
-        members = [np.flatnonzero(np.isin(tokens.row, group)) for group in groups] if len(groups) > 1 else []
+        members = [np.flatnonzero(np.isin(tokens.row, group)) for group in groups] if len(groups) > 1 else [None]
         current = _Pass(
             layers=self._layers,
             windows=self.decoder.windows,
             rows=rows,
             room=room,
             slots=tensor(tokens.row * room + tokens.column),
-            groups=[self._group(tokens, *group) for group in zip_longest(groups, members)],
-            order=tensor(np.argsort(np.concatenate(members))) if members else None,
+            groups=[self._group(tokens, group, member) for group, member in zip(groups, members, strict=True)],
+            order=None if len(groups) == 1 else tensor(np.argsort(np.concatenate(members))),
         )
         return self.decoder.forward(ids, tokens.position, current)
 
@@ -577,38 +575,39 @@ class TreeSession:
             tokens = tokens.among(members)
         everything = len(rows) == len(self._prompt)
         row = tokens.row if everything else np.searchsorted(rows, tokens.row)
-        width, tensor = int(tokens.place.max()) + 1, self.decoder.tensor
+        width, columns, tensor = int(tokens.place.max()) + 1, int(self._used[rows].max()), self.decoder.tensor
         return _Group(
             rows=None if everything else tensor(rows),
             tokens=None if members is None else tensor(members),
             count=len(rows),
             width=width,
-            columns=int(self._used[rows].max()),
+            columns=columns,
             places=None if len(row) == len(rows) * width else tensor(row * width + tokens.place),
-            masks=self._masks(tokens, rows, row, width),
+            masks=self._masks(tokens, rows, row, (len(rows), width, columns)),
         )
 
-    def _visible(self, tokens: _Tokens, rows: Ints, row: Ints, width: int) -> Mask:
+    def _visible(self, tokens: _Tokens, rows: Ints, row: Ints, shape: tuple[int, int, int]) -> Mask:
         """Which columns of the cache each place of a group's rows sees, `[rows, width, columns]`."""
-        shape = (len(rows), width, int(self._used[rows].max()))
         if tokens.seen is None:
-            return np.broadcast_to(np.tri(width, dtype=bool), shape)
+            return np.broadcast_to(np.tri(shape[1], dtype=bool), shape)
         # Places without a token see their prompt too: attention to nothing is not a number.
         visible = np.broadcast_to((np.arange(shape[2]) < self._prompt[rows, None])[:, None], shape).copy()
         visible[row[:, None], tokens.place[:, None], tokens.seen] = True
         return visible
 
-    def _masks(self, tokens: _Tokens, rows: Ints, row: Ints, width: int) -> dict[int | None, torch.Tensor | None]:
+    def _masks(
+        self, tokens: _Tokens, rows: Ints, row: Ints, shape: tuple[int, int, int]
+    ) -> dict[int | None, torch.Tensor | None]:
         masks: dict[int | None, torch.Tensor | None] = dict.fromkeys(self.decoder.windows)
         beyond = self._beyond_window(int(tokens.position.max()))
         if tokens.seen is None and not beyond:
             return masks
-        visible = self._visible(tokens, rows, row, width)
+        visible = self._visible(tokens, rows, row, shape)
         masks = dict.fromkeys(masks, self.decoder.mask(visible))
         for window in [window for window in masks if window is not None and beyond]:
-            asking = np.zeros(visible.shape[:2], dtype=np.int64)
+            asking = np.zeros(shape[:2], dtype=np.int64)
             asking[row, tokens.place] = tokens.position
-            near = asking[:, :, None] - self._positions[rows, None, : visible.shape[2]] < window
+            near = asking[:, :, None] - self._positions[rows, None, : shape[2]] < window
             masks[window] = self.decoder.mask(visible & near)
         return masks
 

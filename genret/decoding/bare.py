@@ -2,8 +2,9 @@
 
 A search makes many short passes, and a pass of a small model over a few tokens is mostly Python: calls of nested
 modules, hooks, masks and caches that tree attention does without. Here the weights are the model's own, or their copies
-in another layout where that is faster (`packed`), its modules are not called, and the numbers are the same but for
-rounding. Other decoders, and those with adapters, hooks or quantised weights, go through their modules.
+in another layout where that is faster (`packed`), with the factors of norms in them; its modules are not called, and
+the numbers are the same but for rounding. Other decoders, and those with adapters, hooks or quantised weights, go
+through their modules.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,7 +16,7 @@ from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaMod
 from transformers.models.mistral.modeling_mistral import MistralDecoderLayer, MistralModel
 from transformers.models.qwen2.modeling_qwen2 import Qwen2DecoderLayer, Qwen2Model
 
-from genret.decoding.packed import Projections, can_pack, evened, padded
+from genret.decoding.packed import Projections, can_pack, evened, keeps_weight, padded
 
 Attend: TypeAlias = Callable[[int, Tensor, Tensor, Tensor, float], Tensor]
 """Layer, queries `[tokens, heads, head_dim]`, keys and values `[tokens, key_heads, head_dim]`, factor of the scores;
@@ -84,16 +85,15 @@ class _Rotations:
         # These kinds turn all positions in another way once a sequence is long.
         self._fixed = "dynamic" not in rotary.rope_type and rotary.rope_type != "longrope"
         self._table: Rotation = ()
-        self._reading: torch.dtype | None = None
 
     def at(self, states: Tensor, positions: Tensor) -> Rotation:
         """Those of tokens at positions, in the type and on the device of their states."""
         if not self._fixed or states.device.type != "cpu":
             return self._made(states, positions)
-        end = int(positions.max()) + 1
-        if not self._table or len(self._table[0]) < end or self._reading != states.dtype:
-            self._table, self._reading = self._made(states, torch.arange(2 * end)), states.dtype
-        return tuple(part.index_select(0, positions) for part in self._table)
+        end, table = int(positions.max()) + 1, self._table
+        if not table or len(table[0]) < end or table[0].real.dtype != states.dtype:
+            table = self._table = self._made(states, torch.arange(2 * end))
+        return tuple(part.index_select(0, positions) for part in table)
 
     def _made(self, states: Tensor, positions: Tensor) -> Rotation:
         cosine, sine = (part[0, :, None] for part in self._rotary(states[None], positions[None]))
@@ -119,7 +119,7 @@ class _Layer:
             [attention.q_proj, attention.k_proj, attention.v_proj],
             packed,
             norm=layer.input_layernorm,
-            order=_paired(self._heads, attention.head_dim),
+            order=_paired(self._heads, attention.head_dim) if packed else None,
         )
         self._from_heads = Projections([attention.o_proj], packed)
         self._widen = Projections(
@@ -135,10 +135,11 @@ class _Layer:
     def forward(self, states: Tensor, rotation: Rotation, attend: Attend) -> Tensor:
         """States `[tokens, width]` after this layer, from those before it."""
         # In place, into what the products have just made.
-        states = self._attention(self._normed(self._layer.input_layernorm, states), rotation, attend).add_(states)
-        return self._feed_forward(self._normed(self._layer.post_attention_layernorm, states)).add_(states)
+        states = self._attention(self._before(self._layer.input_layernorm, states), rotation, attend).add_(states)
+        return self._feed_forward(self._before(self._layer.post_attention_layernorm, states)).add_(states)
 
-    def _normed(self, norm: Any, states: Tensor) -> Tensor:
+    def _before(self, norm: Any, states: Tensor) -> Tensor:
+        """What the products after a norm read."""
         return evened(states, norm.variance_epsilon) if self._packed else _normed(norm, states)
 
     def _attention(self, states: Tensor, rotation: Rotation, attend: Attend) -> Tensor:
@@ -161,12 +162,12 @@ def is_bare(decoder: Any) -> bool:
         return False
     projections = [module for module in decoder.modules() if hasattr(module, "weight")]
     plain = all(type(module) in (nn.Linear, nn.Embedding) or _is_norm(module) for module in projections)
+    plain = plain and all(map(keeps_weight, projections))
     return plain and not any(_is_watched(module) for module in decoder.modules())
 
 
 def _is_norm(module: nn.Module) -> bool:
-    named = type(module).__name__.endswith("RMSNorm") and hasattr(module, "variance_epsilon")
-    return named and "weight" in module._parameters  # not made of others each time
+    return type(module).__name__.endswith("RMSNorm") and hasattr(module, "variance_epsilon")
 
 
 def _is_watched(module: nn.Module) -> bool:

@@ -2,8 +2,8 @@
 
 A pass of a search multiplies a few dozen states with each weight matrix. Where weights stand as the model has them, a
 product reads them in an order that does not suit it, or lays them out anew each time. oneDNN can lay them out once
-(https://uxlfoundation.github.io/oneDNN/dev_guide_inference.html), and layers that read the same states become one
-product. The price is a copy of the weights.
+(https://uxlfoundation.github.io/oneDNN/dev_guide_inference.html), layers that read the same states become one product,
+and the factors of a norm before them become part of the weights. The price is a copy of the weights.
 """
 
 from collections.abc import Callable, Sequence
@@ -48,6 +48,14 @@ def padded(states: Tensor) -> Tensor:
     count = states.shape[0]  # `len` of a tensor takes several times as long
     more = rounded_up(count) - count
     return states if more == 0 else torch.cat((states, states.new_zeros(more, *states.shape[1:])))
+
+
+def keeps_weight(module: nn.Module) -> bool:
+    """Whether a module's weight is a parameter of its own, and not made of others now and then.
+
+    Only then it is known when the weight changes.
+    """
+    return "weight" in module._parameters
 
 
 class PackedMatrix:
@@ -112,7 +120,7 @@ class Projections:
 
         Args:
             linears: Of one width.
-            packed: Whether to lay the weights out, of which `can_pack` is true then.
+            packed: Whether to lay the weights out, of which `can_pack` is true then, and `keeps_weight` of the layers.
             rows: Which outputs of each layer are wanted; None for all.
             norm: An RMSNorm whose output they read. Weights that are laid out include its factors: what they read are
                 the states that `evened` makes.
@@ -125,7 +133,10 @@ class Projections:
             self._pack()
 
     def __call__(self, states: Tensor) -> Tensor:
-        """The outputs of all layers side by side, `[states, out]`, for states `[states, width]`."""
+        """The outputs of all layers side by side, `[states, out]`, for states `[states, width]`.
+
+        Of weights that are laid out: in the order that was asked for, for what `evened` makes if there is a norm.
+        """
         if self._packed is None:
             outputs = [nn.functional.linear(states, *self._weights(linear)) for linear in self._linears]
             return outputs[0] if len(outputs) == 1 else torch.cat(outputs, -1)

@@ -24,9 +24,9 @@ WIDE = 256
 # Elements of the largest temporary tensor: gathered rows of the output layer, or logits over the vocabulary where a
 # model gives nothing else.
 CHUNK_ELEMENTS = 1 << 24
-# Logits are made for so many states at a time, few enough to stay in a CPU's cache while they are summed over. A GPU
-# takes all that fit in CHUNK_ELEMENTS.
-CACHED_STATES = 128
+# Logits of the whole vocabulary are made on a CPU for so many states at a time, and on a GPU for as many as fit in
+# CHUNK_ELEMENTS.
+CHUNK_STATES = 128
 # Sums of exponentials of at least this are taken as they are: all that matters to them is far from the least number.
 LEAST_SUM = 1e-30
 LOG2_E = math.log2(math.e)
@@ -258,18 +258,20 @@ class Scorer:
             root_logits: list[torch.Tensor] = []
         else:
             step = CHUNK_ELEMENTS // self.decoder.vocabulary_size
-            step = CACHED_STATES if states.device.type == "cpu" else max(1, step)
-            # Products of low precision do for sums, in which errors cancel out, but not alone.
-            alone = self.decoder.dtype != self.dtype
-            taken = wanted.without_tokens() if alone else wanted
-            normaliser, logit, root_logits = np.zeros(len(states)), np.zeros(len(taken.owner)), []
+            step = CHUNK_STATES if states.device.type == "cpu" else max(1, step)
+            # Products of low precision, which a GPU may have for single precision too, do for sums, in which errors
+            # cancel out, but single tokens want better ones.
+            precise = states.device.type == "cpu" and self.decoder.dtype == self.dtype
+            asked = wanted if precise else wanted.without_tokens()
+            normaliser, logit, root_logits = np.zeros(len(states)), np.zeros(len(asked.owner)), []
             for at in range(0, len(states), step):
-                place, some = taken.within(at, at + step)
+                place, some = asked.within(at, at + step)
                 normaliser[at : at + step], logit[place], found = self._summed(states[at : at + step], some)
                 root_logits.extend(found)
-            if alone:
+            if not precise:
                 logit = self._narrow(states, wanted.owner, wanted.token)
-        _numbers(normaliser)[np.isneginf(normaliser)] = 0.0
+        _numbers(normaliser)
+        normaliser[np.isneginf(normaliser)] = 0.0
         return normaliser, logit, torch.cat(root_logits) if root_logits else None
 
     def _summed(self, states: torch.Tensor, wanted: _Wanted) -> tuple[Floats, Floats, list[torch.Tensor]]:
@@ -296,14 +298,14 @@ class Scorer:
         for slab in self.decoder.slabs:
             powers = slab(reading).to(self.dtype)
             if not longer:
-                powers = powers * LOG2_E
+                powers = powers.mul_(LOG2_E)
             taken.take(powers)
             sums.append(powers.exp2_().sum(-1))
         total = _numpy(sums[0] if len(sums) == 1 else torch.stack(sums).sum(0))
         # False also where something is not a number.
         if not ((total > LEAST_SUM) & (total < np.inf)).all():
             return self._summed_safely(states, wanted)
-        return np.log(total), taken.logit / LOG2_E, [torch.cat(taken.of_root, 1) / LOG2_E] if taken.of_root else []
+        return np.log(total), taken.logit / LOG2_E, [logits / LOG2_E for logits in taken.of_root()]
 
     def _summed_safely(self, states: torch.Tensor, wanted: _Wanted) -> tuple[Floats, Floats, list[torch.Tensor]]:
         """As `_summed`, for logits of any size."""
@@ -312,15 +314,11 @@ class Scorer:
             logits = slab(states).to(self.dtype)
             taken.take(logits)
             sums.append(logits.logsumexp(-1))
-        return (
-            _numpy(torch.stack(sums).logsumexp(0)),
-            taken.logit,
-            [torch.cat(taken.of_root, 1)] if taken.of_root else [],
-        )
+        return _numpy(torch.stack(sums).logsumexp(0)), taken.logit, taken.of_root()
 
     @cached_property
     def root_parts(self) -> list[torch.Tensor]:
-        """Places of the root's children in each of the decoder's parts of the vocabulary."""
+        """Places of the root's children in each of the decoder's parts of the vocabulary, int64 `[children]` a part."""
         assert self.decoder.head is not None
         token, count = self.trie.children(self.trie.root)[0], len(self.decoder.slabs)
         size = -(-self.decoder.head.out_features // count)
@@ -393,13 +391,11 @@ class _Taken:
 
     Attributes:
         logit: float64 `[len(wanted.owner)]`.
-        of_root: Logits of those children of the root that are in a part, `[len(wanted.at_root), children]`, by part;
-            empty where none are wanted.
     """
 
     def __init__(self, scorer: Scorer, wanted: _Wanted) -> None:
         self.logit = np.zeros(len(wanted.owner))
-        self.of_root: list[torch.Tensor] = []
+        self._of_root: list[torch.Tensor] = []
         self._scorer, self._wanted, self._end = scorer, wanted, 0
 
     def take(self, logits: torch.Tensor) -> None:
@@ -407,10 +403,15 @@ class _Taken:
         tensor, wanted = self._scorer.decoder.tensor, self._wanted
         begin, self._end = self._end, self._end + logits.shape[1]
         here = np.flatnonzero((wanted.token >= begin) & (wanted.token < self._end))
-        self.logit[here] = _numpy(logits[tensor(wanted.owner[here]), tensor(wanted.token[here] - begin)])
+        if len(here):
+            self.logit[here] = _numpy(logits[tensor(wanted.owner[here]), tensor(wanted.token[here] - begin)])
         if len(wanted.at_root):
-            children = self._scorer.root_parts[len(self.of_root)]
-            self.of_root.append(logits[tensor(wanted.at_root)[:, None], children])
+            children = self._scorer.root_parts[len(self._of_root)]
+            self._of_root.append(logits[tensor(wanted.at_root)[:, None], children])
+
+    def of_root(self) -> list[torch.Tensor]:
+        """Logits `[len(wanted.at_root), children]` of all children of the root; empty where none are wanted."""
+        return [torch.cat(self._of_root, 1)] if self._of_root else []
 
 
 def _log_softmax(raw: Floats, count: Ints) -> Floats:

@@ -140,7 +140,7 @@ def some_prompts() -> list[list[int]]:
 def test_scores_are_those_of_double_precision(packs: bool, how: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     # Several parts of the vocabulary, the last of them smaller, and several groups of states.
     monkeypatch.setattr(attention, "SLAB", 24)
-    monkeypatch.setattr(scoring, "CACHED_STATES", 8)
+    monkeypatch.setattr(scoring, "CHUNK_STATES", 8)
     monkeypatch.setattr(packed, "_has_products", lambda: packs)
     model, trie, prompts = a_model(), a_trie(), some_prompts()
     found = TrieSearch(model, trie, how).search(prompts, k=10)

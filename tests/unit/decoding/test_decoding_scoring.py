@@ -84,7 +84,7 @@ def test_scores_are_those_of_a_plain_log_softmax(
     at_once: int,
 ) -> None:
     for module, constant, value in (
-        (scoring, "WIDE", wide), (scoring, "CACHED_STATES", at_once), (attention, "SLAB", slab),
+        (scoring, "WIDE", wide), (scoring, "CHUNK_STATES", at_once), (attention, "SLAB", slab),
         (scoring, "CHUNK_ELEMENTS", 5 * VOCABULARY),
     ):  # fmt: skip
         monkeypatch.setattr(module, constant, value)

@@ -746,7 +746,7 @@ def test_a_normaliser_takes_logits_of_any_size(
     monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, bias: float | None, factor: float
 ) -> None:
     monkeypatch.setattr(attention, "SLAB", 16)
-    monkeypatch.setattr(scoring, "CACHED_STATES", 8)
+    monkeypatch.setattr(scoring, "CHUNK_STATES", 8)
     monkeypatch.setattr(scoring, "WIDE", 4)
     changed = build(MistralConfig(**SHAPE, sliding_window=None)).to(dtype)
     head = torch.nn.Linear(changed.config.hidden_size, VOCABULARY, bias=bias is not None).to(dtype)
