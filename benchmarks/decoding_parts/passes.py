@@ -6,6 +6,7 @@ from unittest import mock
 
 import torch
 
+from genret.decoding.packed import padded
 from genret.decoding.scoring import CHUNK_STATES
 from genret.decoding.search import TrieSearch
 
@@ -50,7 +51,7 @@ def passes_alone(search: TrieSearch, find: Callable[[], Any]) -> Callable[[], li
                 if search.scorer.over_vocabulary:
                     for some in asked.split(CHUNK_STATES):
                         for slab in search.decoder.slabs:
-                            slab(some)
+                            slab(padded(some))
         return states
 
     return repeat

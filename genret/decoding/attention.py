@@ -548,7 +548,11 @@ class TreeSession:
             self._positions = np.pad(self._positions, ((0, 0), (0, missing))) if missing else self._positions
             self._positions[tokens.row, tokens.column] = tokens.position
         groups = self._groups(np.bincount(tokens.row, minlength=rows))
-        members = [np.flatnonzero(np.isin(tokens.row, group)) for group in groups] if len(groups) > 1 else [None]
+        members: list[Ints | None] = [None]
+        order = None
+        if len(groups) > 1:
+            theirs = [np.flatnonzero(np.isin(tokens.row, group)) for group in groups]
+            members, order = [*theirs], tensor(np.argsort(np.concatenate(theirs)))
         current = _Pass(
             layers=self._layers,
             windows=self.decoder.windows,
@@ -556,7 +560,7 @@ class TreeSession:
             room=room,
             slots=tensor(tokens.row * room + tokens.column),
             groups=[self._group(tokens, group, member) for group, member in zip(groups, members, strict=True)],
-            order=None if len(groups) == 1 else tensor(np.argsort(np.concatenate(members))),
+            order=order,
         )
         return self.decoder.forward(ids, tokens.position, current)
 

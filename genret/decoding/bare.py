@@ -39,7 +39,7 @@ class BareDecoder:
         self._packed = can_pack([module.weight for module in modules if type(module) is nn.Linear])
         self._rotations = _Rotations(decoder.rotary_emb, self._packed)
         self._layers = [_Layer(layer, number, self._packed) for number, layer in enumerate(decoder.layers)]
-        self._norm = decoder.norm
+        self._norm = _Norm(decoder.norm)
 
     def follow(self) -> None:
         """Lay out anew what training has changed since the last time."""
@@ -66,7 +66,7 @@ class BareDecoder:
         rotation = self._rotations.at(states, positions)
         for layer in self._layers:
             states = layer.forward(states, rotation, attend)
-        return _normed(self._norm, states)[:count]
+        return self._norm.scaled(states)[:count]
 
 
 def _without_padding(attend: Attend, count: int) -> Attend:
@@ -109,7 +109,8 @@ class _Layer:
 
     def __init__(self, layer: Any, number: int, packed: bool) -> None:
         """Take a layer, and whether to lay weights out, with norms' factors in them and rotated pairs side by side."""
-        self._number, self._layer, self._packed = number, layer, packed
+        self._number, self._packed = number, packed
+        self._norms = _Norm(layer.input_layernorm), _Norm(layer.post_attention_layernorm)
         attention, feed_forward = layer.self_attn, layer.mlp
         self._head_dim, self._scaling = attention.head_dim, attention.scaling
         features = [linear.out_features for linear in (attention.q_proj, attention.k_proj, attention.v_proj)]
@@ -135,24 +136,43 @@ class _Layer:
     def forward(self, states: Tensor, rotation: Rotation, attend: Attend) -> Tensor:
         """States `[tokens, width]` after this layer, from those before it."""
         # In place, into what the products have just made.
-        states = self._attention(self._before(self._layer.input_layernorm, states), rotation, attend).add_(states)
-        return self._feed_forward(self._before(self._layer.post_attention_layernorm, states)).add_(states)
-
-    def _before(self, norm: Any, states: Tensor) -> Tensor:
-        """What the products after a norm read."""
-        return evened(states, norm.variance_epsilon) if self._packed else _normed(norm, states)
+        before, between = (norm.evened if self._packed else norm.scaled for norm in self._norms)
+        states = self._attention(before(states), rotation, attend).add_(states)
+        return self._feed_forward(between(states)).add_(states)
 
     def _attention(self, states: Tensor, rotation: Rotation, attend: Attend) -> Tensor:
         asking, keyed, _ = self._heads
-        heads = self._to_heads(states).unflatten(-1, (-1, self._head_dim))
-        queries, keys = _rotated(heads[:, : asking + keyed], rotation).split([asking, keyed], 1)
-        mixed = attend(self._number, queries, keys, heads[:, asking + keyed :], self._scaling)
+        heads = self._to_heads(states).view(len(states), -1, self._head_dim)
+        turned = _rotated(heads[:, : asking + keyed], rotation)
+        values = heads[:, asking + keyed :]
+        mixed = attend(self._number, turned[:, :asking], turned[:, asking:], values, self._scaling)
         return self._from_heads(mixed.flatten(1))
 
     def _feed_forward(self, states: Tensor) -> Tensor:
         """The gated layer (arXiv 2002.05202, equation 6), with the model's own activation."""
         gate, up = self._widen(states).chunk(2, -1)
         return self._narrow(self._activation(gate).mul_(up))
+
+
+class _Norm:
+    """RMSNorm in 32 bits whatever the model's type, as these models have it (arXiv 1910.07467, equation 4)."""
+
+    def __init__(self, norm: Any) -> None:
+        self._norm, self._epsilon = norm, torch.tensor([norm.variance_epsilon])
+
+    def scaled(self, states: Tensor) -> Tensor:
+        """States `[tokens, width]` after the norm."""
+        norm, width = self._norm, states.shape[-1:]
+        if states.dtype != torch.float32:
+            normed = nn.functional.rms_norm(states.float(), width, eps=norm.variance_epsilon)
+            return norm.weight * normed.to(states.dtype)
+        if states.device.type == "cpu":
+            return self.evened(states).mul_(norm.weight)
+        return nn.functional.rms_norm(states, width, norm.weight, norm.variance_epsilon)
+
+    def evened(self, states: Tensor) -> Tensor:
+        """The same but for the norm's factors: for single precision on a CPU."""
+        return evened(states, self._epsilon)
 
 
 def is_bare(decoder: Any) -> bool:
@@ -173,16 +193,6 @@ def _is_norm(module: nn.Module) -> bool:
 def _is_watched(module: nn.Module) -> bool:
     """Whether something wants to be called with the module, or in its place."""
     return bool(module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module))
-
-
-def _normed(norm: Any, states: Tensor) -> Tensor:
-    """RMSNorm in 32 bits whatever the model's type, as these models have it (arXiv 1910.07467, equation 4)."""
-    if states.dtype == torch.float32:
-        if states.device.type == "cpu":
-            return evened(states, norm.variance_epsilon).mul_(norm.weight)
-        return nn.functional.rms_norm(states, states.shape[-1:], norm.weight, norm.variance_epsilon)
-    normed = nn.functional.rms_norm(states.float(), states.shape[-1:], eps=norm.variance_epsilon)
-    return norm.weight * normed.to(states.dtype)
 
 
 def _paired(heads: Sequence[int], size: int) -> Tensor:

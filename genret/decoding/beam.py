@@ -7,6 +7,9 @@ from genret.decoding.hypotheses import Batch, Expansions, Hypotheses, joined
 from genret.decoding.results import Results, SearchResult, rank_in_run, ranking
 from genret.decoding.scoring import Floats, Ints
 
+# A place beyond all identifiers.
+BEYOND = int(np.iinfo(np.int32).max)
+
 
 def beam_search(batch: Batch, k: int, width: int) -> list[SearchResult]:
     """The k best identifiers of each query by beam search, as `generate` of transformers would find them.
@@ -25,7 +28,7 @@ def beam_search(batch: Batch, k: int, width: int) -> list[SearchResult]:
     lost = np.full(batch.size, -np.inf)
     while len(running := _finish(batch, running, found, results)):
         # No hypothesis of a query has a choice before this place, so that none would be pruned on the way.
-        now = np.full(batch.size, np.iinfo(np.int32).max)
+        now = np.full(batch.size, BEYOND)
         np.minimum.at(now, running["query"], running["stop"])
         unknown = _unread(batch, running)
         if not batch.over_vocabulary:
@@ -49,7 +52,7 @@ def beam_search(batch: Batch, k: int, width: int) -> list[SearchResult]:
                 # A query that now waits for nothing would miss the pass, and so lose its place in the cache.
                 running = running[promising]
                 continue
-            unread = np.flatnonzero(_unread(batch, running))
+            unread = _unread(batch, running).nonzero()[0]
             if len(unread) > batch.hypotheses_per_pass and not batch.over_vocabulary:
                 # Those of later places may be pruned before they are needed.
                 unread = unread[running["stop"][unread] == now[running["query"][unread]]]
@@ -116,7 +119,7 @@ def _sure_threshold(batch: Batch, running: Hypotheses, results: Results, width: 
 
 def _next_choice(batch: Batch, running: Hypotheses) -> Ints:
     """`[queries]`, the first place where a hypothesis of the query has a choice: nothing can be pruned before it."""
-    place = np.full(batch.size, np.iinfo(np.int32).max, dtype=np.int64)
+    place = np.full(batch.size, BEYOND)
     choosing = running["target"] >= 0
     np.minimum.at(place, running["query"][choosing], running["choice"][choosing])
     return place
@@ -156,7 +159,7 @@ def _step(
     place = np.concatenate((now[staying], chosen["start"], moved["start"]))
     complete = (candidates["target"] < 0) & (candidates["choice"] == place)
 
-    possible = np.flatnonzero(score > -np.inf)
+    possible = (score > -np.inf).nonzero()[0]
     sequence, rank = ranking(candidates["query"][possible], score[possible], candidates["leaf"][possible])
     sequence = possible[sequence]
     candidates, score, complete = candidates[sequence], score[sequence], complete[sequence]

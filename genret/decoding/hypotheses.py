@@ -330,7 +330,7 @@ class Batch:
     def _set_stop(self, hypotheses: Hypotheses) -> None:
         """Set `stop` to where something is found out that the next hypotheses depend on: a forced node or `choice`."""
         hypotheses["stop"] = hypotheses["choice"]
-        forced = np.flatnonzero(hypotheses["forced"])
+        forced = hypotheses["forced"].nonzero()[0]
         if len(forced):
             first = hypotheses["forced_end"][forced] - hypotheses["forced"][forced]
             hypotheses["stop"][forced] = self.forced_place[first]
@@ -353,10 +353,10 @@ class Batch:
 
     def _states_of_tokens(self, hypotheses: Hypotheses, n_states: Ints) -> States:
         """All states: each is asked for the token that follows, or at a node for the children."""
-        expansion = np.repeat(np.arange(len(hypotheses)), n_states)
+        expansion = np.arange(len(hypotheses)).repeat(n_states)
         node = np.full(len(expansion), -1)
         at_node = (hypotheses["target"] >= 0) & (hypotheses["stop"] == hypotheses["choice"])
-        node[np.cumsum(n_states)[at_node] - 1] = hypotheses["target"][at_node]
+        node[n_states.cumsum()[at_node] - 1] = hypotheses["target"][at_node]
         place = 1 + ranges(np.zeros_like(n_states), n_states)
         return States(np.arange(len(expansion)), expansion, place, node, np.zeros(len(expansion), dtype=bool))
 

@@ -73,9 +73,12 @@ class PackedMatrix:
 
     def __call__(self, states: Tensor) -> Tensor:
         """The products of all rows with each of some states: float32 `[states, out]` for `[states, width]`."""
-        count = states.shape[0]
-        products: Tensor = torch.ops.mkldnn._linear_pointwise(padded(states), self._rows, self._bias, "none", [], "")
-        return products if products.shape[0] == count else products[:count]
+        return self.product(padded(states))[: states.shape[0]]
+
+    def product(self, states: Tensor) -> Tensor:
+        """The same for states that are `padded` already."""
+        products: Tensor = torch.ops.mkldnn._linear_pointwise(states, self._rows, self._bias, "none", [], "")
+        return products
 
 
 def multiplication(rows: Tensor, bias: Tensor | None = None) -> Callable[[Tensor], Tensor]:
@@ -135,12 +138,13 @@ class Projections:
     def __call__(self, states: Tensor) -> Tensor:
         """The outputs of all layers side by side, `[states, out]`, for states `[states, width]`.
 
-        Of weights that are laid out: in the order that was asked for, for what `evened` makes if there is a norm.
+        Of weights that are laid out: in the order that was asked for; for states that are `padded`, and what `evened`
+        makes of them if there is a norm.
         """
         if self._packed is None:
             outputs = [nn.functional.linear(states, *self._weights(linear)) for linear in self._linears]
             return outputs[0] if len(outputs) == 1 else torch.cat(outputs, -1)
-        return self._packed(states)
+        return self._packed.product(states)
 
     def follow(self) -> None:
         """Lay weights out anew if they have changed. For once a search: to look takes as long as a small product."""
@@ -173,13 +177,17 @@ class Projections:
         return [tensor for module in modules for tensor in module._parameters.values() if tensor is not None]
 
 
-def evened(states: Tensor, epsilon: float) -> Tensor:
+def evened(states: Tensor, epsilon: Tensor) -> Tensor:
     """RMSNorm (arXiv 1910.07467, equation 4) of states `[states, width]`, but for its factors.
 
     On a CPU this takes half as long as torch's own, which is made of more operations.
+
+    Args:
+        states: Whose squares are to have a mean of about 1.
+        epsilon: `[1]`, what is added to that mean before.
     """
     length = torch.linalg.vector_norm(states, dim=-1, keepdim=True)
-    return states * length.square_().mul_(1 / states.shape[-1]).add_(epsilon).rsqrt_()
+    return states * torch.addcmul(epsilon, length, length, value=1 / states.shape[-1]).rsqrt_()
 
 
 def _writes(tensor: Tensor) -> int:

@@ -12,7 +12,7 @@ import numpy.typing as npt
 import torch
 
 from genret.decoding.attention import TreeDecoder
-from genret.decoding.packed import Seen, multiplication
+from genret.decoding.packed import Seen, multiplication, padded
 from genret.decoding.trie import IntArray, Paths, ranges
 from genret.errors import InputError
 
@@ -208,14 +208,14 @@ class Scorer:
     ) -> Scores:
         if self.dense:
             states = states.to(self.dtype)
-        asked = np.flatnonzero(target >= 0)
+        asked = (target >= 0).nonzero()[0]
         first, count = np.zeros_like(node), np.zeros_like(node)
-        standing = np.flatnonzero(node >= 0)
+        standing = (node >= 0).nonzero()[0]
         first[standing], count[standing] = self.trie.child_span(node[standing])
-        wide = np.flatnonzero(count > WIDE)
-        narrow = np.flatnonzero((count > 0) & (count <= WIDE))
+        wide = (count > WIDE).nonzero()[0]
+        narrow = ((count > 0) & (count <= WIDE)).nonzero()[0]
         child = ranges(first[narrow], count[narrow])
-        owner = np.repeat(narrow, count[narrow])
+        owner = narrow.repeat(count[narrow])
         tokens = np.concatenate((target[asked], self.trie.child_tokens(child)))
         wanted = _Wanted(np.concatenate((asked, owner)), tokens, wide[node[wide] == self.trie.root])
         target_logprob, normaliser, root_logits = np.zeros(len(target)), None, None
@@ -265,7 +265,7 @@ class Scorer:
             asked = wanted if precise else wanted.without_tokens()
             normaliser, logit, root_logits = np.zeros(len(states)), np.zeros(len(asked.owner)), []
             for at in range(0, len(states), step):
-                place, some = asked.within(at, at + step)
+                place, some = (slice(None), asked) if len(states) <= step else asked.within(at, at + step)
                 normaliser[at : at + step], logit[place], found = self._summed(states[at : at + step], some)
                 root_logits.extend(found)
             if not precise:
@@ -293,15 +293,15 @@ class Scorer:
         head = self.decoder.head
         assert head is not None
         longer = states.dtype == self.dtype and head.bias is None
-        reading, taken = states * LOG2_E if longer else states, _Taken(self, wanted)
-        sums = []
+        reading = padded(states * LOG2_E if longer else states)
+        sums, taken = [], _Taken(self, wanted)
         for slab in self.decoder.slabs:
             powers = slab(reading).to(self.dtype)
             if not longer:
                 powers = powers.mul_(LOG2_E)
             taken.take(powers)
             sums.append(powers.exp2_().sum(-1))
-        total = _numpy(sums[0] if len(sums) == 1 else torch.stack(sums).sum(0))
+        total = _numpy(sums[0] if len(sums) == 1 else torch.stack(sums).sum(0))[: len(states)]
         # False also where something is not a number.
         if not ((total > LEAST_SUM) & (total < np.inf)).all():
             return self._summed_safely(states, wanted)
@@ -309,12 +309,12 @@ class Scorer:
 
     def _summed_safely(self, states: torch.Tensor, wanted: _Wanted) -> tuple[Floats, Floats, list[torch.Tensor]]:
         """As `_summed`, for logits of any size."""
-        sums, taken = [], _Taken(self, wanted)
+        reading, sums, taken = padded(states), [], _Taken(self, wanted)
         for slab in self.decoder.slabs:
-            logits = slab(states).to(self.dtype)
+            logits = slab(reading).to(self.dtype)
             taken.take(logits)
             sums.append(logits.logsumexp(-1))
-        return _numpy(torch.stack(sums).logsumexp(0)), taken.logit, taken.of_root()
+        return _numpy(torch.stack(sums).logsumexp(0))[: len(states)], taken.logit, taken.of_root()
 
     @cached_property
     def root_parts(self) -> list[torch.Tensor]:
@@ -402,9 +402,13 @@ class _Taken:
         """Go on with the next part: logits `[states, part]`."""
         tensor, wanted = self._scorer.decoder.tensor, self._wanted
         begin, self._end = self._end, self._end + logits.shape[1]
-        here = np.flatnonzero((wanted.token >= begin) & (wanted.token < self._end))
-        if len(here):
-            self.logit[here] = _numpy(logits[tensor(wanted.owner[here]), tensor(wanted.token[here] - begin)])
+        owner, token = wanted.owner, wanted.token
+        here: Ints | slice = slice(None)
+        if len(self._scorer.decoder.slabs) > 1:
+            here = ((token >= begin) & (token < self._end)).nonzero()[0]
+            owner, token = owner[here], token[here] - begin
+        if len(owner):
+            self.logit[here] = _numpy(logits[tensor(owner), tensor(token)])
         if len(wanted.at_root):
             children = self._scorer.root_parts[len(self._of_root)]
             self._of_root.append(logits[tensor(wanted.at_root)[:, None], children])
@@ -424,10 +428,15 @@ def _log_softmax(raw: Floats, count: Ints) -> Floats:
 
 
 def _collect(target: Floats, parts: list[tuple[Ints, Ints, Floats]]) -> Scores:
-    owner, child, logprob = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
-    kept = np.flatnonzero(_numbers(logprob) > -np.inf)
-    kept = kept[np.argsort(owner[kept], kind="stable")]
-    return Scores(_numbers(target), owner[kept], child[kept], logprob[kept])
+    owner, child, logprob = parts[0]
+    if len(parts) > 1:
+        owner, child, logprob = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+        sequence = np.argsort(owner, kind="stable")
+        owner, child, logprob = owner[sequence], child[sequence], logprob[sequence]
+    possible = _numbers(logprob) > -np.inf
+    if not possible.all():
+        owner, child, logprob = owner[possible], child[possible], logprob[possible]
+    return Scores(_numbers(target), owner, child, logprob)
 
 
 def _numbers(found: Floats) -> Floats:

@@ -9,6 +9,7 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from torch import nn
+from torch.nn.utils import parametrize
 from transformers import AutoModelForCausalLM, Gemma2Config, LlamaConfig, MistralConfig, Qwen2Config
 
 from genret.decoding.attention import TreeDecoder
@@ -118,6 +119,32 @@ def test_trained_weights_are_seen() -> None:
     with decoder.evaluating():
         _, after = decoder.begin([[3, 4]], [])
     assert not torch.equal(before, after)
+
+
+@pytest.mark.parametrize("name", ["input_layernorm", "post_attention_layernorm"])
+def test_factors_of_norms_that_change_are_seen(name: str) -> None:
+    model, trie = build(CONFIGS["llama"], torch.float32), Trie.from_sequences(identifiers())
+    kept = TrieSearch(model, trie, "vocabulary")
+    before = kept.search([[3, 4]], k=8)[0]
+    with torch.no_grad():
+        model.get_decoder().layers[0].get_submodule(name).weight.mul_(1.5)
+    after, anew = kept.search([[3, 4]], k=8)[0], TrieSearch(model, trie, "vocabulary").search([[3, 4]], k=8)[0]
+    assert after.indices.tolist() == anew.indices.tolist() and after.scores.tolist() == anew.scores.tolist()
+    assert before.scores.tolist() != after.scores.tolist()
+
+
+def test_weights_that_are_made_of_others_are_read_each_time() -> None:
+    normed = build(CONFIGS["llama"], torch.float32)
+    parametrize.register_parametrization(normed.get_decoder().norm, "weight", nn.Identity())
+    assert not is_bare(normed.get_decoder())
+    model, trie = build(CONFIGS["llama"], torch.float32), Trie.from_sequences(identifiers())
+    parametrize.register_parametrization(model.lm_head, "weight", nn.Identity())
+    kept = TrieSearch(model, trie, "vocabulary")
+    kept.search([[3, 4]], k=8)
+    with torch.no_grad():
+        model.lm_head.parametrizations.weight.original.mul_(2)
+    after, anew = kept.search([[3, 4]], k=8)[0], TrieSearch(model, trie, "vocabulary").search([[3, 4]], k=8)[0]
+    assert after.scores.tolist() == anew.scores.tolist()
 
 
 def test_what_was_added_to_a_model_is_heeded(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 from genret.decoding import attention, packed, scoring
 from genret.decoding.attention import TreeDecoder
 from genret.decoding.explain import token_log_probs
-from genret.decoding.packed import PackedMatrix, Projections, can_pack, multiplication, padded, rounded_up
+from genret.decoding.packed import PackedMatrix, Projections, can_pack, evened, multiplication, padded, rounded_up
 from genret.decoding.search import TrieSearch
 from genret.decoding.trie import Trie
 
@@ -46,6 +46,23 @@ def test_outputs_are_those_of_the_layers(packs: bool, bias: bool, rows: slice | 
     projections = Projections(linears, packs, rows)
     for count in (1, 3, 8, 33, 200):
         assert farthest(projections, linears, torch.randn(count, 24), rows or slice(None)) < 1e-5
+
+
+@needs_packing
+@pytest.mark.parametrize("bias", [True, False])
+def test_weights_take_in_the_factors_of_a_norm_and_an_order(bias: bool) -> None:
+    linears, norm, order = some_linears(bias), nn.RMSNorm(24, eps=0.1), torch.randperm(64)
+    projections = Projections(linears, True, norm=norm, order=order)
+    for factor in (torch.randn(24), torch.randn(24)):
+        with torch.inference_mode(False), torch.no_grad():
+            norm.weight.copy_(factor)
+        projections.follow()
+        for count in (4, 200):
+            states = 3 * torch.randn(count, 24)
+            normed = deepcopy(norm).double()(states.double())
+            expected = torch.cat([deepcopy(linear).double()(normed) for linear in linears], 1)[:, order]
+            found = projections(evened(states, torch.tensor([0.1])))
+            assert (found - expected).abs().max() < 1e-5
 
 
 @pytest.mark.parametrize("packs", BOTH_WAYS)
