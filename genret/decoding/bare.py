@@ -61,7 +61,8 @@ class BareDecoder:
         count = len(ids)
         if self._packed:
             # By tokens that attention does not get to see.
-            ids, positions, attend = padded(ids), padded(positions), _without_padding(attend, count)
+            ids, positions = padded(ids), padded(positions)
+            attend = attend if len(ids) == count else _without_padding(attend, count)
         states = nn.functional.embedding(ids, self._embedding.weight)
         rotation = self._rotations.at(states, positions)
         for layer in self._layers:
@@ -115,7 +116,8 @@ class _Layer:
         self._head_dim, self._scaling = attention.head_dim, attention.scaling
         features = [linear.out_features for linear in (attention.q_proj, attention.k_proj, attention.v_proj)]
         self._heads = [size // attention.head_dim for size in features]
-        self._activation = feed_forward.act_fn
+        # Without what else a call does, such as to look for hooks: a bare decoder has none.
+        self._activation = feed_forward.act_fn.forward
         self._to_heads = Projections(
             [attention.q_proj, attention.k_proj, attention.v_proj],
             packed,
