@@ -6,7 +6,6 @@ from unittest import mock
 
 import torch
 
-from genret.decoding.packed import padded
 from genret.decoding.scoring import CHUNK_STATES
 from genret.decoding.search import TrieSearch
 
@@ -50,8 +49,9 @@ def passes_alone(search: TrieSearch, find: Callable[[], Any]) -> Callable[[], li
                 states.append(forward(*arguments))
                 if search.scorer.over_vocabulary:
                     for some in asked.split(CHUNK_STATES):
+                        reading = search.decoder.slabs[0].padded(some)
                         for slab in search.decoder.slabs:
-                            slab(padded(some))
+                            slab(reading)
         return states
 
     return repeat

@@ -23,7 +23,7 @@ from transformers import AttentionInterface
 
 from genret.decoding.bare import BareDecoder, is_bare
 from genret.decoding.limits import longest_sequence
-from genret.decoding.packed import Projections, can_pack, keeps_weight
+from genret.decoding.packed import Projections, can_pack, keeps_parameters
 from genret.decoding.trie import Ints, ranges
 from genret.errors import InputError
 
@@ -37,7 +37,7 @@ FIRST_ROOM = 64
 TOLERANCE = {torch.float64: 1e-5, torch.float32: 1e-3}
 LOW_PRECISION_TOLERANCE = 5e-2
 # Logits of the whole vocabulary are made on a CPU for so many tokens at a time. With fewer, products of a few states
-# take longer; with so many, logits of `scoring.CHUNK_STATES` states are 8 MB.
+# take longer; with so many, logits of `scoring.CHUNK_STATES` states are 8 MB in single precision.
 SLAB = 16384
 # Rows of a pass attend together if the longest has less than `ALIKE` times the tokens of the shortest; all do where
 # there are fewer attention scores than is worth another call.
@@ -295,7 +295,7 @@ class TreeDecoder:
         assert self.head is not None
         count = -(-self.head.out_features // SLAB) if self.device.type == "cpu" else 1
         size = -(-self.head.out_features // count)
-        packed = keeps_weight(self.head) and can_pack([self.head.weight])
+        packed = keeps_parameters(self.head) and can_pack([self.head.weight])
         return [Projections([self.head], packed, slice(at, at + size)) for at in range(0, size * count, size)]
 
     @contextmanager

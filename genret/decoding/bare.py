@@ -16,7 +16,7 @@ from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaMod
 from transformers.models.mistral.modeling_mistral import MistralDecoderLayer, MistralModel
 from transformers.models.qwen2.modeling_qwen2 import Qwen2DecoderLayer, Qwen2Model
 
-from genret.decoding.packed import Projections, can_pack, evened, keeps_weight, padded
+from genret.decoding.packed import Projections, can_pack, evened, keeps_parameters, padded
 
 Attend: TypeAlias = Callable[[int, Tensor, Tensor, Tensor, float], Tensor]
 """Layer, queries `[tokens, heads, head_dim]`, keys and values `[tokens, key_heads, head_dim]`, factor of the scores;
@@ -110,13 +110,14 @@ class _Layer:
 
     def __init__(self, layer: Any, number: int, packed: bool) -> None:
         """Take a layer, and whether to lay weights out, with norms' factors in them and rotated pairs side by side."""
-        self._number, self._packed = number, packed
-        self._norms = _Norm(layer.input_layernorm), _Norm(layer.post_attention_layernorm)
+        self._number = number
+        norms = _Norm(layer.input_layernorm), _Norm(layer.post_attention_layernorm)
+        self._before, self._between = (norm.evened if packed else norm.scaled for norm in norms)
         attention, feed_forward = layer.self_attn, layer.mlp
         self._head_dim, self._scaling = attention.head_dim, attention.scaling
         features = [linear.out_features for linear in (attention.q_proj, attention.k_proj, attention.v_proj)]
         self._heads = [size // attention.head_dim for size in features]
-        # Without what else a call does, such as to look for hooks: a bare decoder has none.
+        # Without what else a call does, such as to look for hooks: there were none.
         self._activation = feed_forward.act_fn.forward
         self._to_heads = Projections(
             [attention.q_proj, attention.k_proj, attention.v_proj],
@@ -138,9 +139,8 @@ class _Layer:
     def forward(self, states: Tensor, rotation: Rotation, attend: Attend) -> Tensor:
         """States `[tokens, width]` after this layer, from those before it."""
         # In place, into what the products have just made.
-        before, between = (norm.evened if self._packed else norm.scaled for norm in self._norms)
-        states = self._attention(before(states), rotation, attend).add_(states)
-        return self._feed_forward(between(states)).add_(states)
+        states = self._attention(self._before(states), rotation, attend).add_(states)
+        return self._feed_forward(self._between(states)).add_(states)
 
     def _attention(self, states: Tensor, rotation: Rotation, attend: Attend) -> Tensor:
         asking, keyed, _ = self._heads
@@ -160,7 +160,7 @@ class _Norm:
     """RMSNorm in 32 bits whatever the model's type, as these models have it (arXiv 1910.07467, equation 4)."""
 
     def __init__(self, norm: Any) -> None:
-        self._norm, self._epsilon = norm, torch.tensor([norm.variance_epsilon])
+        self._norm, self._epsilon = norm, torch.tensor([norm.variance_epsilon], dtype=torch.float32, device="cpu")
 
     def scaled(self, states: Tensor) -> Tensor:
         """States `[tokens, width]` after the norm."""
@@ -184,7 +184,7 @@ def is_bare(decoder: Any) -> bool:
         return False
     projections = [module for module in decoder.modules() if hasattr(module, "weight")]
     plain = all(type(module) in (nn.Linear, nn.Embedding) or _is_norm(module) for module in projections)
-    plain = plain and all(map(keeps_weight, projections))
+    plain = plain and all(map(keeps_parameters, projections))
     return plain and not any(_is_watched(module) for module in decoder.modules())
 
 

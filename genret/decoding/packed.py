@@ -50,12 +50,13 @@ def padded(states: Tensor) -> Tensor:
     return states if more == 0 else torch.cat((states, states.new_zeros(more, *states.shape[1:])))
 
 
-def keeps_weight(module: nn.Module) -> bool:
-    """Whether a module's weight is a parameter of its own, and not made of others now and then.
+def keeps_parameters(module: nn.Module) -> bool:
+    """Whether a module's weight and bias are parameters of its own, and not computed from others.
 
-    Only then it is known when the weight changes.
+    Only then it is known when they change.
     """
-    return "weight" in module._parameters
+    found = [name for name in ("weight", "bias") if getattr(module, name, None) is not None]
+    return all(name in module._parameters for name in found)
 
 
 class PackedMatrix:
@@ -123,7 +124,7 @@ class Projections:
 
         Args:
             linears: Of one width.
-            packed: Whether to lay the weights out, of which `can_pack` is true then, and `keeps_weight` of the layers.
+            packed: Whether to lay the weights out: then `can_pack` is true of them, and `keeps_parameters` of the layers.
             rows: Which outputs of each layer are wanted; None for all.
             norm: An RMSNorm whose output they read. Weights that are laid out include its factors: what they read are
                 the states that `evened` makes.
@@ -145,6 +146,10 @@ class Projections:
             outputs = [nn.functional.linear(states, *self._weights(linear)) for linear in self._linears]
             return outputs[0] if len(outputs) == 1 else torch.cat(outputs, -1)
         return self._packed.product(states)
+
+    def padded(self, states: Tensor) -> Tensor:
+        """States as the layers read them fast: `padded` for weights that are laid out."""
+        return states if self._packed is None else padded(states)
 
     def follow(self) -> None:
         """Lay weights out anew if they have changed. For once a search: to look takes as long as a small product."""

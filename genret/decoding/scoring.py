@@ -12,7 +12,7 @@ import numpy.typing as npt
 import torch
 
 from genret.decoding.attention import TreeDecoder
-from genret.decoding.packed import Seen, multiplication, padded
+from genret.decoding.packed import Seen, multiplication
 from genret.decoding.trie import IntArray, Paths, ranges
 from genret.errors import InputError
 
@@ -260,7 +260,7 @@ class Scorer:
             step = CHUNK_ELEMENTS // self.decoder.vocabulary_size
             step = CHUNK_STATES if states.device.type == "cpu" else max(1, step)
             # Products of low precision, which a GPU may have for single precision too, do for sums, in which errors
-            # cancel out, but single tokens want better ones.
+            # cancel out, and to choose among the children of a node that has many; other tokens want better ones.
             precise = states.device.type == "cpu" and self.decoder.dtype == self.dtype
             asked = wanted if precise else wanted.without_tokens()
             normaliser, logit, root_logits = np.zeros(len(states)), np.zeros(len(asked.owner)), []
@@ -293,15 +293,15 @@ class Scorer:
         head = self.decoder.head
         assert head is not None
         longer = states.dtype == self.dtype and head.bias is None
-        reading = padded(states * LOG2_E if longer else states)
+        reading = self.decoder.slabs[0].padded(states * LOG2_E if longer else states)
         sums, taken = [], _Taken(self, wanted)
         for slab in self.decoder.slabs:
-            powers = slab(reading).to(self.dtype)
+            powers = slab(reading)[: len(states)].to(self.dtype)
             if not longer:
                 powers = powers.mul_(LOG2_E)
             taken.take(powers)
             sums.append(powers.exp2_().sum(-1))
-        total = _numpy(sums[0] if len(sums) == 1 else torch.stack(sums).sum(0))[: len(states)]
+        total = _numpy(sums[0] if len(sums) == 1 else torch.stack(sums).sum(0))
         # False also where something is not a number.
         if not ((total > LEAST_SUM) & (total < np.inf)).all():
             return self._summed_safely(states, wanted)
@@ -309,12 +309,12 @@ class Scorer:
 
     def _summed_safely(self, states: torch.Tensor, wanted: _Wanted) -> tuple[Floats, Floats, list[torch.Tensor]]:
         """As `_summed`, for logits of any size."""
-        reading, sums, taken = padded(states), [], _Taken(self, wanted)
+        reading, sums, taken = self.decoder.slabs[0].padded(states), [], _Taken(self, wanted)
         for slab in self.decoder.slabs:
-            logits = slab(reading).to(self.dtype)
+            logits = slab(reading)[: len(states)].to(self.dtype)
             taken.take(logits)
             sums.append(logits.logsumexp(-1))
-        return _numpy(torch.stack(sums).logsumexp(0))[: len(states)], taken.logit, taken.of_root()
+        return _numpy(torch.stack(sums).logsumexp(0)), taken.logit, taken.of_root()
 
     @cached_property
     def root_parts(self) -> list[torch.Tensor]:

@@ -133,18 +133,35 @@ def test_factors_of_norms_that_change_are_seen(name: str) -> None:
     assert before.scores.tolist() != after.scores.tolist()
 
 
-def test_weights_that_are_made_of_others_are_read_each_time() -> None:
+@pytest.mark.parametrize("name", ["weight", "bias"])
+def test_what_is_made_of_other_weights_is_read_each_time(name: str) -> None:
     normed = build(CONFIGS["llama"], torch.float32)
     parametrize.register_parametrization(normed.get_decoder().norm, "weight", nn.Identity())
     assert not is_bare(normed.get_decoder())
     model, trie = build(CONFIGS["llama"], torch.float32), Trie.from_sequences(identifiers())
-    parametrize.register_parametrization(model.lm_head, "weight", nn.Identity())
+    model.lm_head.bias = nn.Parameter(torch.randn(64))
+    parametrize.register_parametrization(model.lm_head, name, nn.Identity())
     kept = TrieSearch(model, trie, "vocabulary")
-    kept.search([[3, 4]], k=8)
+    before = kept.search([[3, 4]], k=8)[0]
     with torch.no_grad():
-        model.lm_head.parametrizations.weight.original.mul_(2)
+        model.lm_head.parametrizations[name].original.mul_(2)
     after, anew = kept.search([[3, 4]], k=8)[0], TrieSearch(model, trie, "vocabulary").search([[3, 4]], k=8)[0]
-    assert after.scores.tolist() == anew.scores.tolist()
+    assert after.scores.tolist() == anew.scores.tolist() != before.scores.tolist()
+
+
+def test_other_default_types_do_not_matter() -> None:
+    ids = [[3, 4, 5]]
+    decoder = TreeDecoder(build(CONFIGS["llama"], torch.float32))
+    with decoder.evaluating():
+        expected = decoder.begin(ids, [])[1]
+    torch.set_default_dtype(torch.float64)
+    try:
+        other = TreeDecoder(decoder.model)
+        with other.evaluating():
+            found = other.begin(ids, [])[1]
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert found.dtype == torch.float32 and torch.allclose(found, expected, atol=1e-6)
 
 
 def test_what_was_added_to_a_model_is_heeded(monkeypatch: pytest.MonkeyPatch) -> None:

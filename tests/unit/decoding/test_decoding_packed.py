@@ -54,7 +54,7 @@ def test_weights_take_in_the_factors_of_a_norm_and_an_order(bias: bool) -> None:
     linears, norm, order = some_linears(bias), nn.RMSNorm(24, eps=0.1), torch.randperm(64)
     projections = Projections(linears, True, norm=norm, order=order)
     for factor in (torch.randn(24), torch.randn(24)):
-        with torch.inference_mode(False), torch.no_grad():
+        with torch.no_grad():
             norm.weight.copy_(factor)
         projections.follow()
         for count in (4, 200):
@@ -155,8 +155,9 @@ def some_prompts() -> list[list[int]]:
 @pytest.mark.parametrize("how", SCORINGS)
 @pytest.mark.parametrize("packs", BOTH_WAYS)
 def test_scores_are_those_of_double_precision(packs: bool, how: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    # Several parts of the vocabulary, the last of them smaller, and several groups of states.
+    # Several parts of the vocabulary, the last of them smaller, several chunks of states, and of rows several groups.
     monkeypatch.setattr(attention, "SLAB", 24)
+    monkeypatch.setattr(attention, "WORTH_GROUPS", 0)
     monkeypatch.setattr(scoring, "CHUNK_STATES", 8)
     monkeypatch.setattr(packed, "_has_products", lambda: packs)
     model, trie, prompts = a_model(), a_trie(), some_prompts()
