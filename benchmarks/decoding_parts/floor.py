@@ -148,7 +148,7 @@ class _TimedSlab:
     """A part of the output layer, timed."""
 
     def __init__(self, slab: Any, record: Record) -> None:
-        self._multiply, self.follow = record.around("head", slab), slab.follow
+        self._multiply, self.padded, self.follow = record.around("head", slab), slab.padded, slab.follow
 
     def __call__(self, states: torch.Tensor) -> torch.Tensor:
         return self._multiply(states)

@@ -124,7 +124,7 @@ class Projections:
 
         Args:
             linears: Of one width.
-            packed: Whether to lay the weights out: then `can_pack` is true of them, and `keeps_parameters` of the layers.
+            packed: Whether to lay weights out: then `can_pack` is true of them, and `keeps_parameters` of the layers.
             rows: Which outputs of each layer are wanted; None for all.
             norm: An RMSNorm whose output they read. Weights that are laid out include its factors: what they read are
                 the states that `evened` makes.
