@@ -298,7 +298,7 @@ class Scorer:
         for slab in self.decoder.slabs:
             powers = slab(reading)[: len(states)].to(self.dtype)
             if not longer:
-                powers = powers.mul_(LOG2_E)
+                powers.mul_(LOG2_E)
             taken.take(powers)
             sums.append(powers.exp2_().sum(-1))
         total = _numpy(sums[0] if len(sums) == 1 else torch.stack(sums).sum(0))
