@@ -40,11 +40,12 @@ def passes_alone(search: TrieSearch, find: Callable[[], Any]) -> Callable[[], li
         with search.decoder.evaluating():
             states, layers = [], None
             for arguments, asked in zip(passes, scored, strict=True):
-                if arguments[-1].layers is not layers:  # of the next batch
-                    layers = arguments[-1].layers
+                current = arguments[2]
+                if current.layers is not layers:  # of the next batch
+                    layers = current.layers
                     _empty(layers)
-                _keep_rows(arguments[-1])
-                for group in arguments[-1].groups:
+                _keep_rows(current)
+                for group in current.groups:
                     group.repeated.clear()
                 states.append(forward(*arguments))
                 if search.scorer.over_vocabulary:

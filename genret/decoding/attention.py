@@ -176,14 +176,18 @@ class TreeDecoder:
         rows = [np.concatenate((np.asarray(prompt, np.int64), np.asarray(prefix, np.int64))) for prompt in prompts]
         n_prefix = np.size(prefix)
         session = TreeSession(self, np.array([len(row) for row in rows]), n_prefix, room)
-        states = session.begin(np.concatenate(rows))
         wanted = np.cumsum([len(row) for row in rows])[:, None] - 1 - n_prefix + np.arange(n_prefix + 1)
-        return session, states[self.tensor(wanted)]
+        states = session.begin(np.concatenate(rows), wanted.ravel())
+        return session, states.unflatten(0, wanted.shape)
 
-    def forward(self, ids: Ints, positions: Ints, current: Pass) -> torch.Tensor:
-        """The states `[tokens, width]` of tokens `[tokens]` that stand at `positions` of their sequences."""
+    def forward(self, ids: Ints, positions: Ints, current: Pass, wanted: Ints | None = None) -> torch.Tensor:
+        """The states of tokens `[tokens]` that stand at `positions` of their sequences.
+
+        Those of all, `[tokens, width]`, or of tokens at the places `wanted` among them.
+        """
+        places = None if wanted is None else self.tensor(wanted)
         if self.bare is not None:
-            return self.bare.forward(self.tensor(ids), self.tensor(positions), current.attend)
+            return self.bare.forward(self.tensor(ids), self.tensor(positions), current.attend, places)
         module = self.model if self.head is None else self.decoder
         own = self.config._attn_implementation
         token = _CURRENT.set(current)
@@ -195,7 +199,8 @@ class TreeDecoder:
         finally:
             self.config._attn_implementation = own
             _CURRENT.reset(token)
-        return (output.logits if self.head is None else output.last_hidden_state)[0]
+        states = (output.logits if self.head is None else output.last_hidden_state)[0]
+        return states if places is None else states[places]
 
     def tensor(self, array: npt.NDArray[Any]) -> torch.Tensor:
         """The array on the model's device."""
@@ -336,14 +341,20 @@ class TreeSession:
         # By row and column, where a window needs them.
         self._positions = np.zeros((len(totals), self._room if any(decoder.windows) else 0), dtype=np.int64)
 
-    def begin(self, ids: Ints) -> torch.Tensor:
-        """Read the prompts, which stand one after the other in `ids`; states `[len(ids), width]`."""
+    def begin(self, ids: Ints, wanted: Ints) -> torch.Tensor:
+        """Read the prompts, which stand one after the other in `ids`; states of those `wanted` among them."""
         row = np.repeat(np.arange(len(self._prompt)), self._prompt)
         place = ranges(np.zeros_like(self._prompt), self._prompt)
-        return self._pass(ids, _Tokens(row, place, place, place, None))
+        return self._pass(ids, _Tokens(row, place, place, place, None), wanted)
 
     def append(
-        self, query: Ints, start: Ints, length: Ints, tokens: Ints, paths: npt.NDArray[np.int32]
+        self,
+        query: Ints,
+        start: Ints,
+        length: Ints,
+        tokens: Ints,
+        paths: npt.NDArray[np.int32],
+        wanted: Ints | None = None,
     ) -> torch.Tensor:
         """Append a run of tokens to each of some hypotheses, in one pass.
 
@@ -356,9 +367,10 @@ class TreeSession:
             paths: int32 `[h, depth]`, the columns of each hypothesis's earlier tokens by their place in the
                 identifier, -1 where they are part of the shared prefix or there are none; those of the run
                 are filled in.
+            wanted: `[w]`, the places among `tokens` of those whose states are wanted; None for all.
 
         Returns:
-            States `[length.sum(), width]`, on the model's device.
+            States `[w, width]`, or `[length.sum(), width]`, on the model's device.
         """
         self._leave(query)
         run = np.repeat(np.arange(len(query)), length)
@@ -373,9 +385,9 @@ class TreeSession:
         path = paths[run, : int(depth.max()) + 1]
         own = (np.arange(path.shape[1]) <= depth[:, None]) & (path >= 0)
         seen = np.where(own, path, column[:, None])
-        return self._pass(tokens, _Tokens(row, place, column, self.lengths[query][run] + depth, seen))
+        return self._pass(tokens, _Tokens(row, place, column, self.lengths[query][run] + depth, seen), wanted)
 
-    def _pass(self, ids: Ints, tokens: _Tokens) -> torch.Tensor:
+    def _pass(self, ids: Ints, tokens: _Tokens, wanted: Ints | None) -> torch.Tensor:
         columns, rows = int(self._used.max()), len(self._prompt)
         if columns > self._room:
             self._room = columns * 3 // 2
@@ -399,7 +411,7 @@ class TreeSession:
             groups=[self._group(tokens, group, member) for group, member in zip(groups, members, strict=True)],
             order=order,
         )
-        return self.decoder.forward(ids, tokens.position, current)
+        return self.decoder.forward(ids, tokens.position, current, wanted)
 
     def _groups(self, width: Ints) -> list[Ints]:
         """All rows; or, if worth it, groups of those with tokens, about as many each, from how many tokens each has."""

@@ -47,16 +47,17 @@ class BareDecoder:
             for layer in self._layers:
                 layer.follow()
 
-    def forward(self, ids: Tensor, positions: Tensor, attend: Attend) -> Tensor:
+    def forward(self, ids: Tensor, positions: Tensor, attend: Attend, wanted: Tensor | None = None) -> Tensor:
         """The last hidden states.
 
         Args:
             ids: int64 `[tokens]`.
             positions: int64 `[tokens]`, of each in its sequence.
             attend: Attention of a layer, to whatever each token may see.
+            wanted: int64 `[w]`, of which tokens; None for all. Of others the last layer makes keys and values only.
 
         Returns:
-            `[tokens, width]`.
+            `[w, width]`, or `[tokens, width]`.
         """
         count = len(ids)
         if self._packed:
@@ -65,8 +66,12 @@ class BareDecoder:
             attend = attend if len(ids) == count else _without_padding(attend, count)
         states = nn.functional.embedding(ids, self._embedding.weight)
         rotation = self._rotations.at(states, positions)
-        for layer in self._layers:
+        for layer in self._layers[:-1]:
             states = layer.forward(states, rotation, attend)
+        if wanted is not None:
+            count = len(wanted)
+            wanted = padded(wanted) if self._packed else wanted
+        states = self._layers[-1].forward(states, rotation, attend, wanted)
         return self._norm.scaled(states)[:count]
 
 
@@ -136,10 +141,13 @@ class _Layer:
         for projections in (self._to_heads, self._from_heads, self._widen, self._narrow):
             projections.follow()
 
-    def forward(self, states: Tensor, rotation: Rotation, attend: Attend) -> Tensor:
-        """States `[tokens, width]` after this layer, from those before it."""
+    def forward(self, states: Tensor, rotation: Rotation, attend: Attend, wanted: Tensor | None = None) -> Tensor:
+        """States after this layer, of all tokens or those `wanted`, from the states `[tokens, width]` before it."""
+        mixed = self._attention(self._before(states), rotation, attend)
+        if wanted is not None:
+            mixed, states = mixed.index_select(0, wanted), states.index_select(0, wanted)
         # In place, into what the products have just made.
-        states = self._attention(self._before(states), rotation, attend).add_(states)
+        states = self._from_heads(mixed).add_(states)
         return self._feed_forward(self._between(states)).add_(states)
 
     def _attention(self, states: Tensor, rotation: Rotation, attend: Attend) -> Tensor:
@@ -148,7 +156,7 @@ class _Layer:
         turned = _rotated(heads[:, : asking + keyed], rotation)
         values = heads[:, asking + keyed :]
         mixed = attend(self._number, turned[:, :asking], turned[:, asking:], values, self._scaling)
-        return self._from_heads(mixed.flatten(1))
+        return mixed.flatten(1)
 
     def _feed_forward(self, states: Tensor) -> Tensor:
         """The gated layer (arXiv 2002.05202, equation 6), with the model's own activation."""

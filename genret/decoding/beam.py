@@ -26,9 +26,11 @@ def beam_search(batch: Batch, k: int, width: int) -> list[SearchResult]:
     results = Results(batch.size, k)
     # The best score of any hypothesis that fell out of a query's beam.
     lost = np.full(batch.size, -np.inf)
-    while len(running := _finish(batch, running, found, results)):
+    # Places where hypotheses of a query parted before it was known which of them go on.
+    contested = np.zeros((batch.size, batch.trie.max_length), dtype=bool)
+    while len(running := _finish(batch, running, found, results, contested)):
         # No hypothesis of a query has a choice before this place, so that none would be pruned on the way.
-        now = np.full(batch.size, BEYOND)
+        now = np.where(contested.any(axis=1), contested.argmax(axis=1), BEYOND)
         np.minimum.at(now, running["query"], running["stop"])
         unknown = _unread(batch, running)
         if not batch.over_vocabulary:
@@ -37,10 +39,10 @@ def beam_search(batch: Batch, k: int, width: int) -> list[SearchResult]:
         if not waiting.all():
             ready, resting = running[~waiting], running[waiting]
             survivors = _step(batch, ready, now[ready["query"]], found, results, lost, width)
+            contested[ready["query"], now[ready["query"]]] = False
             running = survivors
             if waiting.any():
-                running = joined(resting, survivors)
-                running = running[np.argsort(running["query"], kind="stable")]
+                running = _by_query(resting, survivors)
         elif batch.late():
             is_open = _is_open(batch, running)
             _add(batch, running[~is_open], found, results)
@@ -52,6 +54,8 @@ def beam_search(batch: Batch, k: int, width: int) -> list[SearchResult]:
                 # A query that now waits for nothing would miss the pass, and so lose its place in the cache.
                 running = running[promising]
                 continue
+            if batch.over_vocabulary:
+                running = _part_early(batch, running, contested, width)
             unread = _unread(batch, running).nonzero()[0]
             if len(unread) > batch.hypotheses_per_pass and not batch.over_vocabulary:
                 # Those of later places may be pruned before they are needed.
@@ -63,12 +67,15 @@ def beam_search(batch: Batch, k: int, width: int) -> list[SearchResult]:
     return results.results(batch.trie, results.threshold() >= lost, batch.expanded)
 
 
-def _finish(batch: Batch, running: Hypotheses, found: Expansions, results: Results) -> Hypotheses:
+def _finish(
+    batch: Batch, running: Hypotheses, found: Expansions, results: Results, contested: npt.NDArray[np.bool_]
+) -> Hypotheses:
     """Take out the queries whose hypotheses have no choice left and are read to their ends: all are results.
 
     There are at most as many as the beam is wide, so that none can be pruned any more.
     """
     goes_on = np.zeros(batch.size, dtype=bool)
+    goes_on[contested.nonzero()[0]] = True
     goes_on[running["query"][_is_open(batch, running)]] = True
     going_on = goes_on[running["query"]]
     if going_on.all():
@@ -123,6 +130,68 @@ def _next_choice(batch: Batch, running: Hypotheses) -> Ints:
     choosing = running["target"] >= 0
     np.minimum.at(place, running["query"][choosing], running["choice"][choosing])
     return place
+
+
+def _part_early(batch: Batch, running: Hypotheses, contested: npt.NDArray[np.bool_], width: int) -> Hypotheses:
+    """Let hypotheses that are about to be read part at their next choice, where that spares a pass for few more tokens.
+
+    Otherwise one pass would end at that choice, and the next begin with those that go on: where few part, nearly all
+    do. Which of them do is found out when all were read: the place is `contested`.
+
+    Returns:
+        The hypotheses, with children instead of those that parted.
+    """
+    room = batch.tokens_for_a_pass // len(np.unique(running["query"]))
+    if room == 0:
+        return running
+    place = _next_choice(batch, running)
+    parting = _parting(batch, running, place, room)
+    if not len(parting):
+        return running
+    parted = _by_query(np.delete(running, parting), batch.parted(running[parting]))
+    more = _more_tokens(batch, running, parted, place, width)
+    worth = (np.bincount(running["query"][parting], minlength=batch.size) > 0) & (more <= room)
+    contested[worth, place[worth]] = True
+    return _by_query(running[~worth[running["query"]]], parted[worth[parted["query"]]])
+
+
+def _parting(batch: Batch, running: Hypotheses, place: Ints, room: int) -> Ints:
+    """Which hypotheses have a choice at their query's `place`, of queries with room for what they would become."""
+    query = running["query"]
+    # What becomes of one counts as many up to there, where none may be compared: none ends before, and none is waited
+    # for.
+    compared = query[
+        (running["choice"] < place[query]) | ((running["expansion"] >= 0) & (running["stop"] <= place[query]))
+    ]
+    member = np.flatnonzero((running["target"] >= 0) & (running["choice"] == place[query]))
+    more = batch.trie.child_span(running["target"][member])[1] - 1
+    fits = np.bincount(query[member], weights=more, minlength=batch.size) <= room
+    fits[compared] = False
+    return member[fits[query[member]]]
+
+
+def _more_tokens(batch: Batch, running: Hypotheses, parted: Hypotheses, place: Ints, width: int) -> Floats:
+    """`[queries]`, how many more tokens two passes read as one: up to the choice at `place`, and on to the next one."""
+    further = _next_choice(batch, parted)
+    whole = _tokens_up_to(parted, further, batch.size)
+    beyond = whole - _tokens_up_to(parted, place, batch.size)
+    count = np.bincount(parted["query"], minlength=batch.size)
+    # Beyond the choice a pass of its own would read only those that are not pruned.
+    return whole - _tokens_up_to(running, place, batch.size) - beyond * np.minimum(1, width / np.maximum(count, 1))
+
+
+def _tokens_up_to(hypotheses: Hypotheses, place: Ints, size: int) -> Floats:
+    """`[queries]`, the tokens of unread hypotheses up to their own next choice or the query's `place`."""
+    query = hypotheses["query"]
+    length = np.minimum(hypotheses["choice"], place[query]) - hypotheses["start"]
+    tokens = np.zeros(size)
+    np.add.at(tokens, query, np.where(hypotheses["expansion"] < 0, length, 0))
+    return tokens
+
+
+def _by_query(*parts: Hypotheses) -> Hypotheses:
+    hypotheses = joined(*parts)
+    return hypotheses[np.argsort(hypotheses["query"], kind="stable")]
 
 
 def _unread(batch: Batch, running: Hypotheses) -> npt.NDArray[np.bool_]:

@@ -19,6 +19,10 @@ OTHER_TOKENS_PER_PASS = 256
 # always, with which the others can be read on, so that reading ahead hardly ever spares one, and costs tokens that
 # pruning makes useless. A GPU reads those for nothing.
 BEAMS_READ_AHEAD = {"cpu": False}
+# More tokens that a pass of a beam over the vocabulary reads where that spares another one: about what a pass costs
+# beyond its tokens. Where several queries share a pass, hypotheses of one spare it only with those of all others.
+TOKENS_FOR_A_PASS = {"cpu": 12}
+OTHER_TOKENS_FOR_A_PASS = 128
 # So many hypotheses are expanded in one pass before it is known that all of them are needed: more than tokens, since
 # most hypotheses are needed in the end.
 HYPOTHESES_PER_PASS = {"cpu": 64, "cuda": 256}
@@ -141,6 +145,7 @@ class Batch:
         over_vocabulary: Whether tokens are scored over the whole vocabulary.
         expanded: int64 `[size]`, how many hypotheses of each query were expanded.
         hypotheses_per_pass: About how many a pass expands for little more than one.
+        tokens_for_a_pass: How many more tokens a beam over the vocabulary may read to spare a pass.
     """
 
     def __init__(
@@ -175,6 +180,7 @@ class Batch:
         self.tokens_per_pass = TOKENS_PER_PASS.get(device, OTHER_TOKENS_PER_PASS)
         self.hypotheses_per_pass = HYPOTHESES_PER_PASS.get(device, OTHER_HYPOTHESES_PER_PASS)
         self.beams_read_ahead = BEAMS_READ_AHEAD.get(device, True)
+        self.tokens_for_a_pass = TOKENS_FOR_A_PASS.get(device, OTHER_TOKENS_FOR_A_PASS)
 
     def late(self) -> bool:
         """Whether no further pass may begin."""
@@ -190,7 +196,11 @@ class Batch:
         prefix = self.trie.read(roots["leaf"][:1], np.zeros(1, np.int64), roots["stop"][:1])
         room = min(APPENDED_AT_A_PLACE * self.trie.max_length, MOST_APPENDED) if self.over_vocabulary else FIRST_ROOM
         self._session, states = self._decoder.begin(self._prompts, prefix, room)
-        return roots, self._score(roots, states.reshape(-1, states.shape[-1]))
+        asked = self._asked(roots)
+        states = states.flatten(0, 1)
+        if len(asked.row) < len(states):
+            states = states[self._decoder.tensor(asked.row)]
+        return roots, self._score(roots, asked, states)
 
     def choices(self, parents: Hypotheses, found: Expansions, entry: Ints) -> Choices:
         """What there is to choose from at the nodes that parents reached: children that are possible and allowed.
@@ -217,6 +227,26 @@ class Batch:
         made["score"], made["target"] = choices.score, choices.target
         made["leaf"] = self.trie.leaf_intervals(choices.child)[0][0]
         self._look_ahead(made)
+        return made
+
+    def parted(self, hypotheses: Hypotheses) -> Hypotheses:
+        """What unread hypotheses over the vocabulary become if they are to be read beyond their next choice.
+
+        Args:
+            hypotheses: With a choice ahead.
+
+        Returns:
+            A hypothesis for each child that the filter allows, which is read from where its parent would be.
+        """
+        first, count = self.trie.child_span(hypotheses["target"])
+        child, parent = ranges(first, count), np.arange(len(hypotheses)).repeat(count)
+        if self.leaf_filter is not None:
+            allowed = self.leaf_filter.children(child)
+            child, parent = child[allowed], parent[allowed]
+        made = hypotheses[parent]
+        made["target"], made["leaf"] = self.trie.child_targets(child), self.trie.leaf_intervals(child)[0][0]
+        self._look_ahead(made)
+        self.pass_forced_nodes(made)
         return made
 
     def pass_forced_nodes(self, hypotheses: Hypotheses) -> None:
@@ -289,10 +319,12 @@ class Batch:
         length = hypotheses["stop"] - start
         tokens = self.trie.read(hypotheses["leaf"], start, length)
         paths = self.paths[hypotheses["parent"]]
-        states = self._session.append(hypotheses["query"], start, length, tokens, paths)
+        asked = self._asked(hypotheses)
+        wanted = None if len(asked.row) == len(tokens) else asked.row
+        states = self._session.append(hypotheses["query"], start, length, tokens, paths, wanted)
         self.paths = np.concatenate((self.paths, paths))
         self.expanded += np.bincount(hypotheses["query"], minlength=self.size)
-        return self._score(hypotheses, states)
+        return self._score(hypotheses, asked, states)
 
     def _reading_ahead(self, hypotheses: Hypotheses, needed: Ints | None) -> Ints:
         """How far to read: the most probable stretches to their ends while a pass has room, the others as needed.
@@ -335,19 +367,18 @@ class Batch:
             first = hypotheses["forced_end"][forced] - hypotheses["forced"][forced]
             hypotheses["stop"][forced] = self.forced_place[first]
 
-    def _score(self, hypotheses: Hypotheses, states: torch.Tensor) -> Expansions:
+    def _asked(self, hypotheses: Hypotheses) -> States:
+        """Of which states of hypotheses that are being read something is asked."""
         n_states = (hypotheses["stop"] - hypotheses["start"]).astype(np.int64)
-        asked = (
-            self._states_of_tokens(hypotheses, n_states)
-            if self.over_vocabulary
-            else self._states_at_nodes(hypotheses, n_states)
-        )
+        return (self._states_of_tokens if self.over_vocabulary else self._states_at_nodes)(hypotheses, n_states)
+
+    def _score(self, hypotheses: Hypotheses, asked: States, states: torch.Tensor) -> Expansions:
+        """What is asked of states `[len(asked.row), width]`."""
         target = np.full(len(asked.row), -1)
         if self.over_vocabulary:
+            n_states = (hypotheses["stop"] - hypotheses["start"]).astype(np.int64)
             following = self.trie.read(hypotheses["leaf"], hypotheses["start"] + 1, n_states)
             target = np.where(asked.node >= 0, -1, following)
-        elif len(asked.row) < len(states):
-            states = states[self._decoder.tensor(asked.row)]
         scores = self.scorer.score(states, target, asked.node, self.leaf_filter, self.limit)
         return Expansions.of(scores, asked, len(hypotheses), self.trie.max_length + 1)
 

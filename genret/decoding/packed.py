@@ -16,9 +16,11 @@ from torch import Tensor, nn
 from genret.decoding.limits import LARGEST_COPY
 
 # oneDNN compiles a product for each number of states, in about 0.5 ms and 0.3 MB. Numbers are rounded up to a multiple
-# of this, and large ones further, by a sixteenth at most: there are 112 of them up to 4,096, which come to some 150 MB
+# of this, and large ones further, by a sixteenth at most: there are 127 of them up to 4,096, which come to some 170 MB
 # once a model whose layers are alike has met them all.
-LEAST_STEP = 4
+LEAST_STEP = 2
+# Products of fewer states take as long, or longer.
+LEAST_STATES = 4
 
 
 def can_pack(weights: Sequence[Tensor]) -> bool:
@@ -41,7 +43,7 @@ def _has_products() -> bool:
 def rounded_up(count: int) -> int:
     """The number of states that a product of `count` states is made for."""
     step = max(LEAST_STEP, (1 << max(0, count - 1).bit_length()) >> 5)
-    return -(-count // step) * step
+    return max(LEAST_STATES, -(-count // step) * step)
 
 
 def padded(states: Tensor) -> Tensor:

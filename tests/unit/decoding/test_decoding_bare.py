@@ -96,6 +96,25 @@ def test_its_states_are_those_of_the_model(name: str, dtype: torch.dtype) -> Non
     assert (states[0] - expected).abs().max() <= tolerance * expected.abs().max()
 
 
+@pytest.mark.parametrize("is_bare", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_states_that_are_not_wanted_change_no_others(dtype: torch.dtype, is_bare: bool) -> None:
+    decoder = TreeDecoder(build(CONFIGS["mistral"], dtype))
+    decoder.bare = decoder.bare if is_bare else None
+    query, start, length, tokens = np.zeros(2, np.int64), np.zeros(2, np.int64), np.array([4, 3]), np.arange(10, 17)
+    found = {}
+    for wanted in (None, np.array([1, 2, 6])):
+        with decoder.evaluating():
+            session, _ = decoder.begin([[3, 4, 5]], [])
+            paths = np.full((2, 8), -1, dtype=np.int32)
+            first = session.append(query, start, length, tokens, paths, wanted)
+            # What was not wanted is in the cache all the same.
+            second = session.append(query, start + length, np.ones(2, np.int64), np.array([20, 21]), paths)
+        found[wanted is None] = first if wanted is not None else first[[1, 2, 6]], second
+    for one, other in zip(found[True], found[False], strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-9 if dtype == torch.float64 else 1e-5)
+
+
 @pytest.mark.parametrize("name", ["llama", "llama with positions that stretch"])
 def test_sequences_may_grow_longer(name: str) -> None:
     model = build(CONFIGS[name])

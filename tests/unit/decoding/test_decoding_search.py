@@ -72,9 +72,9 @@ def record_passes(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
     passes: list[tuple[int, int]] = []
     forward = attention.TreeDecoder.forward
 
-    def recorded(self: Any, ids: np.ndarray, positions: np.ndarray, current: Any) -> torch.Tensor:
+    def recorded(self: Any, ids: np.ndarray, positions: np.ndarray, current: Any, wanted: Any) -> torch.Tensor:
         passes.append((current.rows, len(ids)))
-        return forward(self, ids, positions, current)
+        return forward(self, ids, positions, current, wanted)
 
     monkeypatch.setattr(attention.TreeDecoder, "forward", recorded)
     return passes
@@ -295,6 +295,7 @@ def test_reading_ahead_changes_the_work_and_not_the_result(model: Any, monkeypat
 
 
 def test_a_beam_reads_no_more_than_it_compares(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(hypotheses.TOKENS_FOR_A_PASS, "cpu", 0)
     identifiers = some_identifiers(200, tokens=range(3, 20))
     finder = TrieSearch(model, Trie.from_sequences(identifiers), "vocabulary")
     passes = record_passes(monkeypatch)

@@ -1,0 +1,116 @@
+"""Hypotheses of a beam that part before it is known which of them go on: less passes, and nothing else."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import AutoModelForCausalLM, MistralConfig
+
+from genret.decoding import attention, hypotheses
+from genret.decoding.overlay import GrownTrie
+from genret.decoding.search import TrieSearch
+from genret.decoding.trie import Paths, Trie, flattened
+
+VOCABULARY, END = 64, 2
+
+identifier_lists = st.lists(st.lists(st.integers(3, 6), max_size=7), min_size=2, max_size=40, unique_by=tuple).map(
+    lambda found: [[*tokens, END] for tokens in found]
+)
+prompt_lists = st.lists(st.lists(st.integers(0, VOCABULARY - 1), min_size=1, max_size=9), min_size=1, max_size=4)
+
+
+@pytest.fixture(scope="module")
+def model() -> Any:
+    """Of double precision: no two identifiers have equal scores."""
+    torch.manual_seed(1)
+    config = MistralConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        initializer_range=0.4,
+        sliding_window=None,
+    )
+    return AutoModelForCausalLM.from_config(config).double().eval()
+
+
+def searched(
+    finder: TrieSearch, prompts: list[list[int]], tokens: int, ahead: bool, **how: Any
+) -> tuple[list[Any], list[int]]:
+    """Results with so many tokens for a pass, and the tokens that each pass read."""
+    passes: list[int] = []
+    forward = attention.TreeDecoder.forward
+
+    def recorded(self: Any, ids: Any, *arguments: Any) -> torch.Tensor:
+        passes.append(len(ids))
+        return forward(self, ids, *arguments)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(attention.TreeDecoder, "forward", recorded)
+        patch.setitem(hypotheses.TOKENS_FOR_A_PASS, "cpu", tokens)
+        patch.setitem(hypotheses.BEAMS_READ_AHEAD, "cpu", ahead)
+        return finder.search(prompts, mode="beam", **how), passes
+
+
+def assert_same(found: list[Any], expected: list[Any]) -> None:
+    for one, other in zip(found, expected, strict=True):
+        assert one.indices.tolist() == other.indices.tolist() and one.exact == other.exact
+        np.testing.assert_allclose(one.scores, other.scores, atol=1e-9)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    identifiers=identifier_lists,
+    prompts=prompt_lists,
+    k=st.integers(1, 6),
+    beam=st.integers(1, 6),
+    tokens=st.integers(1, 60),
+    ahead=st.booleans(),
+    data=st.data(),
+)
+def test_parting_early_changes_no_result(
+    model: Any,
+    identifiers: list[list[int]],
+    prompts: list[list[int]],
+    k: int,
+    beam: int,
+    tokens: int,
+    ahead: bool,
+    data: st.DataObject,
+) -> None:
+    size = len(identifiers)
+    added = data.draw(st.integers(0, size - 1), label="added")
+    trie: Paths = Trie.from_sequences(identifiers)
+    if added:
+        trie = GrownTrie.grow(Trie.from_sequences(identifiers[:-added]), *flattened(identifiers[-added:]))
+    allowed = data.draw(st.none() | st.lists(st.booleans(), min_size=size, max_size=size).map(np.array))
+    finder = TrieSearch(model, trie, "vocabulary")
+    expected, _ = searched(finder, prompts, 0, ahead, k=k, beam=beam, allowed=allowed)
+    found, _ = searched(finder, prompts, tokens, ahead, k=k, beam=beam, allowed=allowed)
+    assert_same(found, expected)
+
+
+def test_a_pass_is_spared_for_few_tokens(model: Any) -> None:
+    # One of four hypotheses parts at the second token, into two, and a beam of four reads all on to the third.
+    identifiers = [[3, 7, 9, 12, END], [3, 8, 9, END], [4, 7, 9, 13, END], [5, 8, 9, END], [6, 8, 7, END]]
+    identifiers += [[3, 7, 9, 14, END], [4, 7, 9, 15, END]]
+    finder = TrieSearch(model, Trie.from_sequences(identifiers), "vocabulary")
+    before, plain = searched(finder, [[20, 21]], 0, False, k=4, beam=4)
+    after, spared = searched(finder, [[20, 21]], 12, False, k=4, beam=4)
+    assert_same(after, before)
+    # Four tokens and four times two; or, of one pass, five times three.
+    assert len(spared) == len(plain) - 1 and sum(plain) < sum(spared) <= sum(plain) + 12
+    _, scarce = searched(finder, [[20, 21]], 1, False, k=4, beam=4)
+    assert scarce == plain
+
+
+def test_queries_that_share_a_pass_have_little_room_each(model: Any) -> None:
+    identifiers = [[3, 7, 9, 12, END], [3, 8, 9, END], [4, 7, 9, 13, END], [5, 8, 9, END], [6, 8, 7, END]]
+    finder = TrieSearch(model, Trie.from_sequences(identifiers), "vocabulary")
+    many = [[20, 21]] * 13
+    assert searched(finder, many, 12, False, k=4, beam=4)[1] == searched(finder, many, 0, False, k=4, beam=4)[1]
