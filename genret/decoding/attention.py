@@ -183,7 +183,7 @@ class TreeDecoder:
     def forward(self, ids: Ints, positions: Ints, current: Pass, wanted: Ints | None = None) -> torch.Tensor:
         """The states of tokens `[tokens]` that stand at `positions` of their sequences.
 
-        Those of all, `[tokens, width]`, or of tokens at the places `wanted` among them.
+        Those of all, `[tokens, width]`, or of tokens at the places `wanted` among them, `[len(wanted), width]`.
         """
         places = None if wanted is None else self.tensor(wanted)
         if self.bare is not None:
@@ -342,7 +342,7 @@ class TreeSession:
         self._positions = np.zeros((len(totals), self._room if any(decoder.windows) else 0), dtype=np.int64)
 
     def begin(self, ids: Ints, wanted: Ints) -> torch.Tensor:
-        """Read the prompts, which stand one after the other in `ids`; states of those `wanted` among them."""
+        """Read the prompts, which stand one after the other in `ids`; states `[len(wanted), width]` of those wanted."""
         row = np.repeat(np.arange(len(self._prompt)), self._prompt)
         place = ranges(np.zeros_like(self._prompt), self._prompt)
         return self._pass(ids, _Tokens(row, place, place, place, None), wanted)

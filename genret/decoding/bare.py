@@ -54,7 +54,7 @@ class BareDecoder:
             ids: int64 `[tokens]`.
             positions: int64 `[tokens]`, of each in its sequence.
             attend: Attention of a layer, to whatever each token may see.
-            wanted: int64 `[w]`, of which tokens; None for all. Of others the last layer makes keys and values only.
+            wanted: int64 `[w]`, of which tokens; None for all. The last feed-forward part leaves out the others.
 
         Returns:
             `[w, width]`, or `[tokens, width]`.

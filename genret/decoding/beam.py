@@ -26,11 +26,12 @@ def beam_search(batch: Batch, k: int, width: int) -> list[SearchResult]:
     results = Results(batch.size, k)
     # The best score of any hypothesis that fell out of a query's beam.
     lost = np.full(batch.size, -np.inf)
-    # Places where hypotheses of a query parted before it was known which of them go on.
-    contested = np.zeros((batch.size, batch.trie.max_length), dtype=bool)
+    # By query, the place where hypotheses parted before it was known which of them go on; BEYOND where there is none.
+    contested = np.full(batch.size, BEYOND)
     while len(running := _finish(batch, running, found, results, contested)):
-        # No hypothesis of a query has a choice before this place, so that none would be pruned on the way.
-        now = np.where(contested.any(axis=1), contested.argmax(axis=1), BEYOND)
+        # No hypothesis of a query has a choice before this place, and none parted, so that none would be pruned on the
+        # way.
+        now = contested.copy()
         np.minimum.at(now, running["query"], running["stop"])
         unknown = _unread(batch, running)
         if not batch.over_vocabulary:
@@ -39,7 +40,7 @@ def beam_search(batch: Batch, k: int, width: int) -> list[SearchResult]:
         if not waiting.all():
             ready, resting = running[~waiting], running[waiting]
             survivors = _step(batch, ready, now[ready["query"]], found, results, lost, width)
-            contested[ready["query"], now[ready["query"]]] = False
+            contested[ready["query"]] = BEYOND
             running = survivors
             if waiting.any():
                 running = _by_query(resting, survivors)
@@ -67,15 +68,12 @@ def beam_search(batch: Batch, k: int, width: int) -> list[SearchResult]:
     return results.results(batch.trie, results.threshold() >= lost, batch.expanded)
 
 
-def _finish(
-    batch: Batch, running: Hypotheses, found: Expansions, results: Results, contested: npt.NDArray[np.bool_]
-) -> Hypotheses:
+def _finish(batch: Batch, running: Hypotheses, found: Expansions, results: Results, contested: Ints) -> Hypotheses:
     """Take out the queries whose hypotheses have no choice left and are read to their ends: all are results.
 
-    There are at most as many as the beam is wide, so that none can be pruned any more.
+    Where nothing is `contested` there are at most as many as the beam is wide, so that none can be pruned any more.
     """
-    goes_on = np.zeros(batch.size, dtype=bool)
-    goes_on[contested.nonzero()[0]] = True
+    goes_on = contested < BEYOND
     goes_on[running["query"][_is_open(batch, running)]] = True
     going_on = goes_on[running["query"]]
     if going_on.all():
@@ -132,11 +130,17 @@ def _next_choice(batch: Batch, running: Hypotheses) -> Ints:
     return place
 
 
-def _part_early(batch: Batch, running: Hypotheses, contested: npt.NDArray[np.bool_], width: int) -> Hypotheses:
+def _part_early(batch: Batch, running: Hypotheses, contested: Ints, width: int) -> Hypotheses:
     """Let hypotheses that are about to be read part at their next choice, where that spares a pass for few more tokens.
 
     Otherwise one pass would end at that choice, and the next begin with those that go on: where few part, nearly all
-    do. Which of them do is found out when all were read: the place is `contested`.
+    do. Which of them do is found out when all were read.
+
+    Args:
+        batch: The queries.
+        running: Their hypotheses, at most `width` a query.
+        contested: `[queries]`, BEYOND for each of these; becomes the place of the choice where hypotheses part.
+        width: Of the beam.
 
     Returns:
         The hypotheses, with children instead of those that parted.
@@ -151,15 +155,15 @@ def _part_early(batch: Batch, running: Hypotheses, contested: npt.NDArray[np.boo
     parted = _by_query(np.delete(running, parting), batch.parted(running[parting]))
     more = _more_tokens(batch, running, parted, place, width)
     worth = (np.bincount(running["query"][parting], minlength=batch.size) > 0) & (more <= room)
-    contested[worth, place[worth]] = True
+    contested[worth] = place[worth]
     return _by_query(running[~worth[running["query"]]], parted[worth[parted["query"]]])
 
 
 def _parting(batch: Batch, running: Hypotheses, place: Ints, room: int) -> Ints:
     """Which hypotheses have a choice at their query's `place`, of queries with room for what they would become."""
     query = running["query"]
-    # What becomes of one counts as many up to there, where none may be compared: none ends before, and none is waited
-    # for.
+    # Until its place is compared, each child counts as a hypothesis. So nothing may be compared earlier: none ends
+    # before it, and no read one stops at it or before.
     compared = query[
         (running["choice"] < place[query]) | ((running["expansion"] >= 0) & (running["stop"] <= place[query]))
     ]
@@ -172,12 +176,12 @@ def _parting(batch: Batch, running: Hypotheses, place: Ints, room: int) -> Ints:
 
 def _more_tokens(batch: Batch, running: Hypotheses, parted: Hypotheses, place: Ints, width: int) -> Floats:
     """`[queries]`, how many more tokens two passes read as one: up to the choice at `place`, and on to the next one."""
-    further = _next_choice(batch, parted)
-    whole = _tokens_up_to(parted, further, batch.size)
-    beyond = whole - _tokens_up_to(parted, place, batch.size)
+    up_to_place = _tokens_up_to(parted, place, batch.size)
+    beyond = _tokens_up_to(parted, _next_choice(batch, parted), batch.size) - up_to_place
     count = np.bincount(parted["query"], minlength=batch.size)
-    # Beyond the choice a pass of its own would read only those that are not pruned.
-    return whole - _tokens_up_to(running, place, batch.size) - beyond * np.minimum(1, width / np.maximum(count, 1))
+    # What leads to the choice is read once a child, and what lies behind it also for those that are pruned.
+    useless = np.maximum(0, 1 - width / np.maximum(count, 1))
+    return up_to_place - _tokens_up_to(running, place, batch.size) + beyond * useless
 
 
 def _tokens_up_to(hypotheses: Hypotheses, place: Ints, size: int) -> Floats:

@@ -19,8 +19,8 @@ OTHER_TOKENS_PER_PASS = 256
 # always, with which the others can be read on, so that reading ahead hardly ever spares one, and costs tokens that
 # pruning makes useless. A GPU reads those for nothing.
 BEAMS_READ_AHEAD = {"cpu": False}
-# More tokens that a pass of a beam over the vocabulary reads where that spares another one: about what a pass costs
-# beyond its tokens. Where several queries share a pass, hypotheses of one spare it only with those of all others.
+# How many more tokens a pass of a beam over the vocabulary may read where that spares another one: about what a pass
+# costs beyond its tokens. Queries share it, as a pass is spared only if every one of them can do without it.
 TOKENS_FOR_A_PASS = {"cpu": 12}
 OTHER_TOKENS_FOR_A_PASS = 128
 # So many hypotheses are expanded in one pass before it is known that all of them are needed: more than tokens, since
@@ -101,7 +101,7 @@ class States:
     """The states of expansions of which something is asked, `[s]`.
 
     Attributes:
-        row: Their place among all states that the model gave.
+        row: Their place among the tokens that are read.
         expansion: Ascending: whose they are.
         place: How many tokens stand from the expansion's `start`, without it, to the token that follows the state.
         node: The node that the state stands at, or -1 if its children are not asked for.
@@ -233,10 +233,11 @@ class Batch:
         """What unread hypotheses over the vocabulary become if they are to be read beyond their next choice.
 
         Args:
-            hypotheses: With a choice ahead.
+            hypotheses: `[h]`, each with a node ahead (`target`).
 
         Returns:
-            A hypothesis for each child that the filter allows, which is read from where its parent would be.
+            Parent by parent a hypothesis for each child that the filter allows, which is read from where its parent
+            would be.
         """
         first, count = self.trie.child_span(hypotheses["target"])
         child, parent = ranges(first, count), np.arange(len(hypotheses)).repeat(count)
@@ -270,6 +271,8 @@ class Batch:
             nodes.append(node)
             member = member[hypotheses["target"][member] >= 0]
         passing, passed = np.concatenate(members), np.concatenate(nodes)
+        if not len(passing):
+            return
         led_on = np.unique(passing)
         if not self.over_vocabulary:
             self._list_forced_nodes(hypotheses, passing, passed)
@@ -368,7 +371,7 @@ class Batch:
             hypotheses["stop"][forced] = self.forced_place[first]
 
     def _asked(self, hypotheses: Hypotheses) -> States:
-        """Of which states of hypotheses that are being read something is asked."""
+        """Of which states of hypotheses that are being read something is asked; once a reading (`_states_at_nodes`)."""
         n_states = (hypotheses["stop"] - hypotheses["start"]).astype(np.int64)
         return (self._states_of_tokens if self.over_vocabulary else self._states_at_nodes)(hypotheses, n_states)
 

@@ -71,7 +71,7 @@ class LeafFilter:
     def children(self, child: IntArray) -> npt.NDArray[np.bool_]:
         """Which children (positions in `Trie.child`) have an allowed leaf below them."""
         below = [self._before[hi] > self._before[lo] for lo, hi in self.trie.leaf_intervals(child)]
-        return np.logical_or.reduce(below)
+        return below[0] if len(below) == 1 else np.logical_or.reduce(below)
 
     def only_children(self, node: Ints) -> Ints:
         """`[len(node)]`, the one child of each node with an allowed leaf below it; -1 where there is not just one."""

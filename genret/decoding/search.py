@@ -10,8 +10,9 @@ scoring): hypotheses of the same number of tokens compete for the width, of the 
 those that are complete and among the first `width` are results, and the first `width` others go on. What
 differs is the work: passes happen only where one is needed to choose, a pass can read many forced tokens, the end of an
 identifier that trie scoring forces is never read, nodes at which a filter leaves one child are passed like forced
-tokens, and a query ends as soon as its k results are better than every open hypothesis. Equal scores come in the order
-of the sorted identifiers; which of them are found, where not all are, is not said.
+tokens, hypotheses are read beyond a choice after which nearly all go on, before it is known which, and a query ends as
+soon as its k results are better than every open hypothesis. Equal scores come in the order of the sorted identifiers;
+which of them are found, where not all are, is not said.
 
 Exact mode expands the best open hypotheses, several at once. Scores only fall along a path, so that when the k-th
 result is at least as good as the best open hypothesis the results are the true top k.
@@ -113,8 +114,9 @@ class TrieSearch:
 
         Returns:
             A result a prompt. Fewer than k identifiers where fewer are allowed or have any probability, or
-            the search was stopped. A prompt's result does not depend on the other prompts, but for rounding, and over
-            the vocabulary for how far a search comes under `max_expansions`: room to read ahead is shared.
+            the search was stopped. A prompt's result does not depend on the other prompts, but for rounding, for the
+            number of expansions, and over the vocabulary for how far a search comes under `max_expansions`: room to
+            read ahead is shared.
 
         Raises:
             InputError: An argument out of range, or an empty or too long prompt; names it.

@@ -1,4 +1,4 @@
-"""Hypotheses of a beam that part before it is known which of them go on: less passes, and nothing else."""
+"""Hypotheses of a beam that part before it is known which of them go on: fewer passes, and nothing else."""
 
 from typing import Any
 
@@ -85,9 +85,11 @@ def test_parting_early_changes_no_result(
 ) -> None:
     size = len(identifiers)
     added = data.draw(st.integers(0, size - 1), label="added")
+    removed = data.draw(st.lists(st.integers(0, size - 1), max_size=size - 1), label="removed")
     trie: Paths = Trie.from_sequences(identifiers)
-    if added:
-        trie = GrownTrie.grow(Trie.from_sequences(identifiers[:-added]), *flattened(identifiers[-added:]))
+    if added or removed:
+        kept, more = identifiers[: size - added], identifiers[size - added :]
+        trie = GrownTrie.grow(Trie.from_sequences(kept), *flattened(more), removed)
     allowed = data.draw(st.none() | st.lists(st.booleans(), min_size=size, max_size=size).map(np.array))
     finder = TrieSearch(model, trie, "vocabulary")
     expected, _ = searched(finder, prompts, 0, ahead, k=k, beam=beam, allowed=allowed)
@@ -95,22 +97,33 @@ def test_parting_early_changes_no_result(
     assert_same(found, expected)
 
 
+# Of a beam of four hypotheses one parts at the second token, into two, and all go on to the third.
+PARTING = [[3, 7, 9, 12, END], [3, 8, 9, END], [4, 7, 9, 13, END], [5, 8, 9, END], [6, 8, 7, END]]
+
+
 def test_a_pass_is_spared_for_few_tokens(model: Any) -> None:
-    # One of four hypotheses parts at the second token, into two, and a beam of four reads all on to the third.
-    identifiers = [[3, 7, 9, 12, END], [3, 8, 9, END], [4, 7, 9, 13, END], [5, 8, 9, END], [6, 8, 7, END]]
-    identifiers += [[3, 7, 9, 14, END], [4, 7, 9, 15, END]]
-    finder = TrieSearch(model, Trie.from_sequences(identifiers), "vocabulary")
+    finder = TrieSearch(model, Trie.from_sequences(PARTING), "vocabulary")
     before, plain = searched(finder, [[20, 21]], 0, False, k=4, beam=4)
     after, spared = searched(finder, [[20, 21]], 12, False, k=4, beam=4)
     assert_same(after, before)
-    # Four tokens and four times two; or, of one pass, five times three.
-    assert len(spared) == len(plain) - 1 and sum(plain) < sum(spared) <= sum(plain) + 12
-    _, scarce = searched(finder, [[20, 21]], 1, False, k=4, beam=4)
+    # Two passes become one. Its first token is read for five hypotheses instead of four, and one of five is pruned.
+    assert plain[:2] == [2, 4] and len(spared) == len(plain) - 1 and sum(spared) > sum(plain)
+    _, scarce = searched(finder, [[20, 21]], 0, False, k=4, beam=4)
     assert scarce == plain
 
 
-def test_queries_that_share_a_pass_have_little_room_each(model: Any) -> None:
-    identifiers = [[3, 7, 9, 12, END], [3, 8, 9, END], [4, 7, 9, 13, END], [5, 8, 9, END], [6, 8, 7, END]]
-    finder = TrieSearch(model, Trie.from_sequences(identifiers), "vocabulary")
-    many = [[20, 21]] * 13
-    assert searched(finder, many, 12, False, k=4, beam=4)[1] == searched(finder, many, 0, False, k=4, beam=4)[1]
+def test_queries_that_share_a_pass_share_its_room(model: Any) -> None:
+    finder = TrieSearch(model, Trie.from_sequences(PARTING), "vocabulary")
+    passes = {size: searched(finder, [[20, 21]] * size, 12, False, k=4, beam=4)[1] for size in (1, 3, 4)}
+    # One token more up to the choice, and of twelve behind it the fifth that is for a hypothesis too many: 3.4 a query.
+    assert len(passes[1]) == len(passes[3]) == len(passes[4]) - 1
+
+
+def test_what_parted_is_compared_before_time_is_up(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    finder = TrieSearch(model, Trie.from_sequences(PARTING), "vocabulary")
+    ((whole,), passes) = searched(finder, [[20, 21]], 12, False, k=4, beam=4)
+    # Time is up after the pass in which five hypotheses of a beam of four are read to their ends.
+    calls = []
+    monkeypatch.setattr(hypotheses.Batch, "late", lambda batch: calls.append(batch) or len(calls) >= len(passes))
+    ((late,), same) = searched(finder, [[20, 21]], 12, False, k=4, beam=4)
+    assert same == passes and late.indices.tolist() == whole.indices.tolist() and late.exact == whole.exact
