@@ -162,8 +162,8 @@ def _part_early(batch: Batch, running: Hypotheses, contested: Ints, width: int) 
 def _parting(batch: Batch, running: Hypotheses, place: Ints, room: int) -> Ints:
     """Which hypotheses have a choice at their query's `place`, of queries with room for what they would become."""
     query = running["query"]
-    # Until its place is compared, each child counts as a hypothesis. So nothing may be compared earlier: none ends
-    # before it, and no read one stops at it or before.
+    # Until its place is compared, each child counts as a hypothesis, so that nothing may be compared earlier: none ends
+    # before it. And where one that was read has the same choice, its children want a pass of their own.
     compared = query[
         (running["choice"] < place[query]) | ((running["expansion"] >= 0) & (running["stop"] <= place[query]))
     ]

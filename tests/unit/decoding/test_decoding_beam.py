@@ -97,6 +97,24 @@ def test_parting_early_changes_no_result(
     assert_same(found, expected)
 
 
+@pytest.mark.parametrize("ahead", [False, True])
+@pytest.mark.parametrize("tokens", [12, 128])
+def test_parting_early_in_a_large_trie_changes_no_result(model: Any, tokens: int, ahead: bool) -> None:
+    random = np.random.default_rng(0)
+    # Identifiers of any length, so that some end while others part.
+    found = {tuple(random.integers(3, 12, size=random.integers(1, 8)).tolist()) for _ in range(200)}
+    finder = TrieSearch(model, Trie.from_sequences([[*one, END] for one in sorted(found)]), "vocabulary")
+    spared = 0
+    for width in range(2, 12):
+        prompts = random.integers(3, VOCABULARY, size=(4, 3)).tolist()
+        for batch in [[prompt] for prompt in prompts] if tokens == 12 else [prompts]:
+            expected, plain = searched(finder, batch, 0, ahead, k=width, beam=width)
+            others, passes = searched(finder, batch, tokens, ahead, k=width, beam=width)
+            assert_same(others, expected)
+            spared += len(plain) - len(passes)
+    assert spared > 0
+
+
 # Of a beam of four hypotheses one parts at the second token, into two, and all go on to the third.
 PARTING = [[3, 7, 9, 12, END], [3, 8, 9, END], [4, 7, 9, 13, END], [5, 8, 9, END], [6, 8, 7, END]]
 
