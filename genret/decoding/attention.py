@@ -8,8 +8,9 @@ The tokens of all queries go through the model as one row: only attention itself
 of our own that transformers calls in every layer (https://huggingface.co/docs/transformers/attention_interface).
 """
 
+import inspect
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,13 +20,14 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import AttentionInterface
 
+from genret.decoding.arrays import Ints, ranges
 from genret.decoding.bare import BareDecoder, is_bare
 from genret.decoding.cache import LayerCache, Pass, RowGroup
 from genret.decoding.limits import longest_sequence
 from genret.decoding.packed import Projections, can_pack, keeps_parameters
-from genret.decoding.trie import Ints, ranges
 from genret.errors import InputError
 
 # The name under which transformers knows our attention function.
@@ -34,7 +36,8 @@ TREE_ATTENTION = "genret_tree"
 KEEP_SHARE = 0.75
 # Room for appended tokens in a new cache, where nobody says how many there will be; it grows by half when used up.
 FIRST_ROOM = 64
-# How far the same computation may stray when it is done in another order, relative to its largest value.
+# How far the same computation may stray when it is done in another order, relative to its largest value: in two layers.
+# Rounding adds up from layer to layer, about as the square root of how many there are.
 TOLERANCE = {torch.float64: 1e-5, torch.float32: 1e-3}
 LOW_PRECISION_TOLERANCE = 5e-2
 # Logits of the whole vocabulary are made on a CPU for so many tokens at a time. With fewer, products of a few states
@@ -109,15 +112,19 @@ class TreeDecoder:
                 sliding-window attention in every layer.
 
         Raises:
-            InputError: Another kind of layer, or a model that computes something else with our attention than with
-                its own, such as one without the interface or with position biases.
+            InputError: Another kind of layer, weights on several devices, or a model that computes something else with
+                our attention than with its own, such as one without the interface or with position biases.
         """
+        devices = sorted({str(parameter.device) for parameter in model.parameters()})
+        if len(devices) > 1:
+            raise InputError(f"{type(model).__name__}: expected weights on one device, found {', '.join(devices)}")
         self.model = model
         self.decoder = model.get_decoder()
         self.config = self.decoder.config
         self.dtype, self.device = model.dtype, model.device
         self.windows, self.longest = _windows(self.config), longest_sequence(self.config)
         self.bare: BareDecoder | None = None
+        self._keeps_logits = "logits_to_keep" in inspect.signature(model.forward).parameters
         self.vocabulary_size = int(model.get_input_embeddings().num_embeddings)
         with self.evaluating():
             self.head = self._find_head()
@@ -143,12 +150,18 @@ class TreeDecoder:
         for module in training:
             module.training = False
         try:
-            with torch.inference_mode():
+            with torch.inference_mode(), self._kernels():
                 self._follow()
                 yield
         finally:
             for module in training:
                 module.training = True
+
+    def _kernels(self) -> AbstractContextManager[None]:
+        """Attention of torch without cuDNN's, which prepares each shape that it meets; passes hardly share any."""
+        if self.device.type != "cuda":
+            return nullcontext()
+        return sdpa_kernel([SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH])
 
     def _follow(self) -> None:
         """Lay out anew what training has changed of packed weights."""
@@ -188,13 +201,16 @@ class TreeDecoder:
         places = None if wanted is None else self.tensor(wanted)
         if self.bare is not None:
             return self.bare.forward(self.tensor(ids), self.tensor(positions), current.attend, places)
-        module = self.model if self.head is None else self.decoder
+        module, more = self.model if self.head is None else self.decoder, {}
+        if self.head is None and self._keeps_logits and places is not None:
+            # Logits of all tokens of long prompts would take gigabytes.
+            more, places = {"logits_to_keep": places}, None
         own = self.config._attn_implementation
         token = _CURRENT.set(current)
         self.config._attn_implementation = TREE_ATTENTION
         try:
             output = module(
-                input_ids=self.tensor(ids)[None], position_ids=self.tensor(positions)[None], use_cache=False
+                input_ids=self.tensor(ids)[None], position_ids=self.tensor(positions)[None], use_cache=False, **more
             )
         finally:
             self.config._attn_implementation = own
@@ -271,7 +287,8 @@ class TreeDecoder:
         )
 
     def _close(self, found: torch.Tensor, expected: torch.Tensor) -> bool:
-        return _close(found, expected, TOLERANCE.get(self.dtype, LOW_PRECISION_TOLERANCE))
+        tolerance = TOLERANCE.get(self.dtype, LOW_PRECISION_TOLERANCE)
+        return _close(found, expected, tolerance * max(1, self.config.num_hidden_layers / 2) ** 0.5)
 
 
 def _is_product(head: nn.Linear, states: torch.Tensor, logits: torch.Tensor) -> bool:

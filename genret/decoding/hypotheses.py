@@ -7,9 +7,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from genret.decoding.arrays import ranges
 from genret.decoding.attention import FIRST_ROOM
 from genret.decoding.scoring import Floats, Ints, LeafFilter, Scorer, Scores
-from genret.decoding.trie import ranges
 
 # About how many tokens a model reads in one pass for the price of one, bound by reading its weights: forced tokens
 # are read ahead as far as this allows. Beyond it, tokens that pruning makes useless cost more than passes.

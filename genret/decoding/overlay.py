@@ -8,19 +8,9 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from genret.decoding.trie import (
-    LEAVES_PER_BLOCK,
-    IntArray,
-    Ints,
-    Trie,
-    checked_input,
-    compact,
-    prefix_error,
-    ranges,
-    read_arrays,
-    same_error,
-    write_arrays,
-)
+from genret.decoding.arrays import IntArray, Ints, compact, ranges, read_arrays, write_arrays
+from genret.decoding.building import LEAVES_PER_BLOCK, checked_input, prefix_error, same_error
+from genret.decoding.trie import Trie
 from genret.errors import InputError
 
 FORMAT = "genret-overlay"
@@ -152,7 +142,7 @@ class GrownTrie:
 
         Args:
             tokens: Integers `[total]`, the tokens of the added identifiers, one after the other; see
-                `trie.flattened` for identifiers given as sequences.
+                `building.flattened` for identifiers given as sequences.
             offsets: Integers `[m + 1]`, from 0 to `total`; none are added if it is `[0]`.
 
         Returns:

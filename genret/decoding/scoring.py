@@ -11,9 +11,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from genret.decoding.arrays import IntArray, ranges
 from genret.decoding.attention import TreeDecoder
 from genret.decoding.packed import Seen, multiplication
-from genret.decoding.trie import IntArray, Paths, ranges
+from genret.decoding.trie import Paths
 from genret.errors import InputError
 
 Scoring: TypeAlias = Literal["trie", "vocabulary"]
@@ -104,10 +105,6 @@ class _Wanted:
         place = np.flatnonzero((self.owner >= begin) & (self.owner < end))
         first, last = np.searchsorted(self.at_root, (begin, end))
         return place, _Wanted(self.owner[place] - begin, self.token[place], self.at_root[first:last] - begin)
-
-    def without_tokens(self) -> "_Wanted":
-        """Only those of the root's children."""
-        return _Wanted(self.owner[:0], self.token[:0], self.at_root)
 
 
 class Scorer:
@@ -259,17 +256,16 @@ class Scorer:
         else:
             step = CHUNK_ELEMENTS // self.decoder.vocabulary_size
             step = CHUNK_STATES if states.device.type == "cpu" else max(1, step)
-            # Products of low precision, which a GPU may have for single precision too, do for sums, in which errors
-            # cancel out, and to choose among the children of a node that has many; other tokens want better ones.
-            precise = states.device.type == "cpu" and self.decoder.dtype == self.dtype
-            asked = wanted if precise else wanted.without_tokens()
-            normaliser, logit, root_logits = np.zeros(len(states)), np.zeros(len(asked.owner)), []
+            normaliser, logit, root_logits = np.zeros(len(states)), np.zeros(len(wanted.owner)), []
             for at in range(0, len(states), step):
-                place, some = (slice(None), asked) if len(states) <= step else asked.within(at, at + step)
+                place, some = (slice(None), wanted) if len(states) <= step else wanted.within(at, at + step)
                 normaliser[at : at + step], logit[place], found = self._summed(states[at : at + step], some)
                 root_logits.extend(found)
-            if not precise:
-                logit = self._narrow(states, wanted.owner, wanted.token)
+            # Products of low precision, which a GPU may have for single precision too, do for sums, in which errors
+            # cancel out, and to choose among the children of a node that has many; other tokens want better ones.
+            if states.device.type != "cpu" or self.decoder.dtype != self.dtype:
+                rough, logit = logit, self._narrow(states, wanted.owner, wanted.token)
+                normaliser = _with_better_parts(normaliser, wanted.owner, rough, logit)
         _numbers(normaliser)
         normaliser[np.isneginf(normaliser)] = 0.0
         return normaliser, logit, torch.cat(root_logits) if root_logits else None
@@ -372,6 +368,8 @@ class Scorer:
         raw = logits.to(self.dtype)
         if normaliser is not None:
             logprob = raw - self.decoder.tensor(normaliser)[:, None].to(raw.dtype)
+            # Other products of low precision may be rounded otherwise than those that were summed.
+            logprob = logprob if logits.dtype == raw.dtype else logprob.clamp_(max=0)
         else:
             # A softmax over nothing but -inf is not a number, but here only that no child is possible.
             logprob = torch.where(raw.isneginf(), raw, raw.log_softmax(-1))
@@ -416,6 +414,28 @@ class _Taken:
     def of_root(self) -> list[torch.Tensor]:
         """Logits `[len(wanted.at_root), children]` of all children of the root; empty where none are wanted."""
         return [torch.cat(self._of_root, 1)] if self._of_root else []
+
+
+def _with_better_parts(normaliser: Floats, owner: Ints, rough: Floats, better: Floats) -> Floats:
+    """The logarithms of sums of exponentials, once some of their logits are known better.
+
+    So no token has more than the whole probability, and no score rises along a path.
+
+    Args:
+        normaliser: `[s]`; where it is not a finite number it stays what it is.
+        owner: `[w]`, the sum that each of those logits is in, once.
+        rough: `[w]`, what it was when the sum was made.
+        better: `[w]`.
+    """
+    known = np.isfinite(normaliser)
+    part = known[owner]
+    owner, reference = owner[part], normaliser[owner[part]]
+    before, after = np.zeros((2, len(normaliser)))
+    np.add.at(before, owner, np.exp(rough[part] - reference))
+    np.add.at(after, owner, np.exp(better[part] - reference))
+    # Of a sum that is nothing but these parts rounding may leave less than nothing.
+    change = np.log(np.maximum(1 - before, 0) + after, where=known, out=np.zeros(len(normaliser)))
+    return normaliser + change
 
 
 def _log_softmax(raw: Floats, count: Ints) -> Floats:

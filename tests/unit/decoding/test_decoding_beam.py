@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, MistralConfig
 
 from genret.decoding import attention, hypotheses
+from genret.decoding.building import flattened
 from genret.decoding.overlay import GrownTrie
 from genret.decoding.search import TrieSearch
-from genret.decoding.trie import Paths, Trie, flattened
+from genret.decoding.trie import Paths, Trie
 
 VOCABULARY, END = 64, 2
 

@@ -10,10 +10,11 @@ from test_decoding_search import END, SCORINGS, SHAPE, build, some_identifiers, 
 from transformers import MistralConfig
 
 from genret.decoding import scoring, search
+from genret.decoding.building import flattened
 from genret.decoding.overlay import ARRAYS, GrownTrie
 from genret.decoding.results import SearchResult
 from genret.decoding.search import TrieSearch
-from genret.decoding.trie import Paths, Trie, flattened
+from genret.decoding.trie import Paths, Trie
 from genret.errors import InputError
 
 Identifiers: TypeAlias = list[list[int]]

@@ -104,6 +104,26 @@ def test_scores_are_those_of_a_plain_log_softmax(
             compare(found, *expected, TOLERANCE[dtype])
 
 
+@pytest.mark.parametrize("slab", [24, 4096])
+def test_in_low_precision_no_token_is_more_than_certain(trie: Trie, monkeypatch: pytest.MonkeyPatch, slab: int) -> None:
+    monkeypatch.setattr(attention, "SLAB", slab)
+    decoder = a_decoder("plain", torch.bfloat16)
+    states, _ = some_states(decoder, 300)
+    # Large logits, of which sixteen bits know no fractions below eighths, so that one token is all but certain.
+    states = states * 16
+    logits = states.double() @ decoder.model.lm_head.weight.detach().double().T
+    logprob = logits.log_softmax(-1)
+    node, spacing = np.full(300, -1), float(logits.max()) * torch.finfo(torch.bfloat16).eps
+    with decoder.evaluating():
+        for target in (logits.argmax(-1), torch.arange(300) % VOCABULARY):
+            found = Scorer(decoder, trie, "vocabulary").score(states, target.numpy(), node, None, None)
+            assert (found.target <= 0).all()
+            expected = logprob.gather(-1, target[:, None])[:, 0].numpy()
+            assert np.abs(found.target - expected).max() <= spacing
+            certain = expected > -1e-3
+            assert certain.any() and np.abs(found.target - expected)[certain].max() < 1e-3
+
+
 def references(
     trie: Trie,
     logits: npt.NDArray[np.float64],

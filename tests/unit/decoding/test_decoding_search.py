@@ -316,6 +316,37 @@ def test_a_beam_reads_no_more_than_it_compares(model: Any, monkeypatch: pytest.M
     assert counts[False] <= 1.05 * counts[True], "hardly ever a pass more"
 
 
+def test_rounding_of_many_layers_is_no_reason_to_refuse(monkeypatch: pytest.MonkeyPatch) -> None:
+    shape = SHAPE | {"num_hidden_layers": 48, "hidden_size": 256, "num_attention_heads": 4, "num_key_value_heads": 1}
+    deep = build(MistralConfig(**shape | {"initializer_range": 2 / 16}, sliding_window=None), torch.bfloat16)
+    attention.TreeDecoder(deep)
+    forward = attention.TreeDecoder.forward
+
+    def elsewhere(self: Any, ids: np.ndarray, positions: np.ndarray, *arguments: Any) -> torch.Tensor:
+        return forward(self, ids, positions // 2 * 2, *arguments)
+
+    monkeypatch.setattr(attention.TreeDecoder, "forward", elsewhere)
+    with pytest.raises(InputError, match="heeds a position id"):
+        attention.TreeDecoder(deep)
+
+
+def test_weights_on_several_devices_are_refused() -> None:
+    changed = build(MistralConfig(**SHAPE, sliding_window=None))
+    changed.lm_head.to("meta")
+    with pytest.raises(InputError, match="expected weights on one device, found cpu, meta"):
+        attention.TreeDecoder(changed)
+
+
+def test_logits_are_made_of_what_is_wanted_only() -> None:
+    # With logits that are softcapped, states are logits.
+    softcapped = build(Gemma2Config(**SHAPE, head_dim=8, sliding_window=6, final_logit_softcapping=2.0), attn="eager")
+    decoder, sizes = attention.TreeDecoder(softcapped), []
+    softcapped.lm_head.register_forward_hook(lambda *call: sizes.append(call[-1].shape[1]))
+    with decoder.evaluating():
+        decoder.begin([[3, 4, 5, 6], [7, 8]], [9])
+    assert decoder.head is None and sizes == [4]
+
+
 @pytest.mark.parametrize("how", SCORINGS)
 def test_a_long_search_takes_few_passes(model: Any, monkeypatch: pytest.MonkeyPatch, how: scoring.Scoring) -> None:
     identifiers, prompts = some_identifiers(400), some_prompts(4)
