@@ -15,12 +15,13 @@ from decoding_parts.tables import Table
 from decoding_parts.timing import Limits, interleave
 
 NOTE = """\
-Queries a second by the median, and the 50th and 99th percentile of the time of a batch, over repeats that take ten
-batches of prompts in turn (`--repeats 100 --budget 600` or more for the percentiles), each of which was searched once
-before, for the search, for a masked beam search, and for
-transformers' `generate` with a trie of dictionaries, all with a beam of 10; they take turns. "attention" is the
-model's implementation of it for the search's and all other passes. "same": queries of one batch with the same ten
-identifiers in the same order; in 16 bits near ties fall either way, and rounding depends on the shape of a batch."""
+Queries a second by the median, and the 50th and 99th percentile of the time of a batch (`--repeats 100 --budget 600` or
+more for the percentiles), for the search, for a masked beam search, and for transformers' `generate` with a trie of
+dictionaries, all with a beam of 10; they take turns. The repeats go through ten batches of other prompts in turn. Every
+side has searched all ten before the clock runs, so that what a GPU does when it first meets a shape is left out.
+"attention" is the model's implementation of it for the search's and all other passes. "same": queries of one batch with
+the same ten identifiers in the same order; in 16 bits near ties fall either way, and rounding depends on the shape of a
+batch."""
 
 IDENTIFIERS = 100_000
 BATCHES = (1, 8, 32)

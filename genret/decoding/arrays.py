@@ -20,8 +20,14 @@ Ints = npt.NDArray[np.int64]
 
 
 def ranges(starts: IntArray, lengths: IntArray) -> npt.NDArray[np.int64]:
-    """The integers `starts[i], starts[i] + 1, ...`, `lengths[i]` of them for each `i`, one run after the
-    other.
+    """The integers `starts[i], starts[i] + 1, ...`, `lengths[i]` of them for each `i`, one run after the other.
+
+    Args:
+        starts: `[a]`.
+        lengths: `[a]`.
+
+    Returns:
+        int64 `[lengths.sum()]`.
     """
     # Methods, as numpy's functions take about as long again to get to them.
     lengths = lengths.astype(np.int64, copy=False)
@@ -83,14 +89,14 @@ def read_arrays(
 
 
 def checksum(array: IntArray) -> str:
-    """The checksum of the file that `_write_array` would make of an array."""
+    """The checksum of an array: of the .npy file that holds it."""
     digest = hashlib.sha256()
     np.save(SimpleNamespace(write=digest.update), array, allow_pickle=False)
     return digest.hexdigest()
 
 
 def joint_checksum(checksums: Mapping[str, str]) -> str:
-    """One of several arrays, from the checksum of each by its name."""
+    """One checksum for several arrays, from that of each by its name."""
     return hashlib.sha256(json.dumps(checksums, sort_keys=True).encode()).hexdigest()
 
 
@@ -117,7 +123,7 @@ def _read_header(path: Path, form: str, version: int, names: Collection[str]) ->
     try:
         header = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise InputError(f"{path}: expected the header of a saved trie ({error.strerror})") from error
+        raise InputError(f"{path}: expected the header of a saved index ({error.strerror})") from error
     except ValueError as error:
         raise InputError(f"{path}: expected JSON, found something else ({error})") from error
     if not isinstance(header, dict) or header.get("format") != form:
@@ -137,7 +143,7 @@ def _read_array(path: Path, entry: dict[str, Any], verify: bool) -> IntArray:
     try:
         size = path.stat().st_size
     except OSError as error:
-        raise InputError(f"{path}: expected an array of the trie ({error.strerror})") from error
+        raise InputError(f"{path}: expected an array of the index ({error.strerror})") from error
     if size != entry["bytes"]:
         raise InputError(f"{path}: expected {entry['bytes']} bytes, found {size}; the file is truncated or foreign")
     if verify and _sha256(path) != entry["sha256"]:

@@ -36,8 +36,8 @@ TREE_ATTENTION = "genret_tree"
 KEEP_SHARE = 0.75
 # Room for appended tokens in a new cache, where nobody says how many there will be; it grows by half when used up.
 FIRST_ROOM = 64
-# How far the same computation may stray when it is done in another order, relative to its largest value: in two layers.
-# Rounding adds up from layer to layer, about as the square root of how many there are.
+# How far the same computation may stray when it is done in another order, relative to its largest value, in a model of
+# two layers. Rounding adds up from layer to layer, about as the square root of how many there are.
 TOLERANCE = {torch.float64: 1e-5, torch.float32: 1e-3}
 LOW_PRECISION_TOLERANCE = 5e-2
 # Logits of the whole vocabulary are made on a CPU for so many tokens at a time. With fewer, products of a few states
@@ -158,7 +158,10 @@ class TreeDecoder:
                 module.training = True
 
     def _kernels(self) -> AbstractContextManager[None]:
-        """Attention of torch without cuDNN's, which prepares each shape that it meets; passes hardly share any."""
+        """Torch's attention without cuDNN's, which prepares each shape that it meets: passes hardly share any.
+
+        Which of them torch may use is a setting of the whole process, and comes back afterwards.
+        """
         if self.device.type != "cuda":
             return nullcontext()
         return sdpa_kernel([SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH])
@@ -267,7 +270,7 @@ class TreeDecoder:
         query = np.array([0, 0, 1, 1])
         tails = np.concatenate([token[2:4], token[3:5], token[3:5], token[2:4]])
         try:
-            session, _ = self.begin(prompts, token[:0])
+            session, first = self.begin(prompts, token[:0])
             paths = np.full((4, 2), -1, dtype=np.int32)
             states = session.append(query, np.zeros(4, np.int64), np.full(4, 2), tails, paths)
         except (ValueError, TypeError, RuntimeError, IndexError, AttributeError) as error:
@@ -276,8 +279,9 @@ class TreeDecoder:
         for number, row in enumerate(query):
             plain = np.concatenate((prompts[row], tails[2 * number : 2 * number + 2]))
             output = module(input_ids=self.tensor(plain)[None], use_cache=False)
-            expected = (output.logits if self.head is None else output.last_hidden_state)[0, -2:]
-            if not self._close(states[2 * number : 2 * number + 2], expected):
+            expected = (output.logits if self.head is None else output.last_hidden_state)[0, -3:]
+            found = torch.cat((first[row], states[2 * number : 2 * number + 2]))
+            if not self._close_in_another_order(found, expected):
                 raise InputError(self._refusal())
 
     def _refusal(self) -> str:
@@ -287,8 +291,11 @@ class TreeDecoder:
         )
 
     def _close(self, found: torch.Tensor, expected: torch.Tensor) -> bool:
+        return _close(found, expected, TOLERANCE.get(self.dtype, LOW_PRECISION_TOLERANCE))
+
+    def _close_in_another_order(self, found: torch.Tensor, expected: torch.Tensor) -> bool:
         tolerance = TOLERANCE.get(self.dtype, LOW_PRECISION_TOLERANCE)
-        return _close(found, expected, tolerance * max(1, self.config.num_hidden_layers / 2) ** 0.5)
+        return _close(found, expected, tolerance * max(1, len(self.windows) / 2) ** 0.5)
 
 
 def _is_product(head: nn.Linear, states: torch.Tensor, logits: torch.Tensor) -> bool:

@@ -14,7 +14,7 @@ LEAVES_PER_BLOCK = 1 << 20
 
 
 def flattened(identifiers: Sequence[Sequence[int]]) -> tuple[Ints, Ints]:
-    """Identifiers given as sequences of tokens, in the form that `Trie.build` takes: all tokens, and offsets."""
+    """Identifiers given as sequences of tokens, in the form that `Trie.build` takes: int64 `[total]` and `[n + 1]`."""
     lengths = np.fromiter((len(identifier) for identifier in identifiers), np.int64, len(identifiers))
     offsets = np.concatenate(([0], np.cumsum(lengths)))
     return np.fromiter(chain.from_iterable(identifiers), np.int64, int(offsets[-1])), offsets
@@ -23,7 +23,12 @@ def flattened(identifiers: Sequence[Sequence[int]]) -> tuple[Ints, Ints]:
 def checked_input(
     tokens: IntArray, offsets: IntArray, name: Callable[[int], str]
 ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]:
-    """Tokens and offsets as `Trie.build` takes them, checked: tokens as int32, offsets as int64."""
+    """Tokens `[total]` and offsets `[n + 1]` as `Trie.build` takes them, checked: as int32 and int64.
+
+    Raises:
+        InputError: What `Trie.build` refuses, but for identifiers that are the same or prefixes; `name` says what
+            errors call the identifier at a position.
+    """
     if offsets.ndim != 1 or tokens.ndim != 1 or len(offsets) < 2:
         raise InputError(
             f"identifiers: expected flat tokens and at least one identifier, "
@@ -52,12 +57,15 @@ def checked_input(
 def sorted_arrays(
     tokens: npt.NDArray[np.int32], offsets: npt.NDArray[np.int64], name: Callable[[int], str]
 ) -> dict[str, IntArray]:
-    """The arrays of the trie of identifiers, under the names that `trie.Trie` has for them.
+    """The arrays of the trie of identifiers.
 
     Args:
-        tokens: `[total]`, as `checked_input` returns them.
-        offsets: `[n + 1]`, the same.
+        tokens: int32 `[total]`, as `checked_input` returns them.
+        offsets: int64 `[n + 1]`, the same.
         name: What errors call the identifier at a position.
+
+    Returns:
+        The arrays under the names that `trie.Trie` has for them.
 
     Raises:
         InputError: Two identifiers are equal, or one is a prefix of another; names them.

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from genret.decoding.arrays import IntArray, ranges
+from genret.decoding.arrays import IntArray, Ints, ranges
 from genret.decoding.attention import TreeDecoder
 from genret.decoding.packed import Seen, multiplication
 from genret.decoding.trie import Paths
@@ -32,7 +32,6 @@ CHUNK_STATES = 128
 LEAST_SUM = 1e-30
 LOG2_E = math.log2(math.e)
 
-Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
 
 
@@ -218,8 +217,9 @@ class Scorer:
         target_logprob, normaliser, root_logits = np.zeros(len(target)), None, None
         if self.over_vocabulary:
             normaliser, logit, root_logits = self._over_vocabulary(states, wanted)
-            target_logprob[asked] = logit[: len(asked)] - normaliser[asked]
-            logprob = logit[len(asked) :] - normaliser[owner]
+            # Rounding may make a certain token a little more than certain, but no score may rise along a path.
+            target_logprob[asked] = np.minimum(logit[: len(asked)] - normaliser[asked], 0)
+            logprob = np.minimum(logit[len(asked) :] - normaliser[owner], 0)
         else:
             logprob = _log_softmax(self._narrow(states, wanted.owner, tokens)[len(asked) :], count[narrow])
         if leaf_filter is not None:
@@ -261,11 +261,6 @@ class Scorer:
                 place, some = (slice(None), wanted) if len(states) <= step else wanted.within(at, at + step)
                 normaliser[at : at + step], logit[place], found = self._summed(states[at : at + step], some)
                 root_logits.extend(found)
-            # Products of low precision, which a GPU may have for single precision too, do for sums, in which errors
-            # cancel out, and to choose among the children of a node that has many; other tokens want better ones.
-            if states.device.type != "cpu" or self.decoder.dtype != self.dtype:
-                rough, logit = logit, self._narrow(states, wanted.owner, wanted.token)
-                normaliser = _with_better_parts(normaliser, wanted.owner, rough, logit)
         _numbers(normaliser)
         normaliser[np.isneginf(normaliser)] = 0.0
         return normaliser, logit, torch.cat(root_logits) if root_logits else None
@@ -367,9 +362,7 @@ class Scorer:
         """Of one node's children, from their logits: log-probabilities and places among them, `[states, kept]`."""
         raw = logits.to(self.dtype)
         if normaliser is not None:
-            logprob = raw - self.decoder.tensor(normaliser)[:, None].to(raw.dtype)
-            # Other products of low precision may be rounded otherwise than those that were summed.
-            logprob = logprob if logits.dtype == raw.dtype else logprob.clamp_(max=0)
+            logprob = (raw - self.decoder.tensor(normaliser)[:, None].to(raw.dtype)).clamp_(max=0)
         else:
             # A softmax over nothing but -inf is not a number, but here only that no child is possible.
             logprob = torch.where(raw.isneginf(), raw, raw.log_softmax(-1))
@@ -414,28 +407,6 @@ class _Taken:
     def of_root(self) -> list[torch.Tensor]:
         """Logits `[len(wanted.at_root), children]` of all children of the root; empty where none are wanted."""
         return [torch.cat(self._of_root, 1)] if self._of_root else []
-
-
-def _with_better_parts(normaliser: Floats, owner: Ints, rough: Floats, better: Floats) -> Floats:
-    """The logarithms of sums of exponentials, once some of their logits are known better.
-
-    So no token has more than the whole probability, and no score rises along a path.
-
-    Args:
-        normaliser: `[s]`; where it is not a finite number it stays what it is.
-        owner: `[w]`, the sum that each of those logits is in, once.
-        rough: `[w]`, what it was when the sum was made.
-        better: `[w]`.
-    """
-    known = np.isfinite(normaliser)
-    part = known[owner]
-    owner, reference = owner[part], normaliser[owner[part]]
-    before, after = np.zeros((2, len(normaliser)))
-    np.add.at(before, owner, np.exp(rough[part] - reference))
-    np.add.at(after, owner, np.exp(better[part] - reference))
-    # Of a sum that is nothing but these parts rounding may leave less than nothing.
-    change = np.log(np.maximum(1 - before, 0) + after, where=known, out=np.zeros(len(normaliser)))
-    return normaliser + change
 
 
 def _log_softmax(raw: Floats, count: Ints) -> Floats:

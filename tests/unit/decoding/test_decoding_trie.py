@@ -230,7 +230,7 @@ def test_saving_again_replaces_the_trie_and_leaves_open_ones_alone(saved: Path) 
 
 def test_a_save_that_stopped_half_way_is_no_trie(saved: Path) -> None:
     (saved / "trie.json").unlink()
-    with pytest.raises(InputError, match="expected the header of a saved trie"):
+    with pytest.raises(InputError, match="expected the header of a saved index"):
         Trie.load(saved)
 
 
