@@ -20,7 +20,8 @@ OTHER_TOKENS_PER_PASS = 256
 # pruning makes useless. A GPU reads those for nothing.
 BEAMS_READ_AHEAD = {"cpu": False}
 # How many more tokens a pass of a beam over the vocabulary may read where that spares another one: about what a pass
-# costs beyond its tokens. Queries share it, as a pass is spared only if every one of them can do without it.
+# costs beyond its tokens (a guess where it is no CPU). Queries share it, as a pass is spared only if every one of them
+# can do without it.
 TOKENS_FOR_A_PASS = {"cpu": 12}
 OTHER_TOKENS_FOR_A_PASS = 128
 # So many hypotheses are expanded in one pass before it is known that all of them are needed: more than tokens, since

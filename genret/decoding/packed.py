@@ -16,8 +16,7 @@ from torch import Tensor, nn
 from genret.decoding.limits import LARGEST_COPY
 
 # oneDNN compiles a product for each number of states, in about 0.5 ms and 0.3 MB. Numbers are rounded up to a multiple
-# of this, and large ones further, by a sixteenth at most: there are 127 of them up to 4,096, which come to some 170 MB
-# once a model whose layers are alike has met them all.
+# of this, and large ones further, by a sixteenth at most: up to 4,096 there are 127 of them for each shape of weights.
 LEAST_STEP = 2
 # Products of fewer states take as long, or longer.
 LEAST_STATES = 4

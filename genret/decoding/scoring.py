@@ -105,6 +105,10 @@ class _Wanted:
         first, last = np.searchsorted(self.at_root, (begin, end))
         return place, _Wanted(self.owner[place] - begin, self.token[place], self.at_root[first:last] - begin)
 
+    def without_tokens(self) -> "_Wanted":
+        """Only those of the root's children."""
+        return _Wanted(self.owner[:0], self.token[:0], self.at_root)
+
 
 class Scorer:
     """Scores under one model, trie and scoring."""
@@ -217,7 +221,8 @@ class Scorer:
         target_logprob, normaliser, root_logits = np.zeros(len(target)), None, None
         if self.over_vocabulary:
             normaliser, logit, root_logits = self._over_vocabulary(states, wanted)
-            # Rounding may make a certain token a little more than certain, but no score may rise along a path.
+            # Rounding, in low precision of the sum only, may make a token more than certain, but no score may rise
+            # along a path.
             target_logprob[asked] = np.minimum(logit[: len(asked)] - normaliser[asked], 0)
             logprob = np.minimum(logit[len(asked) :] - normaliser[owner], 0)
         else:
@@ -256,11 +261,17 @@ class Scorer:
         else:
             step = CHUNK_ELEMENTS // self.decoder.vocabulary_size
             step = CHUNK_STATES if states.device.type == "cpu" else max(1, step)
-            normaliser, logit, root_logits = np.zeros(len(states)), np.zeros(len(wanted.owner)), []
+            # Products of low precision, which a GPU may have for single precision too, do for sums, in which errors
+            # cancel out, and to choose among the children of a node that has many; other tokens want better ones.
+            precise = states.device.type == "cpu" and self.decoder.dtype == self.dtype
+            asked = wanted if precise else wanted.without_tokens()
+            normaliser, logit, root_logits = np.zeros(len(states)), np.zeros(len(asked.owner)), []
             for at in range(0, len(states), step):
-                place, some = (slice(None), wanted) if len(states) <= step else wanted.within(at, at + step)
+                place, some = (slice(None), asked) if len(states) <= step else asked.within(at, at + step)
                 normaliser[at : at + step], logit[place], found = self._summed(states[at : at + step], some)
                 root_logits.extend(found)
+            if not precise:
+                logit = self._narrow(states, wanted.owner, wanted.token)
         _numbers(normaliser)
         normaliser[np.isneginf(normaliser)] = 0.0
         return normaliser, logit, torch.cat(root_logits) if root_logits else None

@@ -798,7 +798,8 @@ def test_a_normaliser_takes_logits_of_any_size(
     largest = float(logits.abs().max().clamp(min=1))
     tolerance = {torch.bfloat16: 1e-3, torch.float32: 1e-6, torch.float64: 1e-12}[dtype] * largest
     np.testing.assert_allclose(normaliser, logits.logsumexp(-1).numpy(), atol=10 * tolerance)
-    np.testing.assert_allclose(logit, logits[owner, token].numpy(), atol=10 * tolerance)
+    # Of single tokens also in low precision, whose own products are further off.
+    np.testing.assert_allclose(logit, logits[owner, token].numpy(), atol=min(10 * tolerance, 1e-5 * largest))
     assert found is not None
     np.testing.assert_allclose(
         found.double().numpy(), logits[at_root][:, [3, 4, 20, 21, 30]].numpy(), atol=10 * tolerance
