@@ -281,7 +281,7 @@ class TreeDecoder:
             output = module(input_ids=self.tensor(plain)[None], use_cache=False)
             expected = (output.logits if self.head is None else output.last_hidden_state)[0, -3:]
             found = torch.cat((first[row], states[2 * number : 2 * number + 2]))
-            if not self._close_in_another_order(found, expected):
+            if not self._close(found, expected, len(self.windows)):
                 raise InputError(self._refusal())
 
     def _refusal(self) -> str:
@@ -290,12 +290,10 @@ class TreeDecoder:
             "position id for each token, found one that does not; its hypotheses cannot share a cache"
         )
 
-    def _close(self, found: torch.Tensor, expected: torch.Tensor) -> bool:
-        return _close(found, expected, TOLERANCE.get(self.dtype, LOW_PRECISION_TOLERANCE))
-
-    def _close_in_another_order(self, found: torch.Tensor, expected: torch.Tensor) -> bool:
+    def _close(self, found: torch.Tensor, expected: torch.Tensor, layers: int = 2) -> bool:
+        """Whether two results are one but for rounding in so many layers, done in another order."""
         tolerance = TOLERANCE.get(self.dtype, LOW_PRECISION_TOLERANCE)
-        return _close(found, expected, tolerance * max(1, len(self.windows) / 2) ** 0.5)
+        return _close(found, expected, tolerance * max(1, layers / 2) ** 0.5)
 
 
 def _is_product(head: nn.Linear, states: torch.Tensor, logits: torch.Tensor) -> bool:

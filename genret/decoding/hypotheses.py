@@ -106,6 +106,7 @@ class States:
         expansion: Ascending: whose they are.
         place: How many tokens stand from the expansion's `start`, without it, to the token that follows the state.
         node: The node that the state stands at, or -1 if its children are not asked for.
+        target: The token that follows, or -1 if it is not asked for.
         forced: Whether the filter leaves only one child of the node: its score belongs to the stretch.
     """
 
@@ -113,6 +114,7 @@ class States:
     expansion: Ints
     place: Ints
     node: Ints
+    target: Ints
     forced: npt.NDArray[np.bool_]
 
 
@@ -378,12 +380,7 @@ class Batch:
 
     def _score(self, hypotheses: Hypotheses, asked: States, states: torch.Tensor) -> Expansions:
         """What is asked of states `[len(asked.row), width]`."""
-        target = np.full(len(asked.row), -1)
-        if self.over_vocabulary:
-            n_states = (hypotheses["stop"] - hypotheses["start"]).astype(np.int64)
-            following = self.trie.read(hypotheses["leaf"], hypotheses["start"] + 1, n_states)
-            target = np.where(asked.node >= 0, -1, following)
-        scores = self.scorer.score(states, target, asked.node, self.leaf_filter, self.limit)
+        scores = self.scorer.score(states, asked.target, asked.node, self.leaf_filter, self.limit)
         return Expansions.of(scores, asked, len(hypotheses), self.trie.max_length + 1)
 
     def _states_of_tokens(self, hypotheses: Hypotheses, n_states: Ints) -> States:
@@ -393,7 +390,9 @@ class Batch:
         at_node = (hypotheses["target"] >= 0) & (hypotheses["stop"] == hypotheses["choice"])
         node[n_states.cumsum()[at_node] - 1] = hypotheses["target"][at_node]
         place = 1 + ranges(np.zeros_like(n_states), n_states)
-        return States(np.arange(len(expansion)), expansion, place, node, np.zeros(len(expansion), dtype=bool))
+        following = self.trie.read(hypotheses["leaf"], hypotheses["start"] + 1, n_states)
+        target = np.where(node >= 0, -1, following)
+        return States(np.arange(len(expansion)), expansion, place, node, target, np.zeros(len(expansion), dtype=bool))
 
     def _states_at_nodes(self, hypotheses: Hypotheses, n_states: Ints) -> States:
         """The states at nodes that were reached, forced ones among them: over the trie other tokens score 0.
@@ -415,4 +414,6 @@ class Batch:
         stop = np.concatenate((self.forced_place[entry], hypotheses["choice"][at_node]))[sequence]
         place = stop - hypotheses["start"][expansion]
         first = np.cumsum(n_states) - n_states
-        return States(first[expansion] + place - 1, expansion, place, node, sequence < len(owner))
+        return States(
+            first[expansion] + place - 1, expansion, place, node, np.full(len(node), -1), sequence < len(owner)
+        )
