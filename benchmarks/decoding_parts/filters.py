@@ -10,6 +10,7 @@ import numpy as np
 from decoding_parts.baselines import SCORINGS, WIDTH, Scoring, agreement
 from decoding_parts.brute import BruteForce, best
 from decoding_parts.data import SEED, Shape, keyword_identifiers, prompts, random_model, shape
+from decoding_parts.passes import passes_alone
 from decoding_parts.settings import Settings
 from decoding_parts.tables import Table
 from decoding_parts.timing import Limits, interleave
@@ -20,14 +21,16 @@ from genret.decoding.trie import Trie
 
 NOTE = """\
 Beam and exact search for the ten best identifiers that a filter lets through, in one batch; the filters take turns,
-and times are medians a query. "prepared": the time to test the metadata of all identifiers and to count the allowed
-ones, once a filter and not in the other times. "outside": identifiers found, in both modes, that the filter does not
-allow. "same": queries for which exact search finds the ten best of brute force in double precision, filtered
-afterwards, in the same order; "gap": the largest difference of two scores at the same rank. "expansions of exact":
-stretches of tokens that the model read for exact search behind the first choice, a query; "necessary choices": choices
-of the trie behind the first one, a query, that lead to an allowed identifier and score more than the tenth result, so
-that no exact search can leave them out. Over the trie an expansion is one choice, with those behind it that the filter
-decides; over the vocabulary it may be as little as a token."""
+and times are medians a query. "passes by unfiltered": the same ratio for the search's own forward passes alone, once
+more and without the search: what reaching other identifiers takes, whatever the filter itself does. "prepared": the
+time to test the metadata of all identifiers and to count the allowed ones, once a filter and not in the other times.
+"outside": identifiers found, in both modes, that the filter does not allow. "same": queries for which exact search
+finds the ten best of brute force in double precision, filtered afterwards, in the same order; "gap": the largest
+difference of two scores at the same rank. "expansions of exact": stretches of tokens that the model read for exact
+search behind the first choice, a query; "necessary choices": choices of the trie behind the first one, a query, that
+lead to an allowed identifier and score more than the tenth result, so that no exact search can leave them out. Over
+the trie an expansion is one choice, with those behind it that the filter decides; over the vocabulary it may be as
+little as a token."""
 MANY_NOTE = """\
 The same of more identifiers, too many to compare with brute force. Where few of few identifiers are allowed, as above,
 the ten best of them lie deep among the improbable ones, and to reach them is work; of many there are ten that are
@@ -82,6 +85,7 @@ class Filtered:
         masks: By filter, bool `[n]`: which identifiers it allows.
         prepared_ms: By filter: what it takes to test and to count.
         runs: By filter and mode.
+        passes: By filter and mode: the forward passes of these runs alone.
     """
 
     def __init__(
@@ -101,15 +105,23 @@ class Filtered:
             self.prepared_ms[name] = 0.0 if predicate is None else 1000 * (time.perf_counter() - begin)
             for mode in modes:
                 sides[name, mode] = _side(search, queries, mode, allowed)
-        # Each mode in turns of its own: over the vocabulary an exact search takes a thousand times as long as a beam.
-        self.runs = {}
+        # Each mode in turns of its own: over the vocabulary an exact search takes a hundred times as long as a beam.
+        self.runs, self.passes = {}, {}
         for mode in modes:
-            self.runs |= interleave({key: side for key, side in sides.items() if key[1] == mode}, limits)
+            whole = {key: side for key, side in sides.items() if key[1] == mode}
+            alone = {(*key, "passes"): passes_alone(search, side) for key, side in whole.items()}
+            runs = interleave({**whole, **alone}, limits)
+            self.runs |= {key: runs[key] for key in whole}
+            self.passes |= {key: runs[*key, "passes"] for key in whole}
 
     def of(self, name: str, mode: Mode) -> dict[str, float]:
         """Columns with the times of a filter and a mode."""
         seconds, unfiltered = self.runs[name, mode].median, self.runs["none", mode].median
-        return {f"{mode}_ms": 1000 * seconds / len(self.queries), f"{mode}_by_unfiltered": seconds / unfiltered}
+        return {
+            f"{mode}_ms": 1000 * seconds / len(self.queries),
+            f"{mode}_by_unfiltered": seconds / unfiltered,
+            f"{mode}_passes_by_unfiltered": self.passes[name, mode].median / self.passes["none", mode].median,
+        }
 
     def expansions(self, name: str, mode: Mode) -> float:
         """A query's, on average."""
@@ -156,6 +168,7 @@ def add_many(table: Table, scoring: Scoring, filtered: Filtered) -> None:
             prepared_ms=filtered.prepared_ms[name],
             ms=times[f"{mode}_ms"],
             by_unfiltered=times[f"{mode}_by_unfiltered"],
+            passes_by_unfiltered=times[f"{mode}_passes_by_unfiltered"],
             expansions=filtered.expansions(name, mode),
             outside=filtered.outside(name),
         )

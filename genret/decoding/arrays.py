@@ -43,6 +43,32 @@ def compact(array: IntArray) -> IntArray:
     return array.astype(np.int32 if fits else np.int64)
 
 
+class Rows:
+    """An array that rows are added to, again and again, without copying all of them each time."""
+
+    def __init__(self, first: npt.NDArray[Any]) -> None:
+        """Begin with rows, perhaps none."""
+        self._array, self._count = first, len(first)
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, index: Ints) -> npt.NDArray[Any]:
+        """A copy of some rows, by numbers from 0."""
+        return self._array[index]
+
+    def add(self, rows: npt.NDArray[Any]) -> int:
+        """Add rows, and tell where the first of them is."""
+        first, self._count = self._count, self._count + len(rows)
+        if self._count > len(self._array):
+            # Half as many more: to make room takes no longer than to fill it.
+            wider = np.empty((self._count * 3 // 2, *self._array.shape[1:]), self._array.dtype)
+            wider[:first] = self._array[:first]
+            self._array = wider
+        self._array[first : self._count] = rows
+        return first
+
+
 def write_arrays(folder: Path, header_name: str, facts: Mapping[str, Any], arrays: Mapping[str, IntArray]) -> None:
     """Write arrays as .npy files, and last of all a header with facts and with the arrays' sizes and checksums.
 

@@ -12,7 +12,7 @@ import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -47,6 +47,9 @@ SLAB = 16384
 # there are fewer attention scores than is worth another call.
 ALIKE = 1.5
 WORTH_GROUPS = 1 << 16
+# Where a row of the cache holds more appended tokens than these, those that a pass sees are gathered, if they are no
+# more than half of all: best-first search leaves most of what it read behind.
+FEW_APPENDED = 256
 LAYER_TYPES = {"full_attention", "sliding_attention"}
 
 Mask = npt.NDArray[np.bool_]
@@ -219,7 +222,7 @@ class TreeDecoder:
             self.config._attn_implementation = own
             _CURRENT.reset(token)
         states = (output.logits if self.head is None else output.last_hidden_state)[0]
-        return states if places is None else states[places]
+        return states if places is None else states.index_select(0, places)
 
     def tensor(self, array: npt.NDArray[Any]) -> torch.Tensor:
         """The array on the model's device."""
@@ -450,19 +453,42 @@ class TreeSession:
             tokens = tokens.among(members)
         everything = len(rows) == len(self._prompt)
         row = tokens.row if everything else np.searchsorted(rows, tokens.row)
-        width, columns, tensor = int(tokens.place.max()) + 1, int(self._used[rows].max()), self.decoder.tensor
+        width, tensor = int(tokens.place.max()) + 1, self.decoder.tensor
+        looked_at, seen = self._looked_at(tokens, rows, row)
+        columns = int(self._used[rows].max()) if looked_at is None else looked_at.shape[1]
+        tokens = replace(tokens, seen=seen)
         return RowGroup(
             rows=None if everything else tensor(rows),
             tokens=None if members is None else tensor(members),
             count=len(rows),
             width=width,
             columns=columns,
+            slots=None if looked_at is None else tensor((rows[:, None] * self._room + looked_at).ravel()),
             places=None if len(row) == len(rows) * width else tensor(row * width + tokens.place),
-            masks=self._masks(tokens, rows, row, (len(rows), width, columns)),
+            masks=self._masks(tokens, rows, row, (len(rows), width, columns), looked_at),
         )
 
+    def _looked_at(self, tokens: _Tokens, rows: Ints, row: Ints) -> tuple[Ints | None, Ints | None]:
+        """The columns `[rows, columns]` that a group's tokens look at, prompts first, and `tokens.seen` among them.
+
+        None for all columns, where that is about as much.
+        """
+        columns, prompt = int(self._used[rows].max()), self._prompt[rows]
+        if tokens.seen is None or columns - int(prompt.max()) <= FEW_APPENDED:
+            return None, tokens.seen
+        found, number = np.unique(row[:, None] * columns + tokens.seen, return_inverse=True)
+        owner, column = np.divmod(found, columns)
+        place = ranges(prompt, np.bincount(owner, minlength=len(rows)))
+        count = max(int(prompt.max()), int(place.max()) + 1)
+        if 2 * count > columns:
+            return None, tokens.seen
+        # Rows that look at fewer get any others, which they do not see.
+        looked_at = np.tile(np.arange(count), (len(rows), 1))
+        looked_at[owner, place] = column
+        return looked_at, place[number].reshape(tokens.seen.shape)
+
     def _visible(self, tokens: _Tokens, rows: Ints, row: Ints, shape: tuple[int, int, int]) -> Mask:
-        """Which columns of the cache each place of a group's rows sees, `[rows, width, columns]`."""
+        """Which of the columns that a group looks at each place of its rows sees, `[rows, width, columns]`."""
         if tokens.seen is None:
             return np.broadcast_to(np.tri(shape[1], dtype=bool), shape)
         # Places without a token see their prompt too: attention to nothing is not a number.
@@ -471,7 +497,7 @@ class TreeSession:
         return visible
 
     def _masks(
-        self, tokens: _Tokens, rows: Ints, row: Ints, shape: tuple[int, int, int]
+        self, tokens: _Tokens, rows: Ints, row: Ints, shape: tuple[int, int, int], looked_at: Ints | None
     ) -> dict[int | None, torch.Tensor | None]:
         masks: dict[int | None, torch.Tensor | None] = dict.fromkeys(self.decoder.windows)
         beyond = self._beyond_window(int(tokens.position.max()))
@@ -482,7 +508,8 @@ class TreeSession:
         for window in [window for window in masks if window is not None and beyond]:
             asking = np.zeros(shape[:2], dtype=np.int64)
             asking[row, tokens.place] = tokens.position
-            near = asking[:, :, None] - self._positions[rows, None, : shape[2]] < window
+            columns = np.arange(shape[2])[None] if looked_at is None else looked_at
+            near = asking[:, :, None] - self._positions[rows[:, None], columns][:, None] < window
             masks[window] = self.decoder.mask(visible & near)
         return masks
 

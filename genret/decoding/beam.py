@@ -224,8 +224,8 @@ def _step(
     staying = ~choosing & ~moving
     parents, movers, others = ready[choosing], ready[moving], ready[staying]
     choices = batch.choices(parents, found, parents["expansion"])
-    chosen = batch.children(parents, found, parents["expansion"], choices)
-    moved = batch.moved_on(movers, found, movers["expansion"])
+    reached, moved = (batch.moved_on(some, found, some["expansion"]) for some in (parents, movers))
+    chosen = batch.children(reached[choices.parent], choices.child, choices.score)
     candidates = joined(others, chosen, moved)
     # Candidates are compared with the token at `now`, whatever else is known of them.
     score = np.concatenate((_score_with(batch, others, now[staying], found), chosen["score"], moved["score"]))

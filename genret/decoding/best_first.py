@@ -2,37 +2,60 @@
 
 import numpy as np
 
-from genret.decoding.hypotheses import HYPOTHESIS, Batch, Expansions, Hypotheses, joined
+from genret.decoding.arrays import Rows
+from genret.decoding.hypotheses import HYPOTHESIS, Batch, Expansions, Hypotheses
 from genret.decoding.results import Results, SearchResult, rank_in_run, ranking
 from genret.decoding.scoring import Floats, Ints
 
+# Places of hypotheses are copied into fewer ones where no more than this share of them is taken.
+KEEP_SHARE = 0.75
+# A search that has made many expansions is likely to need many more. It makes one for so many of them in a pass, which
+# bounds those that turn out to be needless; up to so many times what a pass has room for at little cost.
+EXPANDED_A_PASS = 8
+MORE_A_PASS = 16
+
 
 class _Frontier:
-    """The open hypotheses of each query, `[queries, places]`; a score of -inf marks a free place."""
+    """The open hypotheses of each query, `[queries, places]`; a score of -inf marks a free place.
 
-    def __init__(self, size: int) -> None:
-        self.score = np.full((size, 0), -np.inf)
-        self.hypotheses = np.zeros((size, 0), dtype=HYPOTHESIS)
+    An expansion may find thousands of children, of which few are ever expanded: a hypothesis is made of one when it is
+    taken out.
+    """
 
-    def push(self, hypotheses: Hypotheses) -> None:
-        """Add hypotheses; those without any probability stay out."""
-        possible = hypotheses[hypotheses["score"] > -np.inf]
-        possible = possible[np.argsort(possible["query"], kind="stable")]
-        place = rank_in_run(possible["query"])
-        added = np.zeros((len(self.score), int(place.max(initial=-1)) + 1), dtype=HYPOTHESIS)
-        added["score"] = -np.inf
-        added[possible["query"], place] = possible
-        self.score = np.concatenate((self.score, added["score"]), axis=1)
-        self.hypotheses = np.concatenate((self.hypotheses, added), axis=1)
+    def __init__(self, batch: Batch) -> None:
+        self._batch = batch
+        self.score = np.full((batch.size, 0), -np.inf)
+        # By place: the expanded hypothesis that it goes on from, and the child that it goes on with, -1 for none.
+        self._parent, self._child = np.zeros((2, batch.size, 0), dtype=np.int64)
+        self._expanded = Rows(np.empty(0, dtype=HYPOTHESIS))
+
+    def push(self, expanded: Hypotheses, parent: Ints, child: Ints, score: Floats) -> None:
+        """Add what hypotheses become; what has no probability stays out.
+
+        Args:
+            expanded: Hypotheses that were moved on, by ascending query.
+            parent: `[h]`, ascending: the place among them of what each added one goes on from.
+            child: `[h]`, a position in `Trie.child`, or -1 where it goes on without a choice.
+            score: `[h]`.
+        """
+        possible = score > -np.inf
+        parent, child, score = parent[possible], child[possible], score[possible]
+        query = expanded["query"][parent]
+        place = self.score.shape[1] + rank_in_run(query)
+        self._widen(int(place.max(initial=-1)) + 1 - self.score.shape[1])
+        self.score[query, place], self._child[query, place] = score, child
+        self._parent[query, place] = self._expanded.add(expanded) + parent
 
     def prune(self, threshold: Floats) -> None:
         """Forget hypotheses that are no better than their query's threshold."""
         self.score[self.score <= threshold[:, None]] = -np.inf
         live = int((self.score > -np.inf).sum(axis=1).max(initial=0))
-        if live < self.score.shape[1]:
+        # Free places are given up once they are many: it takes long to copy the others.
+        if live < KEEP_SHARE * self.score.shape[1]:
             place = np.argpartition(-self.score, live, axis=1)[:, :live]
-            self.score = np.take_along_axis(self.score, place, axis=1)
-            self.hypotheses = np.take_along_axis(self.hypotheses, place, axis=1)
+            self.score, self._parent, self._child = (
+                np.take_along_axis(array, place, axis=1) for array in (self.score, self._parent, self._child)
+            )
 
     def pop(self, count: Ints) -> Hypotheses:
         """Take out the best `count[i]` hypotheses of query `i`; they come by ascending query."""
@@ -40,17 +63,32 @@ class _Frontier:
         if most == 0:
             return np.empty(0, dtype=HYPOTHESIS)
         place = np.argpartition(-self.score, most - 1, axis=1)[:, :most]
-        score = np.take_along_axis(self.score, place, axis=1)
-        query, column = np.nonzero(score > -np.inf)
+        query, column = np.nonzero(np.take_along_axis(self.score, place, axis=1) > -np.inf)
         place = place[query, column]
-        sequence, rank = ranking(query, score[query, column], self.hypotheses["leaf"][query, place])
+        made = self._made(query, place)
+        sequence, rank = ranking(query, made["score"], made["leaf"])
         taken = sequence[rank < count[query[sequence]]]
         self.score[query[taken], place[taken]] = -np.inf
-        return self.hypotheses[query[taken], place[taken]]
+        return made[taken]
 
     def best(self) -> Floats:
         """`[queries]`, the best open score, -inf where there is none."""
         return self.score.max(axis=1, initial=-np.inf)
+
+    def _widen(self, more: int) -> None:
+        """Make places for as many more hypotheses of each query."""
+        if more > 0:
+            free = np.zeros((len(self.score), more), dtype=np.int64)
+            self.score = np.concatenate((self.score, np.full(free.shape, -np.inf)), axis=1)
+            self._parent = np.concatenate((self._parent, free), axis=1)
+            self._child = np.concatenate((self._child, free), axis=1)
+
+    def _made(self, query: Ints, place: Ints) -> Hypotheses:
+        """The hypotheses at some places."""
+        made, child = self._expanded[self._parent[query, place]], self._child[query, place]
+        chosen = child >= 0
+        made[chosen] = self._batch.children(made[chosen], child[chosen], self.score[query, place][chosen])
+        return made
 
 
 def best_first(batch: Batch, k: int, at_once: int, max_expansions: int | None) -> list[SearchResult]:
@@ -65,18 +103,20 @@ def best_first(batch: Batch, k: int, at_once: int, max_expansions: int | None) -
     Returns:
         A result a query, in their order; not `exact` where the bound or the deadline ended its search.
     """
-    results, frontier = Results(batch.size, k), _Frontier(batch.size)
+    results, frontier = Results(batch.size, k), _Frontier(batch)
     hypotheses, found = batch.begin()
     # Room is shared by the batch, and more at once may take more expansions: what a search finds until its bound on
     # them ends it must not depend on that.
-    doubling = max_expansions is None
     most = at_once
     while len(hypotheses):
         _absorb(batch, hypotheses, found, results, frontier)
         frontier.prune(results.threshold())
-        count = np.full(batch.size, max(at_once, min(most, _room(batch, frontier))))
-        most = min(2 * most, max(at_once, batch.hypotheses_per_pass)) if doubling else at_once
-        if max_expansions is not None:
+        room = _room(batch, frontier)
+        count = np.full(batch.size, max(at_once, min(most, room)))
+        if max_expansions is None:
+            count = np.maximum(count, np.minimum(batch.expanded // EXPANDED_A_PASS, MORE_A_PASS * room))
+            most = min(2 * most, max(at_once, batch.hypotheses_per_pass))
+        else:
             count = np.minimum(count, max_expansions - batch.expanded)
         if batch.late():
             break
@@ -102,21 +142,24 @@ def _absorb(batch: Batch, hypotheses: Hypotheses, found: Expansions, results: Re
     """Put what a pass found into results and frontier."""
     entry = np.arange(len(hypotheses))
     at_node = (hypotheses["target"] >= 0) & (hypotheses["stop"] == hypotheses["choice"])
-    moved = batch.moved_on(hypotheses[~at_node], found, entry[~at_node])
-    done = (moved["target"] < 0) & (moved["start"] == moved["choice"])
+    moved = batch.moved_on(hypotheses, found, entry)
+    done = ~at_node & (moved["target"] < 0) & (moved["start"] == moved["choice"])
     if not batch.over_vocabulary:
-        done |= (moved["target"] < 0) & (moved["forced"] == 0)
+        done |= ~at_node & (moved["target"] < 0) & (moved["forced"] == 0)
     results.add(moved["query"][done], moved["leaf"][done], moved["score"][done])
-    parents, entry = hypotheses[at_node], entry[at_node]
-    choices = batch.choices(parents, found, entry)
+    going_on = np.flatnonzero(~at_node & ~done)
+    parents = np.flatnonzero(at_node)
+    choices = batch.choices(hypotheses[parents], found, parents)
+    parent = parents[choices.parent]
     # Over the trie nothing is left to find out once a single leaf is below.
     complete = choices.target < 0
     if batch.over_vocabulary:
         last = batch.trie.lengths(~choices.target[complete]) - 1
-        complete[complete] = parents["stop"][choices.parent[complete]] == last
-    leaves = choices.where(complete)
-    results.add(parents["query"][leaves.parent], ~leaves.target, leaves.score)
-    choices = choices.where(~complete)
-    worth = choices.score > results.threshold()[parents["query"][choices.parent]]
-    chosen = batch.children(parents, found, entry, choices.where(worth))
-    frontier.push(joined(moved[~done], chosen))
+        complete[complete] = hypotheses["stop"][parent[complete]] == last
+    results.add(hypotheses["query"][parent[complete]], ~choices.target[complete], choices.score[complete])
+    worth = ~complete & (choices.score > results.threshold()[hypotheses["query"][parent]])
+    parent = np.concatenate((going_on, parent[worth]))
+    child = np.concatenate((np.full(len(going_on), -1), choices.child[worth]))
+    score = np.concatenate((moved["score"][going_on], choices.score[worth]))
+    sequence = np.argsort(parent, kind="stable")
+    frontier.push(moved, parent[sequence], child[sequence], score[sequence])

@@ -47,6 +47,7 @@ class RowGroup:
         count: How many rows.
         width: The most tokens of a row in this pass.
         columns: How many columns of the cache they look at.
+        slots: int64 `[r * columns]`, row * room + column of each of these; None for the first ones of each row.
         places: int64 `[t]`, row * width + place of each token in its row; None where no row has fewer than `width`.
         masks: By window, `[r, 1, width, columns]` in the model's type, what is added to attention scores; None for
             causal attention in rows of `width` columns.
@@ -58,6 +59,7 @@ class RowGroup:
     count: int
     width: int
     columns: int
+    slots: torch.Tensor | None
     places: torch.Tensor | None
     masks: Mapping[int | None, torch.Tensor | None]
     repeated: dict[tuple[int | None, int], torch.Tensor] = field(default_factory=dict)
@@ -79,6 +81,8 @@ class RowGroup:
         return flat if self.places is None else flat.index_select(0, self.places)
 
     def _seen(self, buffer: torch.Tensor) -> torch.Tensor:
+        if self.slots is not None:
+            return buffer.flatten(0, 1).index_select(0, self.slots).unflatten(0, (self.count, self.columns))
         seen = buffer[:, : self.columns]
         return seen if self.rows is None else seen.index_select(0, self.rows)
 

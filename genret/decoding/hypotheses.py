@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from genret.decoding.arrays import ranges
+from genret.decoding.arrays import Rows, ranges
 from genret.decoding.attention import FIRST_ROOM
 from genret.decoding.scoring import Floats, Ints, LeafFilter, Scorer, Scores
 
@@ -134,10 +134,6 @@ class Choices:
     target: Ints
     score: Floats
 
-    def where(self, kept: npt.NDArray[np.bool_]) -> "Choices":
-        """Some of them."""
-        return Choices(self.parent[kept], self.child[kept], self.target[kept], self.score[kept])
-
 
 class Batch:
     """A batch of queries in the model: expands hypotheses, and keeps account of them.
@@ -177,7 +173,7 @@ class Batch:
         # hypothesis passes stand together, by rising place.
         self.forced_node, self.forced_place = np.empty((2, 0), dtype=np.int64)
         # Columns of each expansion's tokens in the cache, by place in the identifier.
-        self.paths = np.full((self.size, self.trie.max_length), -1, dtype=np.int32)
+        self.paths = Rows(np.full((self.size, self.trie.max_length), -1, dtype=np.int32))
         self._decoder, self._prompts = scorer.decoder, prompts
         device = self._decoder.device.type
         self.tokens_per_pass = TOKENS_PER_PASS.get(device, OTHER_TOKENS_PER_PASS)
@@ -202,7 +198,7 @@ class Batch:
         asked = self._asked(roots)
         states = states.flatten(0, 1)
         if len(asked.row) < len(states):
-            states = states[self._decoder.tensor(asked.row)]
+            states = states.index_select(0, self._decoder.tensor(asked.row))
         return roots, self._score(roots, asked, states)
 
     def choices(self, parents: Hypotheses, found: Expansions, entry: Ints) -> Choices:
@@ -224,13 +220,18 @@ class Batch:
         score = (parents["score"] + found.chain[entry, -1])[parent] + found.logprob[position]
         return Choices(parent, child, self.trie.child_targets(child), score)
 
-    def children(self, parents: Hypotheses, found: Expansions, entry: Ints, choices: Choices) -> Hypotheses:
-        """Hypotheses that go on with choices at the nodes that parents reached; arguments as of `choices`."""
-        made = self.moved_on(parents, found, entry)[choices.parent]
-        made["score"], made["target"] = choices.score, choices.target
-        made["leaf"] = self.trie.leaf_intervals(choices.child)[0][0]
-        self._look_ahead(made)
-        return made
+    def children(self, moved: Hypotheses, child: Ints, score: Floats) -> Hypotheses:
+        """Hypotheses that go on with choices.
+
+        Args:
+            moved: `[h]`, what each goes on from: as of `moved_on`, at a node. Changed in place.
+            child: `[h]`, positions in `Trie.child`.
+            score: `[h]`, with the child's token.
+        """
+        moved["score"], moved["target"] = score, self.trie.child_targets(child)
+        moved["leaf"] = self.trie.leaf_intervals(child)[0][0]
+        self._look_ahead(moved)
+        return moved
 
     def parted(self, hypotheses: Hypotheses) -> Hypotheses:
         """What unread hypotheses over the vocabulary become if they are to be read beyond their next choice.
@@ -328,7 +329,7 @@ class Batch:
         asked = self._asked(hypotheses)
         wanted = None if len(asked.row) == len(tokens) else asked.row
         states = self._session.append(hypotheses["query"], start, length, tokens, paths, wanted)
-        self.paths = np.concatenate((self.paths, paths))
+        self.paths.add(paths)
         self.expanded += np.bincount(hypotheses["query"], minlength=self.size)
         return self._score(hypotheses, asked, states)
 

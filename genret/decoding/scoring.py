@@ -28,6 +28,8 @@ CHUNK_ELEMENTS = 1 << 24
 # Logits of the whole vocabulary are made on a CPU for so many states at a time, and on a GPU for as many as fit in
 # CHUNK_ELEMENTS.
 CHUNK_STATES = 128
+# Elements of the rows of the output layer that are gathered at a time on a CPU: those stay in its cache.
+GATHERED_ELEMENTS = 1 << 18
 # Sums of exponentials of at least this are taken as they are: all that matters to them is far from the least number.
 LEAST_SUM = 1e-30
 LOG2_E = math.log2(math.e)
@@ -336,13 +338,14 @@ class Scorer:
             span = slice(int(token[0]), int(token[-1]) + 1)
             return head.weight.detach()[span], None if head.bias is None else head.bias.detach()[span]
         index = self.decoder.tensor(token)
-        return head.weight.detach()[index], None if head.bias is None else head.bias.detach()[index]
+        rows = head.weight.detach().index_select(0, index)
+        return rows, None if head.bias is None else head.bias.detach()[index]
 
     def _child_logits(self, states: torch.Tensor, row: Ints, node: int) -> torch.Tensor:
         """Logits `[rows, children]` of all children of a node after some of the states."""
+        states = states.index_select(0, self.decoder.tensor(row))
         if self.dense:  # states are logits of all tokens
-            return states[self.decoder.tensor(row)[:, None], self.decoder.tensor(self.trie.children(node)[0])]
-        states = states[self.decoder.tensor(row)]
+            return states.index_select(1, self.decoder.tensor(self.trie.children(node)[0]))
         if self._root is not None and node == self.trie.root:
             return self._root(states)
         return torch.nn.functional.linear(states, *self._rows(node))
@@ -355,10 +358,10 @@ class Scorer:
         head = self.decoder.head
         assert head is not None
         raw = torch.empty(len(owner), dtype=self.dtype, device=states.device)
-        step = max(1, CHUNK_ELEMENTS // states.shape[1])
+        step = max(1, (GATHERED_ELEMENTS if states.device.type == "cpu" else CHUNK_ELEMENTS) // states.shape[1])
         for at in range(0, len(owner), step):
-            rows = head.weight[token_index[at : at + step]].to(self.dtype)
-            reading = states[owner_index[at : at + step]].to(self.dtype)
+            rows = head.weight.index_select(0, token_index[at : at + step]).to(self.dtype)
+            reading = states.index_select(0, owner_index[at : at + step]).to(self.dtype)
             raw[at : at + step] = torch.linalg.vecdot(rows, reading)
         return _numpy(raw if head.bias is None else raw + head.bias[token_index])
 
@@ -413,7 +416,9 @@ class _Taken:
             self.logit[here] = _numpy(logits[tensor(owner), tensor(token)])
         if len(wanted.at_root):
             children = self._scorer.root_parts[len(self._of_root)]
-            self._of_root.append(logits[tensor(wanted.at_root)[:, None], children])
+            if len(wanted.at_root) < len(logits):
+                logits = logits.index_select(0, tensor(wanted.at_root))
+            self._of_root.append(logits.index_select(1, children))
 
     def of_root(self) -> list[torch.Tensor]:
         """Logits `[len(wanted.at_root), children]` of all children of the root; empty where none are wanted."""

@@ -85,7 +85,7 @@ def test_scores_are_those_of_a_plain_log_softmax(
 ) -> None:
     for module, constant, value in (
         (scoring, "WIDE", wide), (scoring, "CHUNK_STATES", at_once), (attention, "SLAB", slab),
-        (scoring, "CHUNK_ELEMENTS", 5 * VOCABULARY),
+        (scoring, "CHUNK_ELEMENTS", 5 * VOCABULARY), (scoring, "GATHERED_ELEMENTS", 5 * VOCABULARY),
     ):  # fmt: skip
         monkeypatch.setattr(module, constant, value)
     decoder, random = a_decoder(name, dtype), np.random.default_rng(1)

@@ -1,0 +1,93 @@
+"""What exact search spares: columns of the cache that nobody sees, and hypotheses that nobody expands."""
+
+import numpy as np
+import pytest
+from test_decoding_search import (
+    ARCHITECTURES,
+    END,
+    SCORINGS,
+    SHAPE,
+    assert_top,
+    brute_force,
+    build,
+    record_passes,
+    some_identifiers,
+    some_prompts,
+)
+from transformers import MistralConfig
+
+from genret.decoding import attention, best_first, hypotheses, scoring
+from genret.decoding.cache import RowGroup
+from genret.decoding.hypotheses import Batch, Hypotheses
+from genret.decoding.search import TrieSearch
+from genret.decoding.trie import Trie
+
+
+@pytest.mark.parametrize("worth", [0, attention.WORTH_GROUPS], ids=["in groups", "together"])
+@pytest.mark.parametrize("name", ["llama", "mistral, window", "qwen2, window in one layer", "gemma2, eager", "gpt2"])
+def test_a_pass_looks_at_few_of_many_columns(name: str, worth: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attention, "WORTH_GROUPS", worth)
+    monkeypatch.setattr(attention, "FEW_APPENDED", 8)
+    groups: list[RowGroup] = []
+    made = attention.TreeSession._group
+
+    def recorded(*arguments: object) -> RowGroup:
+        groups.append(made(*arguments))  # type: ignore[arg-type]
+        return groups[-1]
+
+    monkeypatch.setattr(attention.TreeSession, "_group", recorded)
+    model = build(ARCHITECTURES[name], attn="eager" if name.endswith("eager") else "sdpa")
+    identifiers, prompts = some_identifiers(300), some_prompts(3, 5, 1)
+    for how in SCORINGS:
+        finder = TrieSearch(model, Trie.from_sequences(identifiers), how)
+        groups.clear()
+        found = finder.search(prompts, k=30, mode="exact", beam=2, max_expansions=10_000)
+        gathered = [group for group in groups if group.slots is not None]
+        assert gathered and len(gathered) < len(groups)
+        for prompt, result in zip(prompts, found, strict=True):
+            # Eager attention has its softmax in single precision.
+            assert_top(result, brute_force(model, identifiers, prompt, how), 30, tolerance=1e-5)
+
+
+@pytest.mark.parametrize("how", SCORINGS)
+def test_hypotheses_are_made_of_children_that_are_expanded(
+    how: scoring.Scoring, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = build(MistralConfig(**SHAPE | {"vocab_size": 700}, sliding_window=None))
+    random = np.random.default_rng(2)
+    identifiers = [[token, *random.integers(3, 9, size=3).tolist(), END] for token in range(3, 600) for _ in range(2)]
+    identifiers = [list(one) for one in dict.fromkeys(map(tuple, identifiers))]
+    made: list[int] = []
+    children = Batch.children
+
+    def recorded(self: Batch, moved: Hypotheses, child: np.ndarray, score: np.ndarray) -> Hypotheses:
+        made.append(len(child))
+        return children(self, moved, child, score)
+
+    monkeypatch.setattr(Batch, "children", recorded)
+    prompts = some_prompts(4, 7)
+    finder = TrieSearch(model, Trie.from_sequences(identifiers), how)
+    found = finder.search(prompts, k=3, mode="exact", beam=2, max_expansions=10_000)
+    for prompt, result in zip(prompts, found, strict=True):
+        assert_top(result, brute_force(model, identifiers, prompt, how), 3)
+    assert 0 < sum(made) <= 2 * len(prompts) * len(made)
+
+
+@pytest.mark.parametrize("how", SCORINGS)
+def test_long_searches_take_fewer_and_larger_passes(how: scoring.Scoring, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = build(MistralConfig(**SHAPE, sliding_window=None))
+    identifiers, prompts = some_identifiers(1500), some_prompts(3, 6)
+    finder = TrieSearch(model, Trie.from_sequences(identifiers), how)
+    monkeypatch.setitem(hypotheses.HYPOTHESES_PER_PASS, "cpu", 4)
+    passes = record_passes(monkeypatch)
+    taken, tokens = [], []
+    for share in (10**9, best_first.EXPANDED_A_PASS):
+        monkeypatch.setattr(best_first, "EXPANDED_A_PASS", share)
+        passes.clear()
+        found = finder.search(prompts, k=200, mode="exact", beam=2)
+        for prompt, result in zip(prompts, found, strict=True):
+            assert_top(result, brute_force(model, identifiers, prompt, how), 200)
+        taken.append(len(passes))
+        tokens.append(sum(read for _, read in passes))
+    assert taken[1] < taken[0] / 2
+    assert tokens[1] <= tokens[0] * (1 + 1 / best_first.EXPANDED_A_PASS)
