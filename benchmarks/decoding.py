@@ -1,11 +1,12 @@
 """What decoding costs and whether it is right, beside transformers' `generate` and other references in the same run.
 
-    python benchmarks/decoding.py [--part speed floor exact scale filters additions gpu] [--quick] [--cells PATTERN]
-                                  [--run FOLDER] [--queries N] [--identifiers N] [--repeats N] [--budget SECONDS]
-                                  [--threads N] [--json FILE] [--write FILE] [--remark TEXT]
+    python benchmarks/decoding.py [--part speed floor weights exact scale filters additions gpu] [--quick]
+                                  [--cells PATTERN] [--run FOLDER] [--queries N] [--identifiers N] [--repeats N]
+                                  [--budget SECONDS] [--threads N] [--json FILE] [--write FILE] [--remark TEXT]
 
 - speed: queries a second against `generate` and a masked beam search, on the CPU, and whether the results agree.
 - floor: time outside the model's forward passes, and the whole search against the passes alone on the bare model.
+- weights: what reading the weights and multiplying with them takes, one query at a time on the large model.
 - exact: exact search against brute force, and what beam search misses; with --run for a trained model also.
 - scale: ten million identifiers: time and memory to build, size, time to open, search against ten thousand.
 - filters: what metadata filters cost, and whether they hold.
@@ -30,7 +31,7 @@ from decoding_parts.tables import Table, machine, update_file
 from decoding_parts.timing import Limits
 from transformers.utils import logging
 
-PARTS = ("speed", "floor", "exact", "scale", "filters", "additions", "gpu")
+PARTS = ("speed", "floor", "weights", "exact", "scale", "filters", "additions", "gpu")
 
 
 def main() -> None:

@@ -5,7 +5,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from test_decoding_packed import PACKS
+from test_decoding_search import record_passes
 
+from genret.decoding.packed import rounded_up
 from genret.decoding.search import TrieSearch
 from genret.decoding.trie import Trie
 
@@ -197,3 +200,21 @@ def test_necessary_choices_are_those_that_an_exact_search_expands(part: Any, sma
             # filter forces are expanded together.
             assert found.expansions <= 2 * necessary + 1
             assert share < 1 or necessary <= found.expansions
+
+
+@pytest.mark.skipif(not PACKS, reason="this build of torch has no products of weights that are laid out")
+def test_products_are_those_of_every_pass(part: Any, small: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, identifiers, prompts = small
+    weights = part("weights")
+    finder = TrieSearch(model.float(), Trie.from_sequences(identifiers), "vocabulary")
+    passes = record_passes(monkeypatch)
+    calls, count = weights.recorded(finder, lambda: finder.search(prompts[:1], k=3))
+    assert count == len(passes) > 1
+    # Four of each layer and one of the output layer a pass; the last layer makes outputs for wanted states only.
+    assert len(calls) == 9 * count
+    parameters = sum(weight.numel() for name, weight in model.named_parameters() if weight.dim() == 2) - 200 * 64
+    read, operations = weights.work(calls)
+    assert read == 4 * count * parameters
+    states = [rounded_up(tokens) for _, tokens in passes]
+    assert 2 * min(states) * parameters * count <= operations <= 2 * max(states) * parameters * count
+    weights.repeat(calls)

@@ -1,0 +1,117 @@
+"""One query at a time on the large model: how long its weights take to arrive, and to be multiplied with.
+
+A pass of a single query reads a few dozen tokens: too few for the weights to come out of memory unnoticed, too many for
+that to be all. What both take together, one after the other, is about what products of so few states take on machines
+that do not fetch the next weights while they multiply.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+from unittest import mock
+
+import torch
+
+from decoding_parts.baselines import WIDTH, GenerateSearch
+from decoding_parts.data import keyword_identifiers, prompts, random_model, shape
+from decoding_parts.settings import Settings
+from decoding_parts.tables import Table
+from decoding_parts.timing import interleave
+from genret.decoding.packed import PackedMatrix
+from genret.decoding.search import TrieSearch
+from genret.decoding.trie import Trie
+
+NOTE = """\
+Beam search over the vocabulary, eight queries one after the other, in ms a query by the median of the repeats; all
+sides take turns. "products": the search's own products with its weights, those of the output layer among them, once
+more and with nothing between them. "reading": the bytes of the weights of all these products by the rate at which
+memory gives a large tensor to a sum. "multiplying": their operations by the rate of a product of two matrices of 2,048
+rows and columns. "passes" and "states" (of each pass, padded): a query, on average. "generate by products": how many
+times as fast as `generate` a search would be that does nothing but these products."""
+
+LARGE, SMALL = (12, 768), (2, 256)
+COUNT = 5_000
+VOCABULARIES = (12_000, 32_000)
+QUERIES = 8
+BYTES_OF_SUM = 1 << 29
+ROWS_OF_PRODUCT = 2048
+
+Call = tuple[PackedMatrix, torch.Tensor]
+
+
+def run(settings: Settings) -> list[Table]:
+    """Measure both vocabularies."""
+    layers, hidden = SMALL if settings.quick else LARGE
+    table = Table("Weights, one query at a time", f"{NOTE} Model {layers} x {hidden}, {COUNT:,} identifiers.")
+    for vocabulary in VOCABULARIES[:1] if settings.quick else VOCABULARIES:
+        model = random_model(shape(layers, hidden, vocabulary))
+        identifiers = keyword_identifiers(COUNT, vocabulary)
+        search = TrieSearch(model, Trie.from_sequences(identifiers), "vocabulary")
+        add_row(table, vocabulary, search, GenerateSearch(model, identifiers, "vocabulary"), settings)
+    return [table]
+
+
+def add_row(table: Table, vocabulary: int, search: TrieSearch, generate: GenerateSearch, settings: Settings) -> None:
+    """Measure one vocabulary."""
+    queries = prompts(QUERIES, vocabulary)
+
+    def find() -> list[Any]:
+        return [result for query in queries for result in search.search([query], k=WIDTH, beam=WIDTH)]
+
+    calls, passes = recorded(search, find)
+    large, square = torch.ones(BYTES_OF_SUM // 4), torch.ones(ROWS_OF_PRODUCT, ROWS_OF_PRODUCT)
+    sides: dict[str, Callable[[], Any]] = {
+        "search": find,
+        "generate": lambda: [generate.search([query]) for query in queries],
+        "products": lambda: repeat(calls),
+        "sum": large.sum,
+        "product": lambda: square @ square,
+    }
+    median = {name: run.median for name, run in interleave(sides, settings.limits).items()}
+    read, operations = work(calls)
+    reading = read / (BYTES_OF_SUM / median["sum"])
+    multiplying = operations / (2 * ROWS_OF_PRODUCT**3 / median["product"])
+    table.add(
+        vocabulary=vocabulary,
+        passes=passes / QUERIES,
+        states=sum(len(states) for matrix, states in calls if matrix is calls[0][0]) / passes,
+        search_ms=1000 * median["search"] / QUERIES,
+        products_ms=1000 * median["products"] / QUERIES,
+        reading_ms=1000 * reading / QUERIES,
+        multiplying_ms=1000 * multiplying / QUERIES,
+        generate_ms=1000 * median["generate"] / QUERIES,
+        times_generate=median["generate"] / median["search"],
+        generate_by_products=median["generate"] / median["products"],
+    )
+
+
+def recorded(search: TrieSearch, find: Callable[[], Any]) -> tuple[list[Call], int]:
+    """Search once: the products with laid-out weights, and how many passes there were."""
+    calls: list[Call] = []
+    product = PackedMatrix.product
+
+    def taken(self: PackedMatrix, states: torch.Tensor) -> torch.Tensor:
+        calls.append((self, states))
+        return product(self, states)
+
+    forward = mock.Mock(side_effect=search.decoder.forward)
+    with mock.patch.object(PackedMatrix, "product", taken), mock.patch.object(search.decoder, "forward", forward):
+        find()
+    return calls, forward.call_count
+
+
+def repeat(calls: Sequence[Call]) -> None:
+    """The same products once more."""
+    with torch.inference_mode():
+        for matrix, states in calls:
+            matrix.product(states)
+
+
+def work(calls: Sequence[Call]) -> tuple[int, int]:
+    """The bytes of the weights of all products, and the operations that these take."""
+    read = operations = 0
+    with torch.inference_mode():
+        for matrix, states in calls:
+            weights = matrix.product(states[:1]).shape[1] * states.shape[1]
+            read += 4 * weights
+            operations += 2 * weights * len(states)
+    return read, operations
