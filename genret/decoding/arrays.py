@@ -61,7 +61,7 @@ class Rows:
         """Add rows, and tell where the first of them is."""
         first, self._count = self._count, self._count + len(rows)
         if self._count > len(self._array):
-            # Half as many more: to make room takes no longer than to fill it.
+            # Room for half as many more, so that each row is copied a few times at most, on average.
             wider = np.empty((self._count * 3 // 2, *self._array.shape[1:]), self._array.dtype)
             wider[:first] = self._array[:first]
             self._array = wider

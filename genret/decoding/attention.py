@@ -47,8 +47,8 @@ SLAB = 16384
 # there are fewer attention scores than is worth another call.
 ALIKE = 1.5
 WORTH_GROUPS = 1 << 16
-# Where a row of the cache holds more appended tokens than these, those that a pass sees are gathered, if they are no
-# more than half of all: best-first search leaves most of what it read behind.
+# Where a row of the cache holds more appended tokens than these, the columns that a pass sees are gathered if they and
+# the prompt's are no more than half of all: best-first search leaves most of what it read behind.
 FEW_APPENDED = 256
 LAYER_TYPES = {"full_attention", "sliding_attention"}
 
@@ -327,8 +327,8 @@ class _Tokens:
         place: Among the tokens of their row in this pass.
         column: In the cache.
         position: In their sequence.
-        seen: `[tokens, depth]`, columns of its identifier's tokens up to each; None in prompts, where all before it in
-            its row are seen.
+        seen: `[tokens, depth]`, columns of its identifier's tokens up to each, or their places among the columns that
+            are looked at; None in prompts, where all before it in its row are seen.
     """
 
     row: Ints
@@ -469,9 +469,9 @@ class TreeSession:
         )
 
     def _looked_at(self, tokens: _Tokens, rows: Ints, row: Ints) -> tuple[Ints | None, Ints | None]:
-        """The columns `[rows, columns]` that a group's tokens look at, prompts first, and `tokens.seen` among them.
+        """The columns `[rows, columns]` that a group's tokens look at, prompts first; `tokens.seen` as places there.
 
-        None for all columns, where that is about as much.
+        None for all columns, where gathering would not leave out half of them; then places are columns.
         """
         columns, prompt = int(self._used[rows].max()), self._prompt[rows]
         if tokens.seen is None or columns - int(prompt.max()) <= FEW_APPENDED:

@@ -9,10 +9,11 @@ from genret.decoding.scoring import Floats, Ints
 
 # Places of hypotheses are copied into fewer ones where no more than this share of them is taken.
 KEEP_SHARE = 0.75
-# A search that has made many expansions is likely to need many more. It makes one for so many of them in a pass, which
-# bounds those that turn out to be needless; up to so many times what a pass has room for at little cost.
+# A query that made many expansions is likely to need many more. It makes one for so many of them in a pass, so that few
+# turn out to be needless: once it has results, or before. Until then nothing is pruned, and of long stretches that are
+# nearly certain, which a pass cannot read ahead if it holds many, each token would be worth a larger pass in vain.
 EXPANDED_A_PASS = 8
-MORE_A_PASS = 16
+EXPANDED_A_PASS_WITHOUT_RESULTS = 32
 
 
 class _Frontier:
@@ -62,9 +63,11 @@ class _Frontier:
         most = min(int(count.max(initial=0)), self.score.shape[1])
         if most == 0:
             return np.empty(0, dtype=HYPOTHESIS)
-        place = np.argpartition(-self.score, most - 1, axis=1)[:, :most]
-        query, column = np.nonzero(np.take_along_axis(self.score, place, axis=1) > -np.inf)
-        place = place[query, column]
+        top = -np.sort(np.partition(-self.score, most - 1, axis=1)[:, :most], axis=1)
+        last = top[np.arange(len(top)), np.clip(count, 1, most) - 1]
+        last[count <= 0] = np.inf
+        # With all that are as good as the last one: which of them are taken must not depend on where they stand.
+        query, place = np.nonzero((self.score >= last[:, None]) & (self.score > -np.inf))
         made = self._made(query, place)
         sequence, rank = ranking(query, made["score"], made["leaf"])
         taken = sequence[rank < count[query[sequence]]]
@@ -105,18 +108,19 @@ def best_first(batch: Batch, k: int, at_once: int, max_expansions: int | None) -
     """
     results, frontier = Results(batch.size, k), _Frontier(batch)
     hypotheses, found = batch.begin()
-    # Room is shared by the batch, and more at once may take more expansions: what a search finds until its bound on
-    # them ends it must not depend on that.
     most = at_once
     while len(hypotheses):
         _absorb(batch, hypotheses, found, results, frontier)
         frontier.prune(results.threshold())
-        room = _room(batch, frontier)
-        count = np.full(batch.size, max(at_once, min(most, room)))
+        count = np.full(batch.size, max(at_once, min(most, _room(batch.hypotheses_per_pass, frontier))))
         if max_expansions is None:
-            count = np.maximum(count, np.minimum(batch.expanded // EXPANDED_A_PASS, MORE_A_PASS * room))
+            has_results = results.threshold() > -np.inf
+            more = batch.expanded // np.where(has_results, EXPANDED_A_PASS, EXPANDED_A_PASS_WITHOUT_RESULTS)
+            count = np.maximum(count, np.minimum(more, _room(batch.most_hypotheses, frontier)))
             most = min(2 * most, max(at_once, batch.hypotheses_per_pass))
         else:
+            # Room is shared by the batch, and more at once may take more expansions: what a search finds until its
+            # bound on them ends it must not depend on that.
             count = np.minimum(count, max_expansions - batch.expanded)
         if batch.late():
             break
@@ -129,13 +133,13 @@ def best_first(batch: Batch, k: int, at_once: int, max_expansions: int | None) -
     return results.results(batch.trie, results.threshold() >= frontier.best(), batch.expanded)
 
 
-def _room(batch: Batch, frontier: _Frontier) -> int:
-    """How many hypotheses of each query a pass has room for.
+def _room(hypotheses: int, frontier: _Frontier) -> int:
+    """How many hypotheses of each query a pass has room for, given how many of all.
 
     Where few identifiers are allowed, or no hypothesis stands out, many must be expanded before k results are better
     than the rest, and passes for a few of them cost as much as full ones.
     """
-    return batch.hypotheses_per_pass // max(1, int(np.count_nonzero(frontier.best() > -np.inf)))
+    return hypotheses // max(1, int(np.count_nonzero(frontier.best() > -np.inf)))
 
 
 def _absorb(batch: Batch, hypotheses: Hypotheses, found: Expansions, results: Results, frontier: _Frontier) -> None:

@@ -9,7 +9,7 @@ import torch
 
 from genret.decoding.arrays import Rows, ranges
 from genret.decoding.attention import FIRST_ROOM
-from genret.decoding.scoring import Floats, Ints, LeafFilter, Scorer, Scores
+from genret.decoding.scoring import CHUNK_ELEMENTS, Floats, Ints, LeafFilter, Scorer, Scores
 
 # About how many tokens a model reads in one pass for the price of one, bound by reading its weights: forced tokens
 # are read ahead as far as this allows. Beyond it, tokens that pruning makes useless cost more than passes.
@@ -28,6 +28,8 @@ OTHER_TOKENS_FOR_A_PASS = 128
 # most hypotheses are needed in the end.
 HYPOTHESES_PER_PASS = {"cpu": 64, "cuda": 256}
 OTHER_HYPOTHESES_PER_PASS = 256
+# And so many times as many at most where it is known that most are: what a pass needs for one is some MB then.
+MORE_HYPOTHESES = 16
 # Tokens that a search over the vocabulary appends to a prompt, about, where forced ones are read too: those of ten
 # hypotheses at each place, up to as many as a beam of ten over keywords needs.
 APPENDED_AT_A_PLACE, MOST_APPENDED = 10, 160
@@ -144,6 +146,7 @@ class Batch:
         over_vocabulary: Whether tokens are scored over the whole vocabulary.
         expanded: int64 `[size]`, how many hypotheses of each query were expanded.
         hypotheses_per_pass: About how many a pass expands for little more than one.
+        most_hypotheses: How many a pass expands at most where most of them are needed.
         tokens_for_a_pass: How many more tokens a beam over the vocabulary may read to spare a pass.
     """
 
@@ -178,6 +181,10 @@ class Batch:
         device = self._decoder.device.type
         self.tokens_per_pass = TOKENS_PER_PASS.get(device, OTHER_TOKENS_PER_PASS)
         self.hypotheses_per_pass = HYPOTHESES_PER_PASS.get(device, OTHER_HYPOTHESES_PER_PASS)
+        self.most_hypotheses = MORE_HYPOTHESES * self.hypotheses_per_pass
+        if scorer.dense:
+            # The logits of all tokens of a pass are made at once.
+            self.most_hypotheses = max(self.hypotheses_per_pass, CHUNK_ELEMENTS // self._decoder.vocabulary_size)
         self.beams_read_ahead = BEAMS_READ_AHEAD.get(device, True)
         self.tokens_for_a_pass = TOKENS_FOR_A_PASS.get(device, OTHER_TOKENS_FOR_A_PASS)
 

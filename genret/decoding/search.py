@@ -103,7 +103,7 @@ class TrieSearch:
             mode: "beam" or "exact".
             beam: Width of the beam, `k` if that is more; in exact mode, how many hypotheses of a query are
                 expanded in the first pass; in each further one twice as many, as far as a pass has room for them, and
-                after many an eighth of all so far, but under `max_expansions` always as many.
+                after many expansions a share of these; but under `max_expansions` always as many.
             allowed: bool `[n]` by position of the identifier in the trie's input, such as `filters.leaf_mask` gives,
                 or a `LeafFilter` made of it, which spares counting again: others are not returned. Scores are the
                 same with and without.

@@ -7,6 +7,7 @@ from test_decoding_search import (
     END,
     SCORINGS,
     SHAPE,
+    VOCABULARY,
     assert_top,
     brute_force,
     build,
@@ -18,7 +19,7 @@ from transformers import MistralConfig
 
 from genret.decoding import attention, best_first, hypotheses, scoring
 from genret.decoding.cache import RowGroup
-from genret.decoding.hypotheses import Batch, Hypotheses
+from genret.decoding.hypotheses import Batch, Expansions, Hypotheses
 from genret.decoding.search import TrieSearch
 from genret.decoding.trie import Trie
 
@@ -49,9 +50,10 @@ def test_a_pass_looks_at_few_of_many_columns(name: str, worth: int, monkeypatch:
             assert_top(result, brute_force(model, identifiers, prompt, how), 30, tolerance=1e-5)
 
 
+@pytest.mark.parametrize("bound", [None, 10_000])
 @pytest.mark.parametrize("how", SCORINGS)
 def test_hypotheses_are_made_of_children_that_are_expanded(
-    how: scoring.Scoring, monkeypatch: pytest.MonkeyPatch
+    how: scoring.Scoring, bound: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = build(MistralConfig(**SHAPE | {"vocab_size": 700}, sliding_window=None))
     random = np.random.default_rng(2)
@@ -67,10 +69,10 @@ def test_hypotheses_are_made_of_children_that_are_expanded(
     monkeypatch.setattr(Batch, "children", recorded)
     prompts = some_prompts(4, 7)
     finder = TrieSearch(model, Trie.from_sequences(identifiers), how)
-    found = finder.search(prompts, k=3, mode="exact", beam=2, max_expansions=10_000)
+    found = finder.search(prompts, k=3, mode="exact", beam=2, max_expansions=bound)
     for prompt, result in zip(prompts, found, strict=True):
         assert_top(result, brute_force(model, identifiers, prompt, how), 3)
-    assert 0 < sum(made) <= 2 * len(prompts) * len(made)
+    assert 0 < sum(made) <= sum(result.expansions for result in found)
 
 
 @pytest.mark.parametrize("how", SCORINGS)
@@ -81,13 +83,44 @@ def test_long_searches_take_fewer_and_larger_passes(how: scoring.Scoring, monkey
     monkeypatch.setitem(hypotheses.HYPOTHESES_PER_PASS, "cpu", 4)
     passes = record_passes(monkeypatch)
     taken, tokens = [], []
-    for share in (10**9, best_first.EXPANDED_A_PASS):
+    for share, before in ((10**9, 10**9), (best_first.EXPANDED_A_PASS, best_first.EXPANDED_A_PASS_WITHOUT_RESULTS)):
         monkeypatch.setattr(best_first, "EXPANDED_A_PASS", share)
+        monkeypatch.setattr(best_first, "EXPANDED_A_PASS_WITHOUT_RESULTS", before)
         passes.clear()
         found = finder.search(prompts, k=200, mode="exact", beam=2)
         for prompt, result in zip(prompts, found, strict=True):
             assert_top(result, brute_force(model, identifiers, prompt, how), 200)
         taken.append(len(passes))
         tokens.append(sum(read for _, read in passes))
-    assert taken[1] < taken[0] / 2
+    assert taken[1] < 0.6 * taken[0]
     assert tokens[1] <= tokens[0] * (1 + 1 / best_first.EXPANDED_A_PASS)
+
+
+@pytest.mark.parametrize("how", SCORINGS)
+def test_hardly_more_at_once_before_there_are_results(how: scoring.Scoring, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = build(MistralConfig(**SHAPE, sliding_window=None))
+    identifiers, prompts = some_identifiers(300), some_prompts(3, 6)
+    finder = TrieSearch(model, Trie.from_sequences(identifiers), how)
+    monkeypatch.setitem(hypotheses.HYPOTHESES_PER_PASS, "cpu", 4)
+    at_once: list[int] = []
+    expand = Batch.expand
+
+    def recorded(self: Batch, some: Hypotheses, *arguments: object) -> Expansions:
+        at_once.append(len(some))
+        return expand(self, some, *arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Batch, "expand", recorded)
+    monkeypatch.setattr(best_first, "EXPANDED_A_PASS_WITHOUT_RESULTS", 10**9)
+    for k, fewest, most in ((300, 1, 4), (100, 5, 64)):
+        at_once.clear()
+        found = finder.search(prompts, k=k, mode="exact", beam=2)
+        for prompt, result in zip(prompts, found, strict=True):
+            assert_top(result, brute_force(model, identifiers, prompt, how), k)
+        assert fewest <= max(at_once) <= most
+
+
+def test_logits_of_a_pass_are_bounded_where_all_are_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, most in (("llama", hypotheses.MORE_HYPOTHESES * 64), ("granite", 100)):
+        monkeypatch.setattr(hypotheses, "CHUNK_ELEMENTS", 100 * VOCABULARY)
+        finder = TrieSearch(build(ARCHITECTURES[name]), Trie.from_sequences(some_identifiers(20)), "trie")
+        assert Batch(finder.scorer, [], None, None, None).most_hypotheses == most

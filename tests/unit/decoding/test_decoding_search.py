@@ -351,7 +351,8 @@ def test_a_long_search_takes_few_passes(model: Any, monkeypatch: pytest.MonkeyPa
     identifiers, prompts = some_identifiers(400), some_prompts(4)
     finder = TrieSearch(model, Trie.from_sequences(identifiers), how)
     # As many a pass as there is room for, however long the search.
-    monkeypatch.setattr(best_first, "MORE_A_PASS", 0)
+    monkeypatch.setattr(best_first, "EXPANDED_A_PASS", 10**9)
+    monkeypatch.setattr(best_first, "EXPANDED_A_PASS_WITHOUT_RESULTS", 10**9)
     passes = record_passes(monkeypatch)
     counts, found = {}, {}
     for tokens in (1, 64):
