@@ -21,16 +21,16 @@ from genret.decoding.trie import Trie
 
 NOTE = """\
 Beam and exact search for the ten best identifiers that a filter lets through, in one batch; the filters take turns,
-and times are medians a query. "by unfiltered": the time by that without a filter; "passes by unfiltered": the same for
-the search's own forward passes alone, once more and without the search: what it takes to reach other identifiers,
-whatever the filter itself does. "prepared": the time to test the metadata of all identifiers and to count the allowed
-ones, once a filter and not in the other times. "outside": identifiers found, in both modes, that the filter does not
-allow. "same": queries for which exact search finds the ten best of brute force in double precision, filtered
-afterwards, in the same order; "gap": the largest difference of two scores at the same rank. "expansions of exact":
-stretches of tokens that the model read for exact search behind the first choice, a query; "necessary choices": choices
-of the trie behind the first one, a query, that lead to an allowed identifier and score more than the tenth result, so
-that no exact search can leave them out. Over the trie an expansion is one choice, with those behind it that the filter
-decides; over the vocabulary it may be as little as a token."""
+and times are medians a query. "by unfiltered": the time divided by that without a filter; "passes by unfiltered": the
+same for the search's own forward passes alone, once more and without the search: what it takes to reach other
+identifiers, whatever the filter itself does (over the trie without the output layer). "prepared": the time to test the
+metadata of all identifiers and to count the allowed ones, once a filter and not in the other times. "outside":
+identifiers found, in both modes, that the filter does not allow. "same": queries for which exact search finds the ten
+best of brute force in double precision, filtered afterwards, in the same order; "gap": the largest difference of two
+scores at the same rank. "expansions of exact": stretches of tokens that the model read for exact search behind the
+first choice, a query; "necessary choices": choices of the trie behind the first one, a query, that lead to an allowed
+identifier and score more than the last result, so that no exact search can leave them out. Over the trie an expansion
+is one choice, with those behind it that the filter decides; over the vocabulary it may be as little as a token."""
 MANY_NOTE = """\
 The same of more identifiers, too many to compare with brute force. Where few of few identifiers are allowed, as above,
 the ten best of them lie deep among the improbable ones, and to reach them is work; of many there are ten that are

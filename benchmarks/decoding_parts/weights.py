@@ -1,8 +1,7 @@
 """One query at a time on the large model: how long its weights take to arrive, and to be multiplied with.
 
 A pass of a single query reads a few dozen tokens: too few for the weights to come out of memory unnoticed, too many for
-that to be all. What both take together, one after the other, is about what products of so few states take on machines
-that do not fetch the next weights while they multiply.
+that to be all. Where the processor does not fetch the next weights while it multiplies, products take both together.
 """
 
 from collections.abc import Callable, Sequence
@@ -19,21 +18,24 @@ from decoding_parts.timing import interleave
 from genret.decoding.packed import PackedMatrix
 from genret.decoding.search import TrieSearch
 from genret.decoding.trie import Trie
+from genret.errors import InputError
 
 NOTE = """\
 Beam search over the vocabulary, eight queries one after the other, in ms a query by the median of the repeats; all
-sides take turns. "products": the search's own products with its weights, those of the output layer among them, once
-more and with nothing between them. "reading": the bytes of the weights of all these products by the rate at which
-memory gives a large tensor to a sum. "multiplying": their operations by the rate of a product of two matrices of 2,048
-rows and columns. "passes" and "states" (of each pass, padded): a query, on average. "generate by products": how many
-times as fast as `generate` a search would be that does nothing but these products."""
+sides take turns. "passes": a query, on average; "states": a pass, on average, padded. "products": the search's own
+products with its weights, those of the output layer among them, once more and with nothing between them. "reading":
+the bytes of the weights of all these products by the rate at which a sum reads a tensor as large as the weights of a
+pass; "multiplying": their operations by the rate of one product of 2,048 states with a laid-out matrix of 2,048
+rows. "generate by products": how many times as fast as `generate` a search would be that does nothing but these
+products."""
 
 LARGE, SMALL = (12, 768), (2, 256)
 COUNT = 5_000
 VOCABULARIES = (12_000, 32_000)
 QUERIES = 8
-BYTES_OF_SUM = 1 << 29
-ROWS_OF_PRODUCT = 2048
+ROWS = 2048
+# Calls of what takes a few milliseconds in each turn.
+CALLS = 10
 
 Call = tuple[PackedMatrix, torch.Tensor]
 
@@ -58,18 +60,22 @@ def add_row(table: Table, vocabulary: int, search: TrieSearch, generate: Generat
         return [result for query in queries for result in search.search([query], k=WIDTH, beam=WIDTH)]
 
     calls, passes = recorded(search, find)
-    large, square = torch.ones(BYTES_OF_SUM // 4), torch.ones(ROWS_OF_PRODUCT, ROWS_OF_PRODUCT)
+    if not calls:
+        raise InputError("weights: expected a machine that has products of laid-out weights, found one without")
+    read, operations = work(calls)
+    of_pass, square = torch.ones(read // passes // 4), torch.ones(ROWS, ROWS)
+    laid_out = PackedMatrix(square)
     sides: dict[str, Callable[[], Any]] = {
         "search": find,
         "generate": lambda: [generate.search([query]) for query in queries],
         "products": lambda: repeat(calls),
-        "sum": large.sum,
-        "product": lambda: square @ square,
+        "sum": lambda: [of_pass.sum() for _ in range(CALLS)],
+        "product": lambda: repeat([(laid_out, square)] * CALLS),
     }
-    median = {name: run.median for name, run in interleave(sides, settings.limits).items()}
-    read, operations = work(calls)
-    reading = read / (BYTES_OF_SUM / median["sum"])
-    multiplying = operations / (2 * ROWS_OF_PRODUCT**3 / median["product"])
+    runs = interleave(sides, settings.limits)
+    median = {name: run.median for name, run in runs.items()}
+    reading = passes * median["sum"] / CALLS
+    multiplying = operations / (2 * ROWS**3 * CALLS / median["product"])
     table.add(
         vocabulary=vocabulary,
         passes=passes / QUERIES,
@@ -81,6 +87,7 @@ def add_row(table: Table, vocabulary: int, search: TrieSearch, generate: Generat
         generate_ms=1000 * median["generate"] / QUERIES,
         times_generate=median["generate"] / median["search"],
         generate_by_products=median["generate"] / median["products"],
+        repeats=len(runs["search"].seconds),
     )
 
 

@@ -9,9 +9,10 @@ from genret.decoding.scoring import Floats, Ints
 
 # Places of hypotheses are copied into fewer ones where no more than this share of them is taken.
 KEEP_SHARE = 0.75
-# A query that made many expansions is likely to need many more. It makes one for so many of them in a pass, so that few
-# turn out to be needless: once it has results, or before. Until then nothing is pruned, and of long stretches that are
-# nearly certain, which a pass cannot read ahead if it holds many, each token would be worth a larger pass in vain.
+# A query that made many expansions is likely to need many more, and a pass takes one for so many of them: of all that
+# are needed few are then in vain. Before there are results nothing is pruned, and it takes fewer. For a pass with many
+# hypotheses has no room to read on where the next tokens are nearly certain: a long identifier then takes a pass a
+# token, and in each of these passes other hypotheses go along that will not be needed.
 EXPANDED_A_PASS = 8
 EXPANDED_A_PASS_WITHOUT_RESULTS = 32
 

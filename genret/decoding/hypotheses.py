@@ -28,7 +28,7 @@ OTHER_TOKENS_FOR_A_PASS = 128
 # most hypotheses are needed in the end.
 HYPOTHESES_PER_PASS = {"cpu": 64, "cuda": 256}
 OTHER_HYPOTHESES_PER_PASS = 256
-# And so many times as many at most where it is known that most are: what a pass needs for one is some MB then.
+# So many times as many at most in a search that has expanded many: masks and states of a pass grow with them.
 MORE_HYPOTHESES = 16
 # Tokens that a search over the vocabulary appends to a prompt, about, where forced ones are read too: those of ten
 # hypotheses at each place, up to as many as a beam of ten over keywords needs.
@@ -146,7 +146,7 @@ class Batch:
         over_vocabulary: Whether tokens are scored over the whole vocabulary.
         expanded: int64 `[size]`, how many hypotheses of each query were expanded.
         hypotheses_per_pass: About how many a pass expands for little more than one.
-        most_hypotheses: How many a pass expands at most where most of them are needed.
+        most_hypotheses: How many a pass of a long search expands at most.
         tokens_for_a_pass: How many more tokens a beam over the vocabulary may read to spare a pass.
     """
 
@@ -183,8 +183,9 @@ class Batch:
         self.hypotheses_per_pass = HYPOTHESES_PER_PASS.get(device, OTHER_HYPOTHESES_PER_PASS)
         self.most_hypotheses = MORE_HYPOTHESES * self.hypotheses_per_pass
         if scorer.dense:
-            # The logits of all tokens of a pass are made at once.
-            self.most_hypotheses = max(self.hypotheses_per_pass, CHUNK_ELEMENTS // self._decoder.vocabulary_size)
+            # All logits of a pass are made at once, of one state a hypothesis and more.
+            chunk = max(self.hypotheses_per_pass, CHUNK_ELEMENTS // self._decoder.vocabulary_size)
+            self.most_hypotheses = min(self.most_hypotheses, chunk)
         self.beams_read_ahead = BEAMS_READ_AHEAD.get(device, True)
         self.tokens_for_a_pass = TOKENS_FOR_A_PASS.get(device, OTHER_TOKENS_FOR_A_PASS)
 

@@ -1,7 +1,10 @@
 """What exact search spares: columns of the cache that nobody sees, and hypotheses that nobody expands."""
 
+import itertools
+
 import numpy as np
 import pytest
+import torch
 from test_decoding_search import (
     ARCHITECTURES,
     END,
@@ -119,8 +122,25 @@ def test_hardly_more_at_once_before_there_are_results(how: scoring.Scoring, monk
         assert fewest <= max(at_once) <= most
 
 
-def test_logits_of_a_pass_are_bounded_where_all_are_made(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, most in (("llama", hypotheses.MORE_HYPOTHESES * 64), ("granite", 100)):
-        monkeypatch.setattr(hypotheses, "CHUNK_ELEMENTS", 100 * VOCABULARY)
-        finder = TrieSearch(build(ARCHITECTURES[name]), Trie.from_sequences(some_identifiers(20)), "trie")
-        assert Batch(finder.scorer, [], None, None, None).most_hypotheses == most
+@pytest.mark.parametrize(
+    ("name", "states", "most"), [("llama", 100, 1024), ("granite", 100, 100), ("granite", 9999, 1024)]
+)
+def test_logits_of_a_pass_are_bounded_where_all_are_made(
+    name: str, states: int, most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hypotheses, "CHUNK_ELEMENTS", states * VOCABULARY)
+    finder = TrieSearch(build(ARCHITECTURES[name]), Trie.from_sequences(some_identifiers(20)), "trie")
+    assert Batch(finder.scorer, [], None, None, None).most_hypotheses == most
+
+
+def test_of_equal_scores_the_first_identifiers_are_taken_in_any_batch() -> None:
+    model = build(MistralConfig(**SHAPE, sliding_window=None))
+    torch.nn.init.zeros_(model.lm_head.weight)
+    identifiers = [[*pair, END] for pair in itertools.product(range(3, 12), range(3, 6))]
+    finder = TrieSearch(model, Trie.from_sequences(identifiers), "trie")
+    prompts = some_prompts(3, 6, 1)
+    (alone,) = finder.search(prompts[:1], k=5, mode="exact", beam=2, max_expansions=4)
+    # Four of the nine first tokens were expanded, those of the first identifiers.
+    assert alone.indices.tolist() == [0, 1, 2, 3, 4] and not alone.exact
+    for result in finder.search(prompts, k=5, mode="exact", beam=2, max_expansions=4):
+        assert result.indices.tolist() == alone.indices.tolist()
