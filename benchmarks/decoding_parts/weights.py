@@ -36,7 +36,8 @@ ROWS = 2048
 # Calls of what takes a few milliseconds in each turn.
 CALLS = 10
 
-Call = tuple[PackedMatrix, torch.Tensor]
+# A laid-out matrix, the states `[states, width]` that it is multiplied with, and how many products each of them gets.
+Call = tuple[PackedMatrix, torch.Tensor, int]
 
 
 def run(settings: Settings) -> list[Table]:
@@ -70,7 +71,7 @@ def add_row(table: Table, vocabulary: int, search: TrieSearch, generate: Generat
         "generate": lambda: [generate.search([query]) for query in queries],
         "products": lambda: repeat(calls),
         "sum": lambda: [of_pass.sum() for _ in range(CALLS)],
-        "product": lambda: repeat([(laid_out, square)] * CALLS),
+        "product": lambda: repeat([(laid_out, square, ROWS)] * CALLS),
     }
     runs = interleave(sides, settings.limits)
     median = {name: run.median for name, run in runs.items()}
@@ -79,7 +80,7 @@ def add_row(table: Table, vocabulary: int, search: TrieSearch, generate: Generat
     table.add(
         vocabulary=vocabulary,
         passes=passes / QUERIES,
-        states=sum(len(states) for matrix, states in calls if matrix is calls[0][0]) / passes,
+        states=sum(len(states) for matrix, states, _ in calls if matrix is calls[0][0]) / passes,
         search_ms=1000 * median["search"] / QUERIES,
         products_ms=1000 * median["products"] / QUERIES,
         reading_ms=1000 * reading / QUERIES,
@@ -97,8 +98,9 @@ def recorded(search: TrieSearch, find: Callable[[], Any]) -> tuple[list[Call], i
     product = PackedMatrix.product
 
     def taken(self: PackedMatrix, states: torch.Tensor) -> torch.Tensor:
-        calls.append((self, states))
-        return product(self, states)
+        products = product(self, states)
+        calls.append((self, states, products.shape[1]))
+        return products
 
     forward = mock.Mock(side_effect=search.decoder.forward)
     with mock.patch.object(PackedMatrix, "product", taken), mock.patch.object(search.decoder, "forward", forward):
@@ -109,16 +111,12 @@ def recorded(search: TrieSearch, find: Callable[[], Any]) -> tuple[list[Call], i
 def repeat(calls: Sequence[Call]) -> None:
     """The same products once more."""
     with torch.inference_mode():
-        for matrix, states in calls:
+        for matrix, states, _ in calls:
             matrix.product(states)
 
 
 def work(calls: Sequence[Call]) -> tuple[int, int]:
     """The bytes of the weights of all products, and the operations that these take."""
-    read = operations = 0
-    with torch.inference_mode():
-        for matrix, states in calls:
-            weights = matrix.product(states[:1]).shape[1] * states.shape[1]
-            read += 4 * weights
-            operations += 2 * weights * len(states)
-    return read, operations
+    weights = [states.shape[1] * n_products for _, states, n_products in calls]
+    operations = [2 * count * len(states) for count, (_, states, _) in zip(weights, calls, strict=True)]
+    return 4 * sum(weights), sum(operations)

@@ -7,7 +7,7 @@ from genret.decoding.hypotheses import HYPOTHESIS, Batch, Expansions, Hypotheses
 from genret.decoding.results import Results, SearchResult, rank_in_run, ranking
 from genret.decoding.scoring import Floats, Ints
 
-# Places of hypotheses are copied into fewer ones where no more than this share of them is taken.
+# Places of hypotheses are copied into fewer ones where less than this share of them is taken.
 KEEP_SHARE = 0.75
 # A query that made many expansions is likely to need many more, and a pass takes one for so many of them: of all that
 # are needed few are then in vain. Before there are results nothing is pruned, and it takes fewer. For a pass with many
