@@ -120,6 +120,10 @@ def median(repeats: list[Measurement]) -> Measurement:
     return Measurement(repeats[0].rows, repeats[0].workers, seconds, driver, everything)
 
 
+# Of a process that `machine_times_faster` started.
+_together: Any = None
+
+
 def machine_times_faster(corpus: Path, workers: int) -> float:
     """How much more requests so many processes answer by themselves in the same time than one: a median."""
     ratios = []
@@ -171,8 +175,8 @@ def _memory(pid: int) -> tuple[Memory, Memory]:
 
 def _of_process(pid: int) -> Memory:
     text = Path(f"/proc/{pid}/smaps_rollup").read_text()
-    sizes = (re.search(rf"^{name}:\s+(\d+) kB", text, flags=re.MULTILINE) for name in ("Pss", "Pss_Anon"))
-    return Memory(*(int(size[1]) * 1024 for size in sizes))
+    proportional, anonymous = (re.findall(rf"^{name}:\s+(\d+) kB", text, re.MULTILINE) for name in ("Pss", "Pss_Anon"))
+    return Memory(int(proportional[0]) * 1024, int(anonymous[0]) * 1024)
 
 
 def show(measurements: list[Measurement]) -> None:
@@ -198,9 +202,10 @@ def show(measurements: list[Measurement]) -> None:
                   f"anonymous memory by {driver:,.0f} bytes a passage in the driver, {everything:,.0f} in "
                   "all processes")  # fmt: skip
     for rows in sorted({m.rows for m in measurements}):
-        same = {m.workers: m for m in measurements if m.rows == rows}
-        for fewer, more in pairwise(sorted(same)):
-            pooled, whole = (_times_faster(same[fewer], same[more], stages) for stages in (POOLED, STAGES))
+        by_workers = {m.workers: m for m in measurements if m.rows == rows}
+        for fewer, more in pairwise(sorted(by_workers)):
+            pair = by_workers[fewer], by_workers[more]
+            pooled, whole = (_times_faster(*pair, stages) for stages in (POOLED, STAGES))
             print(f"{rows:,} rows: identifiers and synthesis with {more} workers {pooled:.2f} times as fast as with "
                   f"{fewer}, all stages {whole:.2f} times")  # fmt: skip
 
@@ -223,7 +228,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.repeats < 1:
         parser.error(f"--repeats: expected at least 1, found {options.repeats}")
-    measurements = []
+    measurements: list[Measurement] = []
     with tempfile.TemporaryDirectory(prefix="genret-scaling-") as scratch:
         for rows in options.rows:
             corpus = Path(scratch) / f"{rows}.jsonl"

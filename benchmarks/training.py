@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import pyarrow as pa
 import torch
@@ -91,6 +92,7 @@ def stage_speed(config: RunConfig, bundle: Bundle, examples: pa.Table) -> float:
 
 def loop_speed(config: RunConfig, bundle: Bundle, examples: pa.Table, layout: Layout) -> tuple[float, dict[str, float]]:
     """Tokens a second of a plain loop over the batches, after its first step, and the seconds of each of `PARTS`."""
+    assert bundle.model is not None
     model, section = bundle.model, config.sft
     if section.scoring == "vocabulary":
         add_fused_lm_head(model)
@@ -107,7 +109,7 @@ def loop_speed(config: RunConfig, bundle: Bundle, examples: pa.Table, layout: La
     for number, start in enumerate(range(0, len(order), section.batch_size)):
         if number == 1:
             tokens, clock = 0, Clock()
-        batch = collate(dataset.__getitems__(order[start : start + section.batch_size]))
+        batch: dict[str, Any] = collate(dataset.__getitems__(order[start : start + section.batch_size]))
         clock.stop("batch")
         log_probs = identifier_log_probs(model, batch, section.scoring, children)
         loss = -log_probs.sum() / (batch["labels"][:, 1:] != -100).sum()

@@ -14,6 +14,7 @@ import statistics
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -86,7 +87,7 @@ def make_batches(vocabulary: int, tokens: int, layout: Layout, seed: int) -> Ite
         yield collator.collate(prompts, rng.integers(0, IDENTIFIERS, len(lengths)).tolist())
 
 
-def batch_loss(model: PreTrainedModel, batch: dict[str, Tensor | int]) -> Tensor:
+def batch_loss(model: PreTrainedModel, batch: dict[str, Any]) -> Tensor:
     """The mean of -log P over the labelled tokens; logits exist for a chunk of positions at a time."""
     states = model.model(
         input_ids=batch["input_ids"], position_ids=batch["position_ids"], use_cache=False

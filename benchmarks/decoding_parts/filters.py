@@ -106,7 +106,8 @@ class Filtered:
             for mode in modes:
                 sides[name, mode] = _side(search, queries, mode, allowed)
         # Each mode in turns of its own: over the vocabulary an exact search takes far longer than a beam.
-        self.runs, self.passes = {}, {}
+        self.runs: dict[tuple[str, Mode], Any] = {}
+        self.passes: dict[tuple[str, Mode], Any] = {}
         for mode in modes:
             whole = {key: side for key, side in sides.items() if key[1] == mode}
             alone = {(*key, "passes"): passes_alone(search, side) for key, side in whole.items()}

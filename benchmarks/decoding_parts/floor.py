@@ -18,7 +18,7 @@ Under trie scoring it leaves it out altogether.
 """
 
 import time
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -77,7 +77,7 @@ class Record:
     """
 
     tokens: list[int] = field(default_factory=list)
-    seconds: Counter[str] = field(default_factory=Counter)
+    seconds: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
 
     @contextmanager
     def timed(self, name: str) -> Iterator[None]:
@@ -130,7 +130,10 @@ class Case:
             record.tokens.append(len(ids))
             return forward(ids, *arguments)
 
-        replaced = [(decoder, "forward", passed), (scorer, "score", record.around("scorer", scorer.score))]
+        replaced: list[tuple[Any, str, Any]] = [
+            (decoder, "forward", passed),
+            (scorer, "score", record.around("scorer", scorer.score)),
+        ]
         replaced += [
             (scorer, name, record.around("head", getattr(scorer, name))) for name in ("_narrow", "_child_logits")
         ]

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -83,9 +84,7 @@ def add_search(table: Table, searches: dict[str, TrieSearch], scoring: str, batc
     """Add the row of one scoring and batch size."""
     queries = prompts(max(batch, FEWEST_PROMPTS), VOCABULARY)
     batches = [queries[at : at + batch] for at in range(0, len(queries), batch)]
-    sides = {
-        name: in_turn(lambda few, of=of: of.search(few, k=WIDTH, beam=WIDTH), batches) for name, of in searches.items()
-    }
+    sides = {name: in_turn(partial(search.search, k=WIDTH, beam=WIDTH), batches) for name, search in searches.items()}
     runs = interleave(sides, settings.limits)
     columns: dict[str, Any] = {"scoring": scoring, "batch": batch}
     for name, search in searches.items():

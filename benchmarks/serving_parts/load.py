@@ -127,6 +127,8 @@ async def generate_load(
 ) -> dict[str, Any]:
     """Have clients ask for some seconds: seconds it took, latencies in seconds, statuses, and rankings by query."""
     address = urlsplit(url)
+    assert address.hostname and address.port
+    host, port = address.hostname, address.port
     requests = [encoded(address.netloc, retriever, query, timeout) for query in queries]
     loop, seen, numbers = asyncio.get_running_loop(), Seen(), iter(range(10**9))
     begin = time.perf_counter()
@@ -135,7 +137,7 @@ async def generate_load(
         while time.perf_counter() < begin + seconds:
             try:
                 _, protocol = await loop.create_connection(
-                    lambda: Client(requests, numbers, begin + seconds, seen), address.hostname, address.port
+                    lambda: Client(requests, numbers, begin + seconds, seen), host, port
                 )
                 await protocol.done
             except OSError as error:

@@ -56,7 +56,7 @@ class Connection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         self.received += data
         head, mark, body = self.received.partition(b"\r\n\r\n")
-        if not mark or len(body) < length_of(head):
+        if not mark or len(body) < length_of(bytes(head)):
             return
         self.received.clear()
         if head.startswith(b"POST"):

@@ -134,8 +134,8 @@ class VllmConfig(Section):
     type: Literal["vllm"] = "vllm"
     """Which engine."""
     model: str = Field(min_length=1, pattern=r"^\S(.*\S)?$")
-    """Hub name, local folder (the same on all nodes), or s3:// or gs:// URL of a model. What it wrote is kept under
-    this name: when another model takes it over, delete the run's folder `completions`."""
+    """Hub name, local folder (the same on all nodes), or s3:// or gs:// URL of a model, with weights in safetensors.
+    What it wrote is kept under this name: when another model takes it over, delete the run's folder `completions`."""
     revision: str = "main"
     """Branch, tag or commit on the hub."""
     lora: str = ""
@@ -210,6 +210,8 @@ def _vllm_problems(config: VllmConfig) -> Iterator[str]:
         )
     if "trust_remote_code" in config.engine_arguments:
         yield "engine_arguments: trust_remote_code stays off: it runs code that comes with a model"
+    if (layout := config.engine_arguments.get("load_format")) in _MAYBE_PICKLES:
+        yield f"engine_arguments: expected a load_format that reads no pickles, found {layout!r}: they may run code"
     if own := sorted(_OWN_ENGINE_ARGUMENTS & config.engine_arguments.keys()):
         yield f"engine_arguments: expected arguments that no other setting decides, found {', '.join(own)}"
     for name in ("engine_arguments", "chat_template_arguments"):
@@ -220,6 +222,9 @@ _OWN_ENGINE_ARGUMENTS = {
     "model", "revision", "tokenizer_revision", "code_revision", "enable_lora", "quantization", "dtype",
     "max_model_len", "tensor_parallel_size", "seed", "runner", "task_type",
 }  # fmt: skip
+
+# Formats of vLLM that read pickles, or whatever is there.
+_MAYBE_PICKLES = ("auto", "hf", "pt", "npcache")
 
 
 LlmConfig = Annotated[ExtractiveConfig | HttpConfig | VllmConfig, Field(discriminator="type")]

@@ -183,6 +183,9 @@ def engine_arguments(config: VllmConfig) -> dict[str, Any]:
         "dtype": config.dtype,
         "tensor_parallel_size": config.tensor_parallel_size,
     }
+    if "://" not in config.model:
+        # Left alone vLLM reads pickles where nothing else is; what streams from object stores reads none.
+        arguments["load_format"] = "safetensors"
     if config.max_model_len:
         arguments["max_model_len"] = config.max_model_len
     if config.quantization:

@@ -24,6 +24,7 @@ from genret.training.batches import Collator, find_branchings, trie_children
 from genret.training.bundle import Bundle, BundleSettings
 from genret.training.encoding import encode_identifiers
 from genret.training.machine import ATTENTION
+from genret.training.pickles import LACKS_SAFETENSORS, lacks_safetensors
 from genret.training.scratch import SEPARATOR, build_scratch_model, calibrate, train_tokenizer
 from genret.training.sft import build_sft_dataset
 
@@ -186,8 +187,13 @@ def _load_weights(pretrained: PretrainedModel, dtype: torch.dtype, attention: st
             dtype=dtype,
             attn_implementation=attention,
             trust_remote_code=False,
+            use_safetensors=True,
         )
     except (OSError, ValueError) as error:
+        found = sorted(path.name for path in Path(pretrained.name).glob("pytorch_model*.bin"))
+        if found or LACKS_SAFETENSORS in str(error):
+            found = found or [f"none at {pretrained.revision!r}"]
+            raise lacks_safetensors("sft.model", pretrained.name, found[0], pretrained.revision) from error
         raise _cannot_load(pretrained, error) from error
 
 

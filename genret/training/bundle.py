@@ -99,7 +99,7 @@ class Bundle:
         model = None
         if (folder / "config.json").is_file():
             model = AutoModelForCausalLM.from_pretrained(
-                folder, dtype=dtype, attn_implementation=attention, trust_remote_code=False
+                folder, dtype=dtype, attn_implementation=attention, trust_remote_code=False, use_safetensors=True
             ).eval()
         return cls(
             model=model,

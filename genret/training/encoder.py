@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from genret.errors import InputError
 from genret.runs import RunStore, StageRecord
 from genret.threads import settle_vector_math
 from genret.training.machine import choose_device
+from genret.training.pickles import LACKS_SAFETENSORS, lacks_safetensors, own_name
 from genret.training.scratch import bm25_weights, token_features, train_tokenizer
 
 # No telemetry and no model card made of guesses. Nor is a service on the network given the user's token to convert
@@ -86,10 +86,6 @@ _NAMES = (
     (r"\be5-", "e5"),
     (r"\bbge-(small|base|large)-en\b", "bge"),
 )
-# Where the hub's cache keeps a revision of the model that the folder before it is named after.
-_SNAPSHOT = re.compile(r"/snapshots/[^/]+$")
-# What transformers says of a model on the hub, which it then advises to load as a pickle.
-_LACKS_SAFETENSORS = "cannot be loaded with `safetensors`"
 
 
 def family_of(name: str) -> str:
@@ -97,7 +93,7 @@ def family_of(name: str) -> str:
 
     Of a path the last folder counts, or, where that is a snapshot in the hub's cache, the one that holds the snapshots.
     """
-    own = _SNAPSHOT.sub("", name.rstrip("/")).rpartition("/")[2].lower()
+    own = own_name(name).lower()
     return next((family for pattern, family in _NAMES if re.search(pattern, own)), "plain")
 
 
@@ -282,21 +278,10 @@ def _open(name: str, revision: str, training: bool) -> SentenceTransformer:
             model_kwargs={"use_safetensors": True, "dtype": dtype},
         )
     except (OSError, ValueError, ImportError) as error:
-        if _LACKS_SAFETENSORS in str(error):
-            raise _lacks_safetensors(name, f"none at {revision!r}", revision) from error
+        if LACKS_SAFETENSORS in str(error):
+            raise lacks_safetensors("dense.model", name, f"none at {revision!r}", revision) from error
         raise InputError(f"dense.model.name: cannot load {name!r} at {revision!r}: {error}") from error
     return model
-
-
-def _lacks_safetensors(name: str, found: str, revision: str = "main") -> InputError:
-    own = _SNAPSHOT.sub("", name.rstrip("/")).rpartition("/")[2].removeprefix("models--").replace("--", "-")
-    options = [] if revision == "main" else ["--revision", revision]
-    command = shlex.join(["genret", "convert", name, f"models/{own}", *options])
-    return InputError(
-        f"dense.model.name: {name}: expected weights in safetensors, found {found}; pickles may run code when they are "
-        f"loaded. Copy the model with its weights converted, `{command}`, and set dense.model.name to the copy; or "
-        "name a revision that has safetensors (dense.model.revision)"
-    )
 
 
 def _check_folder(folder: Path) -> None:
@@ -308,7 +293,7 @@ def _check_folder(folder: Path) -> None:
         if not list(path.parent.glob("*.safetensors"))
     ]
     if pickles:
-        raise _lacks_safetensors(str(folder), pickles[0].name)
+        raise lacks_safetensors("dense.model", str(folder), pickles[0].name)
     if (folder / _MODULES).is_file():
         for module in json.loads((folder / _MODULES).read_text(encoding="utf-8")):
             if not str(module["type"]).startswith("sentence_transformers."):

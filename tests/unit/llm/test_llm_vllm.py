@@ -46,6 +46,8 @@ def test_the_section_is_read_from_overrides() -> None:
         ({"gpus_a_worker": 1.5}, "less than or equal to 1"),
         ({"engine_arguments": {"trust_remote_code": False}}, "trust_remote_code stays off"),
         ({"engine_arguments": {"seed": 1, "dtype": "auto", "max_num_seqs": 1}}, "decides, found dtype, seed"),
+        ({"engine_arguments": {"load_format": "auto"}}, "expected a load_format that reads no pickles, found 'auto'"),
+        ({"engine_arguments": {"load_format": "pt"}}, "expected a load_format that reads no pickles, found 'pt'"),
         ({"engine_arguments": {"x": [float("nan")]}}, "engine_arguments: expected finite numbers"),
         ({"chat_template_arguments": {"x": float("inf")}}, "chat_template_arguments: expected finite numbers"),
         ({"model": " "}, "model"),
@@ -115,6 +117,13 @@ def test_without_a_gpu_vllm_gets_memory_and_threads() -> None:
     assert engine_arguments(config(tensor_parallel_size=2))["distributed_executor_backend"] == "mp"
 
 
+def test_no_pickles_are_read() -> None:
+    assert engine_arguments(config())["load_format"] == "safetensors"
+    dummy = config(engine_arguments={"load_format": "dummy"})
+    assert engine_arguments(dummy)["load_format"] == "dummy"
+    assert "load_format" not in engine_arguments(VllmConfig(model="s3://models/tiny")), "vLLM streams those its own way"
+
+
 def test_with_gpus_vllm_decides_for_itself() -> None:
     section = config(
         gpus_a_worker=1.0, tensor_parallel_size=4, max_model_len=4096, quantization="fp8", lora="acme/lora",
@@ -123,6 +132,7 @@ def test_with_gpus_vllm_decides_for_itself() -> None:
     assert engine_arguments(section) == {
         "revision": "v2",
         "dtype": "bfloat16",
+        "load_format": "safetensors",
         "tensor_parallel_size": 4,
         "max_model_len": 4096,
         "quantization": "fp8",

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
@@ -12,6 +13,7 @@ from genret.errors import InputError
 from genret.tables import table_from_rows
 from genret.training.base import add_rows, build_base, load_for_training, passage_texts
 from genret.training.bundle import Bundle
+from genret.training.converting import convert_model
 from genret.training.scratch import train_tokenizer
 from genret.training.sft import train_sft
 
@@ -149,6 +151,21 @@ def test_missing_weights_are_named(build, checkpoint: Path, tmp_path: Path) -> N
     (checkpoint / "model.safetensors").unlink()
     with pytest.raises(InputError, match=r"sft.model.name: cannot load '.*checkpoint' at 'main'"):
         load_for_training(tmp_path / "bundle", config.model, "sft")
+
+
+def test_pickled_weights_are_refused(build, checkpoint: Path, tmp_path: Path) -> None:
+    config = pretrained(checkpoint)
+    build(config).save(tmp_path / "bundle")
+    torch.save(load_file(checkpoint / "model.safetensors"), checkpoint / "pytorch_model.bin")
+    load_for_training(tmp_path / "bundle", config.model, "sft")
+    (checkpoint / "model.safetensors").unlink()
+    says = (
+        f"sft.model.name: {checkpoint}: expected weights in safetensors, found pytorch_model.bin; .*set sft.model.name"
+    )
+    with pytest.raises(InputError, match=says):
+        load_for_training(tmp_path / "bundle", config.model, "sft")
+    assert convert_model(str(checkpoint), "main", tmp_path / "copy") == ["model.safetensors"]
+    load_for_training(tmp_path / "bundle", PretrainedModel(name=str(tmp_path / "copy")), "sft")
 
 
 def test_a_bundle_without_weights_needs_a_model(build, checkpoint: Path, tmp_path: Path) -> None:
