@@ -27,7 +27,7 @@ from genret.decoding.arrays import Ints, ranges
 from genret.decoding.bare import BareDecoder, is_bare
 from genret.decoding.cache import LayerCache, Pass, RowGroup
 from genret.decoding.limits import longest_sequence
-from genret.decoding.packed import Projections, can_pack, keeps_parameters
+from genret.decoding.packed import Projections, can_pack, keeps_parameters, precise_linear
 from genret.errors import InputError
 
 # The name under which transformers knows our attention function.
@@ -46,7 +46,11 @@ SLAB = 16384
 # Rows of a pass attend together if the longest has less than `ALIKE` times the tokens of the shortest; all do where
 # there are fewer attention scores than is worth another call.
 ALIKE = 1.5
-WORTH_GROUPS = 1 << 16
+WORTH_GROUPS = {"cpu": 1 << 16}
+OTHER_WORTH_GROUPS = 1 << 24
+# Masks have rows of a multiple of this many columns: CUDA's attention would copy others to such rows in every layer.
+COLUMN_STEP = {"cpu": 1}
+OTHER_COLUMN_STEP = 8
 # Where a row of the cache holds more appended tokens than these, the columns that a pass sees are gathered if they and
 # the prompt's are no more than half of all: best-first search leaves most of what it read behind.
 FEW_APPENDED = 256
@@ -143,7 +147,10 @@ class TreeDecoder:
         count = -(-self.head.out_features // SLAB) if self.device.type == "cpu" else 1
         size = -(-self.head.out_features // count)
         packed = keeps_parameters(self.head) and can_pack([self.head.weight])
-        return [Projections([self.head], packed, slice(at, at + size)) for at in range(0, size * count, size)]
+        return [
+            Projections([self.head], packed, slice(at, at + size), multiply=precise_linear)
+            for at in range(0, size * count, size)
+        ]
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:
@@ -362,7 +369,8 @@ class TreeSession:
         # By row of the cache; a query's row changes when others leave the batch.
         self._prompt = self._used = totals
         self._row_of = np.arange(len(totals))
-        self._room = int(totals.max()) + room
+        self._column_step = COLUMN_STEP.get(decoder.device.type, OTHER_COLUMN_STEP)
+        self._room = self._rounded(int(totals.max()) + room)
         # By row and column, where a window needs them.
         self._positions = np.zeros((len(totals), self._room if any(decoder.windows) else 0), dtype=np.int64)
 
@@ -415,7 +423,7 @@ class TreeSession:
     def _pass(self, ids: Ints, tokens: _Tokens, wanted: Ints | None) -> torch.Tensor:
         columns, rows = int(self._used.max()), len(self._prompt)
         if columns > self._room:
-            self._room = columns * 3 // 2
+            self._room = self._rounded(columns * 3 // 2)
         room, tensor = self._room, self.decoder.tensor
         if any(self.decoder.windows):
             missing = room - self._positions.shape[1]
@@ -441,7 +449,7 @@ class TreeSession:
     def _groups(self, width: Ints) -> list[Ints]:
         """All rows; or, if worth it, groups of those with tokens, about as many each, from how many tokens each has."""
         scores = len(width) * int(width.max()) * int(self._used.max())
-        if len(width) == 1 or scores < WORTH_GROUPS or self.decoder.device.type != "cpu":
+        if len(width) == 1 or scores < WORTH_GROUPS.get(self.decoder.device.type, OTHER_WORTH_GROUPS):
             return [np.arange(len(width))]
         rows = np.flatnonzero(width)
         level = np.floor(np.log(width.max() / width[rows]) / np.log(ALIKE))
@@ -455,7 +463,7 @@ class TreeSession:
         row = tokens.row if everything else np.searchsorted(rows, tokens.row)
         width, tensor = int(tokens.place.max()) + 1, self.decoder.tensor
         looked_at, seen = self._looked_at(tokens, rows, row)
-        columns = int(self._used[rows].max()) if looked_at is None else looked_at.shape[1]
+        columns = self._columns(tokens, rows) if looked_at is None else looked_at.shape[1]
         tokens = replace(tokens, seen=seen)
         return RowGroup(
             rows=None if everything else tensor(rows),
@@ -467,6 +475,15 @@ class TreeSession:
             places=None if len(row) == len(rows) * width else tensor(row * width + tokens.place),
             masks=self._masks(tokens, rows, row, (len(rows), width, columns), looked_at),
         )
+
+    def _rounded(self, columns: int) -> int:
+        return -(-columns // self._column_step) * self._column_step
+
+    def _columns(self, tokens: _Tokens, rows: Ints) -> int:
+        """How many columns a group looks at, from the first one on; those that hold nothing yet are not seen."""
+        used = int(self._used[rows].max())
+        # Causal attention looks at as many as there are places.
+        return used if tokens.seen is None else self._rounded(used)
 
     def _looked_at(self, tokens: _Tokens, rows: Ints, row: Ints) -> tuple[Ints | None, Ints | None]:
         """The columns `[rows, columns]` that a group's tokens look at, prompts first; `tokens.seen` as places there.
@@ -482,6 +499,7 @@ class TreeSession:
         count = max(int(prompt.max()), int(place.max()) + 1)
         if 2 * count > columns:
             return None, tokens.seen
+        count = self._rounded(count)
         # Rows that look at fewer get any others, which they do not see.
         looked_at = np.tile(np.arange(count), (len(rows), 1))
         looked_at[owner, place] = column

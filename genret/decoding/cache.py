@@ -72,12 +72,15 @@ class RowGroup:
         asking = self._by_row(query if self.tokens is None else query.index_select(0, self.tokens)).transpose(1, 2)
         shared = asking.shape[1] // keys.shape[1]
         if self.masks[window] is None and softcap is None:
-            mixed = nn.functional.scaled_dot_product_attention(
-                asking, keys, values, is_causal=True, scale=scaling, enable_gqa=shared > 1
+            flat = (
+                nn.functional.scaled_dot_product_attention(
+                    asking, keys, values, is_causal=True, scale=scaling, enable_gqa=shared > 1
+                )
+                .transpose(1, 2)
+                .flatten(0, 1)
             )
         else:
-            mixed = _masked_attention(asking, keys, values, self._mask(window, shared, keys), scaling, softcap)
-        flat = mixed.transpose(1, 2).flatten(0, 1)
+            flat = _masked_attention(asking, keys, values, self._mask(window, shared, keys), scaling, softcap)
         return flat if self.places is None else flat.index_select(0, self.places)
 
     def _seen(self, buffer: torch.Tensor) -> torch.Tensor:
@@ -166,7 +169,19 @@ def _masked_attention(
     scaling: float | None,
     softcap: float | None,
 ) -> torch.Tensor:
-    """Attention `[rows, heads, width, head_dim]` under a mask; heads that share keys count as further queries."""
+    """Attention under a mask; heads that share keys count as further queries.
+
+    Args:
+        query: `[rows, heads, width, head_dim]`.
+        keys: `[rows, key_heads, columns, head_dim]`.
+        values: As `keys`.
+        mask: `[rows, 1, heads / key_heads * width, columns]`, what is added to scores.
+        scaling: Factor of the scores; None for the usual one.
+        softcap: Bound of the scores, if they have one.
+
+    Returns:
+        `[rows * width, heads, head_dim]`.
+    """
     rows, heads, width, size = query.shape
     query = query.reshape(rows, keys.shape[1], heads // keys.shape[1] * width, size)
     if softcap is None:
@@ -175,4 +190,5 @@ def _masked_attention(
         scores = query @ keys.transpose(2, 3) * (size**-0.5 if scaling is None else scaling)
         scores = softcap * torch.tanh(scores / softcap) + mask
         mixed = scores.softmax(-1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(values.dtype) @ values
-    return mixed.reshape(rows, heads, width, -1)
+    # One copy: torch's attention keeps the heads of a query side by side.
+    return mixed.unflatten(2, (-1, width)).permute(0, 3, 1, 2, 4).reshape(rows * width, heads, -1)

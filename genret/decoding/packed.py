@@ -86,7 +86,23 @@ class PackedMatrix:
 
 def multiplication(rows: Tensor, bias: Tensor | None = None) -> Callable[[Tensor], Tensor]:
     """What multiplies states with a matrix `[out, width]` that will not change: laid out, where that is possible."""
-    return PackedMatrix(rows, bias) if can_pack([rows]) else partial(nn.functional.linear, weight=rows, bias=bias)
+    return PackedMatrix(rows, bias) if can_pack([rows]) else partial(precise_linear, weight=rows, bias=bias)
+
+
+def precise_linear(states: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """A linear layer, with its outputs in single precision at least, whatever the type of its weights.
+
+    As logits they differ by as much as logarithms of probabilities do: in bf16 by multiples of 1/8 from 16 on.
+    """
+    dtype = torch.promote_types(weight.dtype, torch.float32)
+    if weight.dtype == dtype:
+        return nn.functional.linear(states, weight, bias)
+    if weight.device.type == "cuda":
+        # What its products are summed up in anyway.
+        outputs = torch.mm(states, weight.t(), out_dtype=dtype)
+    else:
+        outputs = nn.functional.linear(states.to(dtype), weight.to(dtype))
+    return outputs if bias is None else outputs.add_(bias)
 
 
 class Seen:
@@ -121,6 +137,7 @@ class Projections:
         rows: slice | None = None,
         norm: Any = None,
         order: Tensor | None = None,
+        multiply: Callable[..., Tensor] = nn.functional.linear,
     ) -> None:
         """Take layers, and lay their weights out.
 
@@ -132,7 +149,9 @@ class Projections:
                 the states that `evened` makes.
             order: int64 `[out]`, in which order weights that are laid out give their outputs; None for that of the
                 layers.
+            multiply: What makes outputs of states, a weight and a bias where weights are as they are.
         """
+        self._multiply = multiply
         self._linears, self._rows, self._norm, self._order = linears, rows, norm, order
         self._packed: PackedMatrix | None = None
         if packed:
@@ -144,10 +163,16 @@ class Projections:
         Of weights that are laid out: in the order that was asked for; for states that are `padded`, and what `evened`
         makes of them if there is a norm.
         """
-        if self._packed is None:
-            outputs = [nn.functional.linear(states, *self._weights(linear)) for linear in self._linears]
-            return outputs[0] if len(outputs) == 1 else torch.cat(outputs, -1)
-        return self._packed.product(states)
+        if self._packed is not None:
+            return self._packed.product(states)
+        outputs = self.apart(states)
+        return outputs[0] if len(outputs) == 1 else torch.cat(outputs, -1)
+
+    def apart(self, states: Tensor) -> list[Tensor]:
+        """The same for layers of as many outputs each, layer by layer."""
+        if self._packed is not None:
+            return list(self._packed.product(states).chunk(len(self._linears), -1))
+        return [self._multiply(states, *self._weights(linear)) for linear in self._linears]
 
     def padded(self, states: Tensor) -> Tensor:
         """States as the layers read them fast: `padded` for weights that are laid out."""

@@ -13,7 +13,7 @@ import torch
 
 from genret.decoding.arrays import IntArray, Ints, ranges
 from genret.decoding.attention import TreeDecoder
-from genret.decoding.packed import Seen, multiplication
+from genret.decoding.packed import Seen, multiplication, precise_linear
 from genret.decoding.trie import Paths
 from genret.errors import InputError
 
@@ -106,10 +106,6 @@ class _Wanted:
         place = np.flatnonzero((self.owner >= begin) & (self.owner < end))
         first, last = np.searchsorted(self.at_root, (begin, end))
         return place, _Wanted(self.owner[place] - begin, self.token[place], self.at_root[first:last] - begin)
-
-    def without_tokens(self) -> "_Wanted":
-        """Only those of the root's children."""
-        return _Wanted(self.owner[:0], self.token[:0], self.at_root)
 
 
 class Scorer:
@@ -223,8 +219,7 @@ class Scorer:
         target_logprob, normaliser, root_logits = np.zeros(len(target)), None, None
         if self.over_vocabulary:
             normaliser, logit, root_logits = self._over_vocabulary(states, wanted)
-            # Rounding, in low precision of the sum only, may make a token more than certain, but no score may rise
-            # along a path.
+            # Rounding may make a token more than certain, but no score may rise along a path.
             target_logprob[asked] = np.minimum(logit[: len(asked)] - normaliser[asked], 0)
             logprob = np.minimum(logit[len(asked) :] - normaliser[owner], 0)
         else:
@@ -263,17 +258,11 @@ class Scorer:
         else:
             step = CHUNK_ELEMENTS // self.decoder.vocabulary_size
             step = CHUNK_STATES if states.device.type == "cpu" else max(1, step)
-            # Products of low precision, which a GPU may have for single precision too, do for sums, in which errors
-            # cancel out, and to choose among the children of a node that has many; other tokens want better ones.
-            precise = states.device.type == "cpu" and self.decoder.dtype == self.dtype
-            asked = wanted if precise else wanted.without_tokens()
-            normaliser, logit, root_logits = np.zeros(len(states)), np.zeros(len(asked.owner)), []
+            normaliser, logit, root_logits = np.zeros(len(states)), np.zeros(len(wanted.owner)), []
             for at in range(0, len(states), step):
-                place, some = (slice(None), asked) if len(states) <= step else asked.within(at, at + step)
+                place, some = (slice(None), wanted) if len(states) <= step else wanted.within(at, at + step)
                 normaliser[at : at + step], logit[place], found = self._summed(states[at : at + step], some)
                 root_logits.extend(found)
-            if not precise:
-                logit = self._narrow(states, wanted.owner, wanted.token)
         _numbers(normaliser)
         normaliser[np.isneginf(normaliser)] = 0.0
         return normaliser, logit, torch.cat(root_logits) if root_logits else None
@@ -292,15 +281,15 @@ class Scorer:
         if states.device.type != "cpu":
             return self._summed_safely(states, wanted)
         # torch makes powers of two faster on a CPU than exponentials, which are MKL's, and here in place. Their
-        # exponents are found by the same product, from states that are as much longer; low precision and biases are
-        # multiplied afterwards.
+        # exponents are found by the same product, from states that are as much longer; biases come afterwards.
         head = self.decoder.head
         assert head is not None
-        longer = states.dtype == self.dtype and head.bias is None
-        reading = self.decoder.slabs[0].padded(states * LOG2_E if longer else states)
+        longer = head.bias is None
+        reading = states.to(self.dtype)
+        reading = self.decoder.slabs[0].padded(reading * LOG2_E if longer else reading)
         sums, taken = [], _Taken(self, wanted)
         for slab in self.decoder.slabs:
-            powers = slab(reading)[: len(states)].to(self.dtype)
+            powers = slab(reading)[: len(states)]
             if not longer:
                 powers.mul_(LOG2_E)
             taken.take(powers)
@@ -315,7 +304,7 @@ class Scorer:
         """As `_summed`, for logits of any size."""
         reading, sums, taken = self.decoder.slabs[0].padded(states), [], _Taken(self, wanted)
         for slab in self.decoder.slabs:
-            logits = slab(reading)[: len(states)].to(self.dtype)
+            logits = slab(reading)[: len(states)]
             taken.take(logits)
             sums.append(logits.logsumexp(-1))
         return _numpy(torch.stack(sums).logsumexp(0)), taken.logit, taken.of_root()
@@ -348,7 +337,7 @@ class Scorer:
             return states.index_select(1, self.decoder.tensor(self.trie.children(node)[0]))
         if self._root is not None and node == self.trie.root:
             return self._root(states)
-        return torch.nn.functional.linear(states, *self._rows(node))
+        return precise_linear(states, *self._rows(node))
 
     def _narrow(self, states: torch.Tensor, owner: Ints, token: Ints) -> Floats:
         """Logits of `token[i]` after state `owner[i]`."""
@@ -374,13 +363,12 @@ class Scorer:
         limit: int | None,
     ) -> tuple[Floats, Ints]:
         """Of one node's children, from their logits: log-probabilities and places among them, `[states, kept]`."""
-        raw = logits.to(self.dtype)
         if normaliser is not None:
-            logprob = (raw - self.decoder.tensor(normaliser)[:, None].to(raw.dtype)).clamp_(max=0)
+            logprob = (logits - self.decoder.tensor(normaliser)[:, None].to(logits.dtype)).clamp_(max=0)
         else:
             # A softmax over nothing but -inf is not a number, but here only that no child is possible.
-            logprob = torch.where(raw.isneginf(), raw, raw.log_softmax(-1))
-        n_children = raw.shape[1]
+            logprob = torch.where(logits.isneginf(), logits, logits.log_softmax(-1))
+        n_children = logits.shape[1]
         if leaf_filter is not None:
             start, count = self.trie.child_span(np.array([node]))
             useless = ~leaf_filter.children(ranges(start, count))

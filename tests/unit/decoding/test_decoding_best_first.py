@@ -48,10 +48,12 @@ def search_all(
     return found
 
 
-@pytest.mark.parametrize("worth", [0, attention.WORTH_GROUPS], ids=["in groups", "together"])
+@pytest.mark.parametrize("step", [1, 8])
+@pytest.mark.parametrize("worth", [0, attention.WORTH_GROUPS["cpu"]], ids=["in groups", "together"])
 @pytest.mark.parametrize("name", ["llama", "mistral, window", "qwen2, window in one layer", "gemma2, eager", "gpt2"])
-def test_a_pass_looks_at_few_of_many_columns(name: str, worth: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(attention, "WORTH_GROUPS", worth)
+def test_a_pass_looks_at_few_of_many_columns(name: str, worth: int, step: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(attention.COLUMN_STEP, "cpu", step)
+    monkeypatch.setitem(attention.WORTH_GROUPS, "cpu", worth)
     monkeypatch.setattr(attention, "FEW_APPENDED", 8)
     groups: list[RowGroup] = []
     made = attention.TreeSession._group
@@ -70,6 +72,8 @@ def test_a_pass_looks_at_few_of_many_columns(name: str, worth: int, monkeypatch:
         search_all(finder, prompts, identifiers, 30, 10_000, tolerance=1e-5)
         gathered = [group for group in groups if group.slots is not None]
         assert gathered and len(gathered) < len(groups)
+        masks = [mask for group in groups for mask in group.masks.values() if mask is not None]
+        assert step == 1 or all(mask.shape[-1] % step == 0 for mask in masks if mask.shape[-1] != mask.shape[-2])
 
 
 @pytest.mark.parametrize("bound", [None, 10_000])

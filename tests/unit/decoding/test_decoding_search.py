@@ -631,10 +631,15 @@ ARCHITECTURES = {
 }
 
 
-@pytest.mark.parametrize("worth", [0, attention.WORTH_GROUPS], ids=["in groups", "together"])
+@pytest.mark.parametrize(
+    ("worth", "step"),
+    [(0, 1), (attention.WORTH_GROUPS["cpu"], 1), (0, 8)],
+    ids=["in groups", "together", "in groups by eight columns"],
+)
 @pytest.mark.parametrize("name", ARCHITECTURES)
-def test_architectures(name: str, worth: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(attention, "WORTH_GROUPS", worth)
+def test_architectures(name: str, worth: int, step: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(attention.WORTH_GROUPS, "cpu", worth)
+    monkeypatch.setitem(attention.COLUMN_STEP, "cpu", step)
     model = build(ARCHITECTURES[name], attn="eager" if name.endswith("eager") else "sdpa")
     identifiers, prompts = some_identifiers(60), some_prompts(3, 12, 1)
     for how in SCORINGS:
@@ -948,11 +953,11 @@ def test_rows_attend_beside_those_with_about_as_many_tokens(
         return made[-1][1]
 
     monkeypatch.setattr(attention.TreeSession, "_groups", watched)
-    monkeypatch.setattr(attention, "WORTH_GROUPS", 1 << 40)
+    monkeypatch.setitem(attention.WORTH_GROUPS, "cpu", 1 << 40)
     together = finder.search(prompts, k=10, mode=mode)
     assert all(len(found) == 1 for _, found in made)
     made.clear()
-    monkeypatch.setattr(attention, "WORTH_GROUPS", 0)
+    monkeypatch.setitem(attention.WORTH_GROUPS, "cpu", 0)
     in_groups = finder.search(prompts, k=10, mode=mode)
     assert len(made[0][1]) > 4 and any(len(found) > 1 for _, found in made[1:])
     for width, found in made:
