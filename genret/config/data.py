@@ -38,7 +38,7 @@ class CorpusConfig(Section):
     chunk_tokens: int = Field(256, ge=16, le=8192)
     """Most tokens a chunk (arXiv 2502.17957, appendix A.1: 256), counted as words and punctuation marks."""
     max_documents: int = Field(0, ge=0)
-    """Read only the first so many documents; 0: all."""
+    """Read only the first so many documents, and leave out judgements on the others; 0: all."""
 
     @model_validator(mode="after")
     def _check_paths(self) -> "CorpusConfig":

@@ -23,9 +23,9 @@ def prepare_corpus(config: CorpusConfig) -> dict[str, pa.Table]:
         config: The corpus section.
 
     Returns:
-        The tables `passages`, `test_queries`, `qrels` (on documents, not on passages) and `rejects`; where queries
-        have metadata, `query_metadata` too, and with a `train_split` `annotated_queries`: its queries, once for each
-        document that they were judged relevant to.
+        The tables `passages`, `test_queries`, `qrels` (on documents, not on passages, also on such that are missing)
+        and `rejects`; where queries have metadata, `query_metadata` too, and with a `train_split` `annotated_queries`:
+        its queries, once for each document of the corpus that they were judged relevant to.
 
     Raises:
         InputError: The corpus is not as expected; see `read_corpus`.
@@ -69,6 +69,7 @@ def _passages(documents: Documents, config: CorpusConfig) -> pa.Table:
 def _annotated_queries(corpus: Corpus) -> pa.Table:
     texts = {query.query_id: query.text for query in corpus.queries}
     relevant = [qrel for qrel in corpus.qrels if qrel.relevance > 0]
+    present = corpus.documents.among({qrel.doc_id for qrel in relevant})  # nothing is trained to find the others
     return table_from_rows(
         "annotated_queries",
         (
@@ -80,6 +81,7 @@ def _annotated_queries(corpus: Corpus) -> pa.Table:
                 "generator": "corpus",
             }
             for qrel in relevant
+            if qrel.doc_id in present
         ),
     )
 

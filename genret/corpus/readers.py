@@ -40,14 +40,14 @@ _KINDS = {
 
 @dataclass(frozen=True)
 class Corpus:
-    """What a corpus brings. Every judgement names a document and a query that are here."""
+    """What a corpus brings. Every judgement names a query that is here; a judged document may be missing."""
 
     documents: Documents
     queries: list[Query]
     """Only those that have a judgement."""
     qrels: list[Qrel]
     rejects: list[dict[str, str]]
-    """Rows of the `rejects` table: what was left out, and why."""
+    """Rows of the `rejects` table: what was left out, and why; and how many judged documents are missing."""
 
 
 class Row(NamedTuple):
@@ -74,12 +74,13 @@ def read_corpus(config: CorpusConfig) -> Corpus:
             `gs://`, `file://`); `.gz` and other usual compressions are undone.
 
     Returns:
-        The corpus. Documents without title and text, queries without text, and judgements that name no
-        document or query that is there, are among its rejects.
+        The corpus. Documents without title and text, queries without text, judgements that name no query that is
+        there, and those on documents beyond `max_documents` are among its rejects. Other judgements on documents that
+        are not there are kept, as trec_eval keeps them: a relevant document that nobody can find is not found.
 
     Raises:
         InputError: A path, a record or a field is not as expected (the message says where), an id stands
-            twice, there are no documents, or there are judgements of which none is left.
+            twice, there are no documents, or there are judgements of which none is on one of them.
     """
     _check_path(config)
     return _READERS[config.type](config)
@@ -394,7 +395,7 @@ def _keep_judged(
     qrels: list[Qrel],
     rejects: list[dict[str, str]],
 ) -> Corpus:
-    """Leave out judgements that name what is not there, and queries that nobody judged."""
+    """Leave out judgements of no query and beyond the first documents, and queries that nobody judged."""
     limited = len(documents) == config.max_documents
     doc_ids = documents.among({qrel.doc_id for qrel in qrels})
     query_ids = {query.query_id for query in queries}
@@ -404,17 +405,20 @@ def _keep_judged(
         if qrel.query_id not in query_ids:
             reason = f"a judgement on document {qrel.doc_id!r}: expected a query of the corpus, found no such id"
             rejects.append(reject(_STAGE, qrel.query_id, reason))
-        elif qrel.doc_id in doc_ids:
-            kept.append(qrel)
-        elif limited:
+        elif limited and qrel.doc_id not in doc_ids:
             beyond += 1
         else:
-            reason = f"a judgement: expected a document of the corpus, found no document {qrel.doc_id!r}"
-            rejects.append(reject(_STAGE, qrel.query_id, reason))
+            kept.append(qrel)
     if beyond:
         reason = f"{beyond} judgements on documents that are not among the first {config.max_documents}"
         rejects.append(reject(_STAGE, "max_documents", reason))
-    if qrels and not kept:
+    missing = list(dict.fromkeys(qrel.doc_id for qrel in kept if qrel.doc_id not in doc_ids))
+    if missing:
+        reason = (
+            f"judged documents that the corpus lacks: {len(missing)}, {missing[0]!r} first; they count as not found"
+        )
+        rejects.append(reject(_STAGE, "qrels", reason))
+    if qrels and not any(qrel.doc_id in doc_ids for qrel in kept):
         raise InputError(
             f"{config.path or config.type}: expected judgements on the corpus's documents and queries, found "
             f"{len(qrels)} judgements of split {config.split!r}, none of them of a query on one of the "

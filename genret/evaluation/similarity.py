@@ -36,9 +36,9 @@ def win_rates(sets: Mapping[str, pa.Table], test_queries: pa.Table, qrels: pa.Ta
     query generation models", and figure 2).
 
     Win Rate(S, T) = 1/|Q| sum over q in Q of [max over s in S(q) of J(q, s) > max over t in T(q) of J(q, t)], with
-    J as in `jaccard`. Q are the test queries with a relevant document. S(q) are the queries of the chunk that q is
-    about; as judgements are of documents, here those of all passages of all of q's relevant documents. Where S(q)
-    is empty, its maximum is 0.
+    J as in `jaccard`. Q are the test queries with a relevant document in the corpus. S(q) are the queries of the chunk
+    that q is about; as judgements are of documents, here those of all passages of all of q's relevant documents. Where
+    S(q) is empty, its maximum is 0.
 
     Args:
         sets: Tables with `passage_id` and `text` by the set's name: of one run as `query_sets` gives them, or of
@@ -49,7 +49,7 @@ def win_rates(sets: Mapping[str, pa.Table], test_queries: pa.Table, qrels: pa.Ta
 
     Returns:
         Table `win_rates`: a row an ordered pair of sets, with the share of ties and with the mean over Q of each
-        set's maximum. Empty where there are fewer than two sets or no query has a relevant document.
+        set's maximum. Empty where there are fewer than two sets or Q is empty.
 
     Raises:
         InputError: A table does not fit its schema.
@@ -109,7 +109,7 @@ def _words_by_passage(synthetic: pa.Table, passage_ids: Iterable[str]) -> dict[s
 
 
 def _relevant_passages(qrels: pa.Table, passages: pa.Table) -> dict[str, list[str]]:
-    """The passages of the relevant documents by query; queries without a relevant document are left out."""
+    """The passages of the relevant documents by query; queries without any are left out."""
     relevant = {
         query_id: [doc_id for doc_id, relevance in documents.items() if relevance > 0]
         for query_id, documents in judgements(qrels).items()
@@ -119,8 +119,8 @@ def _relevant_passages(qrels: pa.Table, passages: pa.Table) -> dict[str, list[st
     for passage_id, doc_id in zip(passages["passage_id"].to_pylist(), passages["doc_id"].to_pylist(), strict=True):
         if doc_id in passages_of:
             passages_of[doc_id].append(passage_id)
-    return {
+    found = {
         query_id: [passage_id for doc_id in documents for passage_id in passages_of[doc_id]]
         for query_id, documents in relevant.items()
-        if documents
     }
+    return {query_id: passage_ids for query_id, passage_ids in found.items() if passage_ids}

@@ -40,6 +40,13 @@ def test_every_relevant_document_gets_its_query(folder: Path) -> None:
     assert "annotated_queries" not in prepare_corpus(CorpusConfig(path=str(folder)))
 
 
+def test_nothing_is_trained_to_find_a_document_that_is_not_there(folder: Path) -> None:
+    with (folder / "qrels" / "train.tsv").open("a", encoding="utf-8") as stream:
+        stream.write("q2\tmissing\t1\n")
+    rows = prepare_corpus(CorpusConfig(path=str(folder), train_split="train"))["annotated_queries"].to_pylist()
+    assert [row["passage_id"] for row in rows] == ["d1", "d2", "d0"]
+
+
 def test_a_change_of_the_judgements_is_a_change_of_the_corpus(folder: Path) -> None:
     config = CorpusConfig(path=str(folder), train_split="train")
     before = source_fingerprint(config)

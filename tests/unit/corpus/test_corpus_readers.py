@@ -331,14 +331,25 @@ def test_documents_and_queries_without_text_are_rejected(tmp_path: Path) -> None
     assert "queries.jsonl, line 1: expected a query" in q0_reason
 
 
-def test_judgements_on_what_is_not_there_are_rejected(tmp_path: Path) -> None:
-    corpus = read_corpus(beir(tmp_path, qrels=QRELS + "q1\tdx\t1\nqx\td1\t1\nq1\td1\t0\n"))
+def test_judgements_of_no_query_and_repeated_ones_are_rejected(tmp_path: Path) -> None:
+    corpus = read_corpus(beir(tmp_path, qrels=QRELS + "qx\td1\t1\nq1\td1\t0\n"))
     assert corpus.qrels == EXPECTED.qrels
-    (repeated, repeated_reason), (q1, q1_reason), (qx, qx_reason) = reasons(corpus)
-    assert (repeated, q1, qx) == ("q1", "q1", "qx")
-    assert "test.tsv, line 6: the first judgement on document 'd1' counts" in repeated_reason
-    assert "found no document 'dx'" in q1_reason
+    (repeated, repeated_reason), (qx, qx_reason) = reasons(corpus)
+    assert (repeated, qx) == ("q1", "qx")
+    assert "test.tsv, line 5: the first judgement on document 'd1' counts" in repeated_reason
     assert "expected a query of the corpus" in qx_reason
+
+
+def test_judgements_on_documents_that_are_not_there_are_kept_and_told(tmp_path: Path) -> None:
+    documents = [*DOCUMENTS, {"_id": "d3", "text": ""}]
+    queries = [*QUERIES, {"_id": "q3", "text": "which is nowhere"}]
+    lines = QRELS + "q1\tdx\t1\nq2\tdx\t1\nq3\td3\t1\n"
+    corpus = read_corpus(beir(tmp_path, documents, queries, lines))
+    assert [(qrel.query_id, qrel.doc_id) for qrel in corpus.qrels[2:]] == [("q1", "dx"), ("q2", "dx"), ("q3", "d3")]
+    assert [query.query_id for query in corpus.queries] == ["q1", "q2", "q3"]
+    (d3, _), (told, reason) = reasons(corpus)
+    assert (d3, told) == ("d3", "qrels")
+    assert reason == "judged documents that the corpus lacks: 2, 'dx' first; they count as not found"
 
 
 def test_no_judgement_left_is_an_error_but_no_judgement_at_all_is_not(tmp_path: Path) -> None:

@@ -1,6 +1,8 @@
 """Measures against hand-computed values, pytrec_eval and a second implementation."""
 
+import json
 import math
+from pathlib import Path
 
 import pyarrow as pa
 import pytest
@@ -8,7 +10,8 @@ import pytrec_eval
 from hypothesis import given
 from hypothesis import strategies as st
 
-from genret.config import EvaluationConfig
+from genret.config import CorpusConfig, EvaluationConfig
+from genret.corpus.prepare import prepare_corpus
 from genret.errors import InputError
 from genret.evaluation.measures import (
     evaluate,
@@ -146,6 +149,22 @@ def test_a_query_without_results_counts_zero() -> None:
     assert [
         (row["query_id"], row["value"]) for row in tables["query_measures"].to_pylist() if row["measure"] == "HIT@1"
     ] == [("q1", 1.0), ("q2", 0.0)]
+
+
+def test_relevant_documents_that_the_corpus_lacks_are_not_found(tmp_path: Path) -> None:
+    documents = [{"_id": "d1", "text": "one"}, {"_id": "d2", "text": "two"}, {"_id": "empty", "text": ""}]
+    queries = [{"_id": name, "text": name} for name in ("half", "none", "whole")]
+    for name, rows in (("corpus", documents), ("queries", queries)):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "qrels").mkdir()
+    judged = "half\td1\t1\nhalf\tmissing\t1\nnone\tempty\t1\nwhole\td2\t1\n"
+    (tmp_path / "qrels" / "test.tsv").write_text("query-id\tcorpus-id\tscore\n" + judged)
+    corpus = prepare_corpus(CorpusConfig(path=str(tmp_path)))
+    run = run_table({query_id: ["d1", "d2"] for query_id in ("half", "none", "whole")})
+    tables = evaluate(config_of("R@10"), run, corpus["qrels"], corpus["test_queries"], corpus["passages"])
+    values = {row["query_id"]: row["value"] for row in tables["query_measures"].to_pylist()}
+    assert values == {"half": 0.5, "none": 0.0, "whole": 1.0}
+    assert tables["measures"]["n_queries"].to_pylist() == [3]
 
 
 def test_queries_that_cannot_be_scored_are_left_out_and_named() -> None:

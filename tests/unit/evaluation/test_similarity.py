@@ -73,6 +73,14 @@ def test_win_rates_by_hand() -> None:
     assert all(row["similarity_b"] == similarity[row["set_b"]] for row in rows)
 
 
+def test_a_query_about_nothing_in_the_corpus_is_no_tie() -> None:
+    queries = queries_table(("p1", "chunk", "a b"), ("p1", "sentence", "c"))
+    data = corpus({"q1": "a b", "q2": "a"}, {"q1": ["d1", "missing"], "q2": ["missing"]}, {"p1": "d1"})
+    rows = win_rates(query_sets(queries), *data)
+    (found,) = [row for row in rows.to_pylist() if (row["set_a"], row["set_b"]) == ("chunk", "sentence")]
+    assert (found["win_rate"], found["tie_rate"], found["n_queries"]) == (1.0, 0.0, 1)
+
+
 @given(
     st.dictionaries(st.sampled_from(["q1", "q2", "q3"]), texts, min_size=1),
     st.dictionaries(st.sampled_from(["q1", "q2", "q3"]), st.lists(st.sampled_from(["d1", "d2"]), unique=True)),
