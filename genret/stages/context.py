@@ -72,6 +72,15 @@ class Context:
         parts = [self.store.read_table(record, name) for record in self.records.values() if name in record.tables]
         return pa.concat_tables(parts) if parts else tables.table_from_rows(name, [])
 
+    def gather_logs(self, name: str) -> pa.Table:
+        """Likewise of logs of training. In older runs those of both rounds of RPO have the same name."""
+        logs = [
+            of_stage(self.store.read_table(record, name), stage)
+            for stage, record in self.records.items()
+            if name in record.tables
+        ]
+        return pa.concat_tables([tables.table_from_rows(name, []), *logs])
+
     def progress(self, stage: str, unit: str) -> Callable[[int, int], None]:
         """A function that reports how far a stage is."""
         return lambda done, total: self.reporter.progress(stage, done, total, unit, "")
@@ -95,6 +104,12 @@ class Stage:
     settings: Callable[[RunConfig], Any]
     run: Callable[[Context, StageWriter], dict[str, Any]]
     needed: Callable[[RunConfig], bool] = lambda config: True
+
+
+def of_stage(log: pa.Table, stage: str) -> pa.Table:
+    """A log of training, under the name of a stage: what trains does not know which round of its kind it is."""
+    place = log.schema.get_field_index("stage")
+    return log.set_column(place, log.schema.field(place), pa.array([stage] * log.num_rows, pa.string()))
 
 
 def write_tables(writer: StageWriter, outputs: Mapping[str, pa.Table]) -> None:

@@ -105,8 +105,8 @@ def run_report(context: Context, writer: StageWriter) -> dict[str, Any]:
         qrels=context.table("corpus", "qrels"),
         passages=context.passages,
         identifiers=context.table("identifiers", "identifiers"),
-        training_log=context.gather("training_log"),
-        validation_log=context.gather("validation_log"),
+        training_log=context.gather_logs("training_log"),
+        validation_log=context.gather_logs("validation_log"),
         rejects=context.gather("rejects"),
     )
     writer.write_text("report.html", write_report(inputs))

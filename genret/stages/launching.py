@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from genret.runs import StageWriter
-from genret.stages.context import Context, write_tables
+from genret.stages.context import Context, of_stage, write_tables
 
 if TYPE_CHECKING:
     from genret.training.launch import TrainingTask
@@ -20,10 +20,10 @@ def launch(
     from genret.training.launch import train
 
     def on_progress(step: int, steps: int, values: Mapping[str, float]) -> None:
-        context.reporter.progress(task.stage, step, steps, "steps", f"loss {values.get('loss', float('nan')):.3f}")
+        context.reporter.progress(writer.stage, step, steps, "steps", f"loss {values.get('loss', float('nan')):.3f}")
 
     logs = train(task, context.config.compute, context.store.scratch(writer.stage, context.mark), deliver, on_progress)
-    write_tables(writer, logs)
+    write_tables(writer, {name: of_stage(log, writer.stage) for name, log in logs.items()})
     log = logs["training_log"]
     return {"steps": log.column("step").to_pylist()[-1] if log.num_rows else 0}
 

@@ -148,6 +148,8 @@ def test_a_second_round_goes_on_from_the_first(finished: RunStore, tiny_settings
         (store.local_folder(records[stage], "rpo") / "model.safetensors").read_bytes() for stage in ("rpo", "rpo_2")
     ]
     assert weights[0] != weights[1]
+    logs = [store.read_table(records[stage], "training_log")["stage"].unique() for stage in ("sft", "rpo", "rpo_2")]
+    assert [names.to_pylist() for names in logs] == [["sft"], ["rpo"], ["rpo_2"]]
     # The retriever `rpo` is that of the second round.
     found = store.read_table(records["retrieval"], "run").filter(pc.field("retriever") == "rpo")
     queries = store.read_table(records["corpus"], "test_queries")

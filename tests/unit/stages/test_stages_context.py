@@ -6,6 +6,7 @@ from silent import Silent
 
 from genret import tables
 from genret.config import RunConfig, parse_config
+from genret.evaluation.report import loss_figures, training_rows
 from genret.runs import RunStore
 from genret.stages.context import Context, versions, write_tables
 from genret.tables import passages_to_table
@@ -44,8 +45,28 @@ def test_passages_are_read_once(tmp_path: Path) -> None:
 
 
 def test_a_table_that_no_stage_wrote_is_empty(tmp_path: Path) -> None:
-    gathered = Context(config(), RunStore(tmp_path), Silent()).gather("training_log")
-    assert gathered.equals(tables.table_from_rows("training_log", []))
+    context = Context(config(), RunStore(tmp_path), Silent())
+    for gathered in (context.gather("training_log"), context.gather_logs("training_log")):
+        assert gathered.equals(tables.table_from_rows("training_log", []))
+
+
+def test_both_rounds_of_a_training_have_their_own_loss(tmp_path: Path) -> None:
+    store = RunStore(tmp_path)
+    context = Context(config(), store, Silent())
+    row = dict.fromkeys(tables.SCHEMAS["training_log"].names, 0)
+    for stage, losses in (("rpo", [3.0, 1.5]), ("rpo_2", [1.0, 0.7])):
+        writer = store.begin(stage, "0" * 16)
+        # As older runs have it, whose rows tell what trained and not which stage it was.
+        log = [row | {"stage": "rpo", "step": step, "loss": loss} for step, loss in enumerate(losses, 1)]
+        writer.write_table("training_log", tables.table_from_rows("training_log", log))
+        context.records[stage] = writer.commit({})
+    log = context.gather_logs("training_log")
+    figures = loss_figures(log, context.gather_logs("validation_log"))
+    assert {stage: figure["data"][0]["y"] for stage, figure in figures.items()} == {
+        "rpo": [3.0, 1.5],
+        "rpo_2": [1.0, 0.7],
+    }
+    assert [(line["first_loss"], line["last_loss"]) for line in training_rows(log)] == [(3.0, 1.5), (1.0, 0.7)]
 
 
 def test_versions_name_what_decides_results() -> None:
