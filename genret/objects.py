@@ -47,7 +47,7 @@ def create_object(filesystem: fs.FileSystem, url: str, path: str, content: bytes
     scheme = urlsplit(url).scheme
     if scheme in ("gs", "gcs", "abfs", "abfss"):
         try:
-            return _create_by_fsspec(fsspec.filesystem(scheme), path, content)
+            return _create_by_fsspec(fsspec.filesystem(scheme, **azure_options(url)), path, content)
         except ImportError as error:
             package = "gcsfs" if scheme.startswith("g") else "adlfs"
             raise InputError(
@@ -86,6 +86,19 @@ def _create_on_s3(url: str, path: str, content: bytes) -> bool:
     finally:
         client.close()
     return True
+
+
+def azure_options(url: str) -> dict[str, Any]:
+    """Arguments of adlfs for a URL of pyarrow: the account; keys come from the environment. None for other stores.
+
+    CONTAINER@ACCOUNT.dfs.core.windows.net, ACCOUNT.blob.core.windows.net, and ACCOUNT@ before any other name.
+    """
+    parts = urlsplit(url)
+    if parts.scheme not in ("abfs", "abfss"):
+        return {}
+    user, _, host = parts.netloc.rpartition("@")
+    account = host.partition(".")[0] if host.endswith(".core.windows.net") else user.partition(":")[0]
+    return {"account_name": account, "anon": False}
 
 
 def s3_options(url: str, environment: Mapping[str, str]) -> dict[str, str]:
