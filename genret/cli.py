@@ -8,7 +8,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, NoReturn
@@ -30,6 +30,7 @@ from genret.types import Passage, ScoredPassage
 
 if TYPE_CHECKING:
     from genret.placement import NodeGroup
+    from genret.rates import Rate
 
 # What shells and typer say of a process that was interrupted from the keyboard: 128 + SIGINT.
 _INTERRUPTED = 130
@@ -126,14 +127,19 @@ def plan_command(
     prices: Annotated[
         list[str] | None,
         typer.Option(
-            "--price", help="An hour of a node of a kind, of a GPU or a CPU. May be given often.", metavar="KIND=AMOUNT"
+            "--price",
+            help="An hour of a node of a kind of --cluster, of a GPU or a CPU. May be given often.",
+            metavar="KIND=AMOUNT",
         ),
     ] = None,
     rates: Annotated[
         list[str] | None,
         typer.Option("--rate", help="Work a second of a stage's worker. May be given often.", metavar="STAGE=WORK"),
     ] = None,
-    like: Annotated[str | None, typer.Option(help="A finished run whose rates count.", metavar="RUN")] = None,
+    like: Annotated[
+        str | None,
+        typer.Option(help="A finished run whose rates count, for the same work on the same devices.", metavar="RUN"),
+    ] = None,
     passages: Annotated[int, typer.Option(help="Do not read the corpus: it has so many passages ...", min=0)] = 0,
     words: Annotated[float, typer.Option(help="... of so many words ...", min=1)] = 100.0,
     queries: Annotated[int, typer.Option(help="... and so many queries to evaluate with.", min=0)] = 1000,
@@ -144,17 +150,20 @@ def plan_command(
     from genret.corpus.prepare import prepare_corpus
     from genret.pipeline import planned
     from genret.planning import assume_corpus, measure_corpus, plan
+    from genret.rates import UNITS
     from genret.terminal import show_stages
 
     config = load_config(source, overrides or ())
     groups, _ = _kinds_of_nodes(cluster) if cluster is not None else ((), 0)
+    given = _amounts("--rate", rates, UNITS)
+    priced = _amounts("--price", prices, ["CPU", "GPU", *(group.name for group in groups)])
     if passages:
         size = assume_corpus(config, passages, words, queries)
         corpus = None
     else:
         corpus = prepare_corpus(config.corpus)
         size = measure_corpus(config, corpus["passages"], corpus["test_queries"].num_rows)
-    known = _rates_of(like) if like is not None else {}
+    known = _rates_of(like, config, parameters) if like is not None else {}
     budget = None
     if corpus is not None and config.llm.type != "extractive":
         with TemporaryDirectory(prefix="genret-plan-") as empty:
@@ -163,18 +172,20 @@ def plan_command(
     stages = plan(
         config,
         size,
-        rates=known | _amounts("--rate", rates),
+        rates=given,
+        like=known,
         budget=budget,
         parameters=parameters,
         groups=groups,
-        prices=_amounts("--price", prices),
+        prices=priced,
     )
     console = Console()
     show_stages(console if console.is_terminal else Console(width=_LOG_WIDTH), stages)
 
 
-def _rates_of(folder: str) -> dict[str, float]:
-    from genret.planning import measure_corpus, measured_rates
+def _rates_of(folder: str, planned: RunConfig, parameters: float) -> dict[str, "Rate"]:
+    """The rates of a finished run; its model has the `parameters` if it is that of the plan, or its name is silent."""
+    from genret.planning import measure_corpus, measured_rates, named_parameters
 
     store = RunStore.open_existing(folder)
     records = store.current()
@@ -183,7 +194,9 @@ def _rates_of(folder: str) -> dict[str, float]:
     config = _saved_config(store)
     passages = store.read_table(records["corpus"], "passages")
     size = measure_corpus(config, passages, records["corpus"].tables["test_queries"]["rows"])
-    return measured_rates(config, size, records)
+    model = config.sft.model
+    told = parameters if model == planned.sft.model or not named_parameters(model) else 0.0
+    return measured_rates(config, size, records, told)
 
 
 def _kinds_of_nodes(file: Path) -> tuple[Sequence["NodeGroup"], float]:
@@ -195,8 +208,8 @@ def _kinds_of_nodes(file: Path) -> tuple[Sequence["NodeGroup"], float]:
         raise InputError(f"--cluster: expected a cluster launcher's file, found {file}: {error}") from error
 
 
-def _amounts(option: str, settings: list[str] | None) -> dict[str, float]:
-    """Numbers by name, from settings of the form NAME=NUMBER."""
+def _amounts(option: str, settings: list[str] | None, known: Collection[str]) -> dict[str, float]:
+    """Numbers by name, from settings of the form NAME=NUMBER; other names than the known ones are refused."""
     found = {}
     for setting in settings or []:
         name, _, text = setting.partition("=")
@@ -204,6 +217,8 @@ def _amounts(option: str, settings: list[str] | None) -> dict[str, float]:
             found[name] = float(text)
         except ValueError:
             raise InputError(f"{option}: expected NAME=NUMBER, found {setting!r}") from None
+        if name not in known:
+            raise InputError(f"{option}: expected one of {', '.join(known)}, found {name!r}")
         if not 0 < found[name] < math.inf:
             raise InputError(f"{option}: expected a number above 0, found {setting!r}")
     return found

@@ -4,7 +4,7 @@ Rows follow from the configuration and the corpus, by the rules of the stages th
 
     start-up + work / (rate x workers)
 
-where the work of a stage is counted in the unit of `UNITS`:
+where the work of a stage is counted in the unit of `UNITS` (`genret.rates`):
 
 * training: floating point operations. 6 a parameter and token (forward 2, backward 4; Kaplan et al., arXiv 2001.08361,
   section 2.1) for the rows of supervised fine-tuning; for a preference pair 6 for its two identifiers and 2 for each
@@ -14,35 +14,43 @@ where the work of a stage is counted in the unit of `UNITS`:
 * asking a language model: tokens of prompts and answers (`genret.llm.budget` counts those of a corpus at hand).
 * all else: rows.
 
-A rate is one of `RATES`, measured once; or that of a finished run (`measured_rates`), which makes up for the machine;
-or given. Peak disk is what the tables and models of the stages so far take, and the stage's own checkpoints. Peak
-memory of training is 16 bytes a parameter (weights, gradients, two moments of AdamW, 4 bytes each; Rajbhandari et al.,
-arXiv 1910.02054, section 3.1), shared out with ZeRO-3, and its activations, 34 bytes a token, layer and unit of width
-(Korthikanti et al., arXiv 2205.05198, equation 2, without the square of the length); of a search 4 bytes a parameter,
-and on CPUs as much again for what is laid out once more; of stages that read all texts into memory twice the texts.
+A rate is one of `RATES`, measured once; or that of a finished run (`measured_rates`), which makes up for the machine,
+where its work had the same unit and was done on the same kind of device; or given.
+
+Peak disk is what the tables and models of the stages so far take, and the stage's own checkpoints. Peak memory of
+training is 16 bytes a parameter (weights, gradients, two moments of AdamW, 4 bytes each; Rajbhandari et al., arXiv
+1910.02054, section 3.1), shared out with ZeRO-3, and the activations of a micro-batch, 34 bytes a token that is read,
+layer and unit of width (Korthikanti et al., arXiv 2205.05198, equation 2, without the square of the length); of a
+search 4 bytes a parameter, and on CPUs as much again for what is laid out once more; of stages that read all texts
+into memory twice the texts.
+
 Not covered: a language model behind HTTP while its server is busy, failures, waiting for machines, and transfers to
 object stores.
 """
 
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import pyarrow as pa
 
 from genret.asking import ASKING_STAGES
-from genret.config import RunConfig, ScratchModel, VllmConfig
+from genret.config import PretrainedModel, RpoConfig, RunConfig, ScratchModel, SftConfig, VllmConfig
 from genret.corpus.chunking import chunk_text
 from genret.decoding.limits import LARGEST_COPY
 from genret.errors import InputError
+from genret.examples.contrastive import USES_RETRIEVED, USES_SYNTHETIC
 from genret.examples.sft import annotated_rows, row_counts
 from genret.llm.base import Request
 from genret.llm.budget import Budget
 from genret.pipeline import planned
 from genret.placement import NodeGroup, Resources
+from genret.rates import START_SECONDS, UNITS, Rate, usual_rate
 from genret.runs import StageRecord
+from genret.stages.texts import ROWS_FOR_ACTORS
 from genret.synthesis.answers import preference_requests
 from genret.synthesis.negatives import CONTEXT
 from genret.synthesis.queries import query_requests
@@ -54,41 +62,8 @@ _TOKENS_A_WORD = 1.35
 _BYTES_A_WORD = 6.0
 _KEYWORD_TOKENS = 16
 
-UNITS = {
-    "corpus": "passages", "identifiers": "passages", "synthesis": "queries", "examples": "rows", "base": "passages",
-    "sft": "FLOP", "mining": "FLOP", "rpo": "FLOP", "bm25": "passages", "retrieval": "FLOP", "evaluation": "rankings",
-    "report": "rankings", "mining_2": "FLOP", "rpo_2": "FLOP", "encoder": "passages", "base_embedding": "passages",
-    "candidates": "queries", "negatives": "queries", "contrastive": "queries", "dense": "queries",
-    "embedding": "passages", "lists": "passages",
-}  # fmt: skip
-"""What the work of a stage is counted in."""
-
-START_SECONDS = {
-    "synthesis": 3.0, "sft": 10.0, "mining": 6.0, "rpo": 10.0, "candidates": 2.0, "dense": 10.0, "base_embedding": 5.0,
-    "embedding": 5.0, "retrieval": 12.0,
-}  # fmt: skip
-"""Seconds for Ray, processes and models to start."""
-
-RATES = {
-    "corpus": 4000.0, "identifiers": 30000.0, "synthesis": 20000.0, "examples": 80000.0, "base": 400.0, "sft": 1.4e11,
-    "mining": 6.0e11, "rpo": 1.85e11, "bm25": 25000.0, "retrieval": 6.0e11, "evaluation": 2000.0, "report": 5000.0,
-    "mining_2": 6.0e11, "rpo_2": 1.85e11, "encoder": 2400.0, "base_embedding": 2000.0, "candidates": 2500.0,
-    "negatives": 2600.0, "contrastive": 20000.0, "dense": 1300.0, "embedding": 2000.0,
-    "lists": 2200.0,
-}  # fmt: skip
-"""Work a second of one worker on two CPU cores, by runs of the quickstart and of scifact; of lists by 64,000 vectors of
-512 numbers, as they are for large corpora. Of GPUs see `GPU_FLOPS`."""
-
-GPU_FLOPS = {
-    "sft": 1.25e14, "rpo": 1.25e14, "rpo_2": 1.25e14, "mining": 1.5e13, "mining_2": 1.5e13, "retrieval": 1.5e13,
-}  # fmt: skip
-"""Operations a second of one A100: 312e12 in 16 bits (NVIDIA's data sheet), of which training a model of billions of
-parameters reaches about 40 %, and decoding, which waits for memory, about 5 %. Give --rate for others."""
-
-LLM_TOKENS = 5000.0
-"""Tokens a second, read and written, of a replica of a language model whose section names no `tokens_a_second`: a round
-figure for models of this size on A100, to be replaced by what a first run measures."""
-
+_LEAST_SECONDS = 0.01  # what records of stages are rounded to
+_PRETRAINED_VOCABULARY = 32_000  # Mistral's; others have up to eight times as many tokens
 _PROMPT_TOKENS = 250.0  # of the instructions in a prompt
 _ANSWER_TOKENS = 25.0  # of a query in an answer
 
@@ -219,17 +194,24 @@ def model_size(config: RunConfig, passages: int, parameters: float = 0.0) -> Mod
         # No node has more children than there are passages.
         children = min(passages, model.vocabulary_size + own) * width
         return Model(blocks, blocks + 2 * output, width, model.layers, *_output(config, children, output))
-    found = re.search(r"(\d+(?:\.\d+)?)[bB]\b", model.name.rpartition("/")[2])
-    if not parameters and not found:
+    parameters = parameters or named_parameters(model)
+    if not parameters:
         raise InputError(
             f"plan: expected --parameters, as the model's name {model.name!r} does not tell how many it has"
         )
-    parameters = parameters or float(found[1]) * 1e9 if found else parameters
     # Of decoders of this family: parameters are about 12 x layers x width^2, and width about 128 x layers.
     layers = max(1, round((parameters / (12 * 128**2)) ** (1 / 3)))
     width = 128 * layers
     output = own * width
-    return Model(parameters, parameters + 2 * output, width, layers, *_output(config, output, output))
+    children = (own or min(passages, _PRETRAINED_VOCABULARY)) * width
+    return Model(parameters, parameters + 2 * output, width, layers, *_output(config, children, output))
+
+
+def named_parameters(model: ScratchModel | PretrainedModel) -> float:
+    """How many parameters a pretrained model has by its name; 0 where that does not tell, or there is none."""
+    name = model.name.rpartition("/")[2] if isinstance(model, PretrainedModel) else ""
+    found = re.search(r"(\d+(?:\.\d+)?)[bB]\b", name)
+    return float(found[1]) * 1e9 if found else 0.0
 
 
 def _output(config: RunConfig, children: float, output: float) -> tuple[float, float]:
@@ -267,6 +249,16 @@ class StagePlan:
     unit: str = ""
 
     @property
+    def counted_in(self) -> str:
+        """The unit of the work."""
+        return self.unit or UNITS[self.stage]
+
+    @property
+    def device(self) -> str:
+        """What does the work: GPU, CPU, or a server that is none of the run's."""
+        return next((name for name in ("GPU", "CPU") if self.bundle.get(name)), "server")
+
+    @property
     def gpu_hours(self) -> float:
         """Hours of a GPU, all of them together."""
         return self.seconds * self.workers * self.bundle.get("GPU", 0.0) / _HOUR
@@ -277,6 +269,7 @@ def plan(
     size: CorpusSize,
     *,
     rates: Mapping[str, float] | None = None,
+    like: Mapping[str, Rate] | None = None,
     budget: Budget | None = None,
     parameters: float = 0.0,
     groups: Sequence[NodeGroup] = (),
@@ -287,7 +280,9 @@ def plan(
     Args:
         config: The configuration.
         size: Of its corpus.
-        rates: Work a second of a worker, by stage, instead of `RATES` and `GPU_FLOPS`.
+        rates: Work a second of a worker, by stage, instead of all others.
+        like: Rates of a finished run, instead of `RATES` and `GPU_FLOPS`. One that is of other work, or of another
+            kind of device, does not count.
         budget: What asking the language model takes, where there is one.
         parameters: See `model_size`.
         groups: Kinds of nodes of the cluster.
@@ -299,109 +294,130 @@ def plan(
     model = model_size(config, size.passages, parameters)
     stages = {stage.stage: stage for stage in _stages(config, size, model, budget)}
     told = getattr(config.llm, "tokens_a_second", 0.0)
-    known = (dict.fromkeys(ASKING_STAGES, told) if told else {}) | dict(rates or {})
     done, disk = [], 0.0
     for stage in planned(config):
         item = stages[stage.name]
         disk += item.disk
         scratch = 3.0 * 4 * model.parameters if stage.name in ("sft", "rpo", "rpo_2") else 0.0
-        seconds = START_SECONDS.get(item.stage, 0.0) + item.work / (_rate(item, known) * item.workers)
+        rate = _rate(item, rates or {}, like or {}, told)
+        seconds = rate.start + item.work / (rate.work * item.workers)
         item = replace(item, disk=disk + scratch, memory=item.memory + _PROCESS_BYTES, seconds=seconds)
         done.append(replace(item, price=_price(item, groups, prices or {})))
     return done
 
 
-def _rate(item: StagePlan, rates: Mapping[str, float]) -> float:
-    if item.stage in rates:
-        return rates[item.stage]
-    if item.unit == "tokens":
-        return LLM_TOKENS
-    if item.bundle.get("GPU") and item.stage in GPU_FLOPS:
-        return GPU_FLOPS[item.stage] * item.bundle["GPU"]
-    return RATES[item.stage]
+def _rate(item: StagePlan, given: Mapping[str, float], like: Mapping[str, Rate], told: float) -> Rate:
+    found = like.get(item.stage)
+    if item.stage not in given and found and (found.unit, found.device) == (item.counted_in, item.device):
+        return found
+    work = given.get(item.stage) or usual_rate(item.stage, item.counted_in, item.bundle.get("GPU", 0.0), told)
+    return Rate(work, item.counted_in, item.device, START_SECONDS.get(item.stage, 0.0))
+
+
+class _Team(NamedTuple):
+    """Who works side by side, and what each of them gets."""
+
+    workers: int
+    bundle: Resources
+
+
+_DRIVER = _Team(1, {"CPU": 1.0})
+
+
+class _Stage(Protocol):
+    """Makes the plan of a stage, whose tables the driver holds where no memory is said."""
+
+    def __call__(
+        self, name: str, rows: float, work: float, disk: float, team: _Team = ..., *, memory: float | None = ...
+    ) -> StagePlan: ...
+
+
+def _pool(config: RunConfig, *, gpus: bool = False) -> _Team:
+    compute = config.compute
+    return _Team(compute.cpu_workers, {"CPU": compute.cpus_a_worker} | ({"GPU": compute.gpus_a_worker} if gpus else {}))
+
+
+def _trainers(config: RunConfig) -> _Team:
+    compute = config.compute
+    bundle = {"CPU": compute.cpus_a_training_worker, "GPU": float(compute.gpus_a_training_worker)}
+    return _Team(compute.training_workers, bundle)
 
 
 def _stages(config: RunConfig, size: CorpusSize, model: Model, budget: Budget | None) -> Iterable[StagePlan]:
-    compute, n = config.compute, size.passages
-    pool = {"CPU": compute.cpus_a_worker}
-    ranking = pool | {"GPU": compute.gpus_a_worker}
-    training = {"CPU": compute.cpus_a_training_worker, "GPU": float(compute.gpus_a_training_worker)}
+    n = size.passages
     text = n * size.words * _BYTES_A_WORD
     queries, preference = n * size.queries, n * size.preference
-    one, workers, trainers = {"CPU": 1.0}, compute.cpu_workers, compute.training_workers
+    pool, ranking, trainers = _pool(config), _pool(config, gpus=True), _trainers(config)
 
-    def stage(name: str, rows: float, work: float, disk: float, **more: float) -> StagePlan:
-        memory = more.get("memory", n * _HELD_BYTES if name in _MAPPED else 2 * text)
-        return StagePlan(name, rows, more.get("tokens", 0.0), work, 1, one, disk, memory)
+    def stage(
+        name: str, rows: float, work: float, disk: float, team: _Team = _DRIVER, *, memory: float | None = None
+    ) -> StagePlan:
+        held = n * _HELD_BYTES if name in _MAPPED else 2 * text
+        return StagePlan(name, rows, 0.0, work, *team, disk, held if memory is None else memory)
 
     yield stage("corpus", n, n, _TEXT_SHARE * text)
-    named = replace(stage("identifiers", n, n, n * _ROW_BYTES["identifiers"]), workers=workers, bundle=pool)
-    yield _asked(config, named, size, budget) if config.identifiers.type == "semantic" else named
-    asked = replace(
-        stage("synthesis", queries + preference, queries + preference,
-              queries * _ROW_BYTES["queries"] + preference * _ROW_BYTES["preference"]),
-        workers=workers, bundle=pool,
+    semantic = config.identifiers.type == "semantic"
+    named = stage("identifiers", n, n, n * _ROW_BYTES["identifiers"], pool if semantic else _DRIVER)
+    yield _asked(config, named, size, budget) if semantic else named
+    asked = stage(
+        "synthesis", queries + preference, queries + preference,
+        queries * _ROW_BYTES["queries"] + preference * _ROW_BYTES["preference"], pool,
     )  # fmt: skip
     yield _asked(config, asked, size, budget)
     rows = sum(_row_counts(config, size))
-    yield stage("examples", rows, rows, rows * _ROW_BYTES["examples"])
+    # The engine without a model works on the pool, which then is there for the contexts too.
+    started = config.llm.type == "extractive" and (semantic or queries + preference > 0)
+    cut = config.examples.context2id != "none" and (started or n >= ROWS_FOR_ACTORS)
+    yield stage("examples", rows, rows, rows * _ROW_BYTES["examples"], pool if cut else _DRIVER)
     made = isinstance(config.sft.model, ScratchModel)  # of a pretrained one, only the tokens are there
     base = (4 * model.parameters, 8 * model.parameters) if made else (1e7, 2 * text)
     yield stage("base", n, n, base[0], memory=base[1])
-    tokens = rows * config.sft.epochs * _row_tokens(config, size)
+    row_tokens = _row_tokens(config, size)
+    tokens = rows * config.sft.epochs * row_tokens
     work = 6 * (tokens * (model.blocks + model.read_a_token) + rows * config.sft.epochs * model.read)
-    memory = _training_memory(config, model, config.sft.micro_batch_size, size)
-    trained = StagePlan("sft", rows, tokens, work, trainers, training, 4 * model.parameters, memory)
-    yield trained
+    memory = _training_memory(config, model, config.sft, row_tokens)
+    yield StagePlan("sft", rows, tokens, work, *trainers, 4 * model.parameters, memory)
     searching = _search_memory(config, model)
     candidates = config.mining.candidates
     searched = _search_work(size, model, candidates)
     query_tokens = preference * _query_tokens(config)
-    mined = StagePlan("mining", preference, query_tokens, preference * searched, workers, ranking,
+    mined = StagePlan("mining", preference, query_tokens, preference * searched, *ranking,
                       preference * _ROW_BYTES["pairs"], searching)  # fmt: skip
     yield from (mined, replace(mined, stage="mining_2"))
     pairs = preference * config.rpo.epochs
-    pair_tokens = pairs * _pair_readings(config) * (_query_tokens(config) + _identifier_tokens(config))
-    preferred = replace(
-        trained, stage="rpo", rows=pairs, tokens=pair_tokens,
-        work=8 * (pair_tokens * (model.blocks + model.read_a_token) + 2 * pairs * model.read),
-    )  # fmt: skip
+    tokens_a_pair = _pair_readings(config) * (_query_tokens(config) + _identifier_tokens(config))
+    work = 8 * (pairs * tokens_a_pair * (model.blocks + model.read_a_token) + 2 * pairs * model.read)
+    memory = _training_memory(config, model, config.rpo, tokens_a_pair)
+    preferred = StagePlan("rpo", pairs, pairs * tokens_a_pair, work, *trainers, 4 * model.parameters, memory)
     yield from (preferred, replace(preferred, stage="rpo_2"))
     yield stage("bm25", n, n, _TEXT_SHARE * text)
-    yield from _dense_stages(config, size, stage, workers, ranking, budget)
-    retrievers = len(config.retrieval.retrievers)
-    generative = len({"sft", "rpo"} & set(config.retrieval.retrievers))
-    yield StagePlan("retrieval", size.test_queries * retrievers * config.retrieval.depth,
+    yield from _dense_stages(config, size, stage, budget)
+    retrievers = set(config.retrieval.retrievers)
+    generative = len({"sft", "rpo"} & retrievers)
+    judged = size.test_queries * len(retrievers)
+    yield StagePlan("retrieval", judged * config.retrieval.depth,
                     size.test_queries * generative * _query_tokens(config),
                     size.test_queries * generative * _search_work(size, model, config.retrieval.beam),
-                    workers, ranking, size.test_queries * retrievers * config.retrieval.depth * _ROW_BYTES["rankings"],
-                    searching)  # fmt: skip
-    judged = size.test_queries * retrievers
+                    *(ranking if generative or "dense" in retrievers else pool),
+                    judged * config.retrieval.depth * _ROW_BYTES["rankings"],
+                    searching if generative else 2 * text)  # fmt: skip
     yield stage("evaluation", judged, judged, judged * 100.0)
     yield stage("report", judged, judged, 5e6)
 
 
-def _dense_stages(
-    config: RunConfig,
-    size: CorpusSize,
-    stage: Callable[..., StagePlan],
-    workers: int,
-    ranking: Resources,
-    budget: Budget | None,
-) -> Iterable[StagePlan]:
+def _dense_stages(config: RunConfig, size: CorpusSize, stage: _Stage, budget: Budget | None) -> Iterable[StagePlan]:
     """The dense retriever, in rows: rates of encoders differ so much that those of a finished run should be given."""
     n, asked = size.passages, _negative_queries(config, size)
+    pool, ranking = _pool(config), _pool(config, gpus=True)
     yield stage("encoder", n, n, 5e7)
-    vectors = stage("embedding", n, n, n * 1024.0)
-    yield from (
-        replace(vectors, stage=name, workers=workers, bundle=ranking) for name in ("base_embedding", "embedding")
-    )
+    yield from (stage(name, n, n, n * 1024.0, ranking) for name in ("base_embedding", "embedding"))
     yield stage("lists", n, n, n * 560.0)
-    yield replace(stage("candidates", asked, asked, asked * 40.0), workers=workers, bundle=ranking)
-    written = replace(stage("negatives", asked, asked, asked * 100.0), workers=workers)
-    yield _asked(config, written, size, budget)
+    finders = pool if config.negatives.retriever == "bm25" else ranking
+    searched = config.negatives.source in USES_RETRIEVED | USES_SYNTHETIC
+    yield stage("candidates", asked, asked, asked * 40.0, finders if searched else _DRIVER)
+    yield _asked(config, stage("negatives", asked, asked, asked * 100.0, pool), size, budget)
     yield stage("contrastive", asked, asked, asked * 120.0)
-    yield stage("dense", asked, asked * config.dense.epochs, 5e7)
+    yield stage("dense", asked, asked * config.dense.epochs, 5e7, _trainers(config))
 
 
 def _negative_queries(config: RunConfig, size: CorpusSize) -> float:
@@ -498,12 +514,14 @@ def _search_memory(config: RunConfig, model: Model) -> float:
     return weights + sum(4 * part for part in (model.blocks, head) if 4 * part <= LARGEST_COPY)
 
 
-def _training_memory(config: RunConfig, model: Model, micro_batch: int, size: CorpusSize) -> float:
+def _training_memory(config: RunConfig, model: Model, section: SftConfig | RpoConfig, tokens_a_row: float) -> float:
     compute = config.compute
-    shards = compute.training_workers if getattr(compute, "zero_stage", 0) == 3 else 1
-    layers = 1 if getattr(compute, "gradient_checkpointing", False) else model.layers
-    activations = 34 * micro_batch * _row_tokens(config, size) * model.width * layers
-    return 16 * model.parameters / shards + activations
+    shards = compute.training_workers if compute.zero_stage == 3 else 1
+    layers = 1 if compute.gradient_checkpointing else model.layers
+    # As the workers share out a step (`genret.training.sampling.Shares`).
+    turns = math.ceil(section.batch_size / (section.micro_batch_size * compute.training_workers))
+    micro_batch = math.ceil(section.batch_size / (turns * compute.training_workers))
+    return 16 * model.parameters / shards + 34 * micro_batch * tokens_a_row * model.width * layers
 
 
 def _price(item: StagePlan, groups: Sequence[NodeGroup], prices: Mapping[str, float]) -> float | None:
@@ -526,17 +544,31 @@ def _fit(group: NodeGroup, bundle: Resources) -> int:
     return 0 if wasteful or not group.most else int(min(amounts, default=0.0))
 
 
-def measured_rates(config: RunConfig, size: CorpusSize, records: Mapping[str, StageRecord]) -> dict[str, float]:
+def measured_rates(
+    config: RunConfig, size: CorpusSize, records: Mapping[str, StageRecord], parameters: float = 0.0
+) -> dict[str, Rate]:
     """The rates of a finished run: the work of each of its stages, as `plan` counts it, over the seconds that it took.
+
+    Of those, `START_SECONDS` are taken to be no work, but at most half. Stages that had nothing to do have no rate.
 
     Args:
         config: The configuration of that run.
         size: Of its corpus.
         records: Its stages.
+        parameters: See `model_size`.
     """
     rates = {}
-    for item in plan(config, size):
-        if item.stage in records:
-            seconds = records[item.stage].details["seconds"] - START_SECONDS.get(item.stage, 0.0)
-            rates[item.stage] = item.work / (max(seconds, 0.05) * item.workers)
+    for item in plan(config, size, parameters=parameters):
+        if item.stage in records and (work := _work_done(item, records[item.stage])):
+            seconds = max(records[item.stage].details["seconds"], _LEAST_SECONDS)
+            start = min(START_SECONDS.get(item.stage, 0.0), seconds / 2)
+            rates[item.stage] = Rate(work / ((seconds - start) * item.workers), item.counted_in, item.device, start)
     return rates
+
+
+def _work_done(item: StagePlan, record: StageRecord) -> float:
+    """Of a language model the tokens that it counted: what was asked before was not asked again."""
+    counts = record.details.get("completions")
+    if item.unit != "tokens" or counts is None:
+        return item.work
+    return float(counts["prompt_tokens"] + counts["completion_tokens"])

@@ -23,8 +23,8 @@ from genret.synthesis.build import synthesize
 from genret.synthesis.round_trip import round_trip
 from genret.types import Retriever
 
-# Passages that a process cuts in the second or two that actors take to start.
-_ROWS_FOR_ACTORS = 200_000
+ROWS_FOR_ACTORS = 200_000
+"""Passages that a process cuts in the second or two that actors take to start."""
 
 
 def run_corpus(context: Context, writer: StageWriter) -> dict[str, Any]:
@@ -101,7 +101,7 @@ def run_examples(context: Context, writer: StageWriter) -> dict[str, Any]:
 
 def _apply(context: Context) -> Apply:
     """Has actors work where there are some, or where there is more to do than it takes to start them."""
-    return context.pool.apply if context.pool.started or context.passages.num_rows >= _ROWS_FOR_ACTORS else map
+    return context.pool.apply if context.pool.started or context.passages.num_rows >= ROWS_FOR_ACTORS else map
 
 
 def _training_queries(context: Context) -> pa.Table:
