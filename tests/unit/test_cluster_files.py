@@ -6,6 +6,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+import boto3
 import botocore.session
 import kubernetes_validate
 import pytest
@@ -13,7 +14,10 @@ import ray
 import yaml
 from botocore.validate import ParamValidator
 from jsonschema import Draft7Validator
+from moto import mock_aws
+from ray.autoscaler._private.aws.node_provider import AWSNodeProvider
 from ray.autoscaler._private.util import prepare_config, validate_config
+from ray.autoscaler.tags import TAG_RAY_CLUSTER_NAME
 from ray.serve.schema import ServeDeploySchema
 
 from genret.serving.app import Arguments, build
@@ -68,6 +72,54 @@ def test_the_cluster_starts_from_nothing_and_its_head_takes_no_work(cluster: dic
     assert all(kind["min_workers"] == 0 < kind["max_workers"] for kind in workers.values())
     assert cluster["idle_timeout_minutes"] > 0
     assert sum(kind["max_workers"] for kind in workers.values()) <= cluster["max_workers"]
+
+
+def written_policies() -> list[list[dict[str, Any]]]:
+    """The statements of each policy that the head of cluster.yaml has its reader make."""
+    lines = (PROJECT / "cluster.yaml").read_text().splitlines()
+    header = "\n".join(line[1:] for line in lines if line.startswith("#"))
+    return [json.loads(text)["Statement"] for text in re.findall(r"--policy-document '([^']+)'", header)]
+
+
+def test_the_head_may_do_to_workers_what_ray_does(cluster: dict[str, Any], monkeypatch: pytest.MonkeyPatch):
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "test")
+    asked = set()
+    with mock_aws():
+        image = boto3.client("ec2", "us-east-1").describe_images()["Images"][0]["ImageId"]
+        provider = AWSNodeProvider(cluster["provider"], cluster["cluster_name"])
+        subnets = [subnet.id for subnet in provider.ec2.subnets.all()]
+        for resource in (provider.ec2, provider.ec2_fail_fast):
+            resource.meta.client.meta.events.register("before-call", lambda model, **_: asked.add(f"ec2:{model.name}"))
+        worker = cluster["available_node_types"]["cpu_on_demand"]["node_config"]
+        request = {"ImageId": image, "SubnetIds": subnets, "InstanceType": worker["InstanceType"]}
+        provider.create_node(request, {"ray-node-kind": "worker"}, 1)
+        (node,) = provider.non_terminated_nodes({})
+        provider.set_node_tags(node, {"ray-node-status": "up-to-date"})
+        provider.terminate_nodes([node])
+        assert provider.non_terminated_nodes({}) == []
+    assert {"ec2:RunInstances", "ec2:TerminateInstances"} < asked
+    (rights,) = (policy for policy in written_policies() if "ec2:RunInstances" in json.dumps(policy))
+    allowed = [
+        action
+        for part in rights
+        for action in ([part["Action"]] if isinstance(part["Action"], str) else part["Action"])
+    ]
+    assert set(allowed) == asked | {"iam:PassRole"}
+
+
+def test_the_head_hands_workers_a_profile_that_may_not_start_machines(cluster: dict[str, Any]):
+    kinds = cluster["available_node_types"]
+    profiles = {name: kind["node_config"]["IamInstanceProfile"]["Name"] for name, kind in kinds.items()}
+    head = profiles.pop(cluster["head_node_type"])
+    (worker,) = set(profiles.values())
+    assert head != worker
+    text = (PROJECT / "cluster.yaml").read_text()
+    assert f"for name in {head} {worker}; do" in text and f"--role-name {head} --policy-name workers" in text
+    conditions = [part.get("Condition") for policy in written_policies() for part in policy]
+    assert {"StringEquals": {f"ec2:ResourceTag/{TAG_RAY_CLUSTER_NAME}": cluster["cluster_name"]}} in conditions
+    (passed,) = (part for policy in written_policies() for part in policy if part["Action"] == "iam:PassRole")
+    assert passed["Resource"].endswith(f":role/{worker}")
 
 
 @pytest.mark.parametrize("kind", ["cpu", "gpu"])
