@@ -4,6 +4,7 @@
 
 `ray job submit --working-dir . -- python jobs/SCRIPT.py ...` does the same, without the metadata. The job server is
 that of RAY_API_SERVER_ADDRESS, or http://127.0.0.1:8265, where `ray dashboard cluster.yaml` brings that of a cluster.
+Its token comes from the environment: RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH (a file).
 """
 
 import asyncio
@@ -11,18 +12,27 @@ import shlex
 import sys
 from pathlib import Path
 
+from ray.exceptions import AuthenticationError
 from ray.job_submission import JobStatus, JobSubmissionClient
 
 from genret.job import job_metadata, parse_submission, runtime_environment
 
 FOLDER = Path(__file__).resolve().parent
+_TOKEN_HELP = """the job server expects its token, found {found}
+For a cluster of cluster.yaml:
+  ray rsync-down cluster.yaml '~/.ray/auth_token' ~/genret-cluster.token
+  export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH=$HOME/genret-cluster.token"""
 
 
 def main(arguments: list[str]) -> int:
     """Submit, follow, and return the exit code."""
     scripts = sorted(path.stem for path in FOLDER.glob("*.py") if path.stem != "submit")
     options, rest = parse_submission(arguments, scripts)
-    client = JobSubmissionClient(options.address)
+    try:
+        client = JobSubmissionClient(options.address)
+    except AuthenticationError as error:
+        print(_TOKEN_HELP.format(found=error.message.partition("\n")[0]), file=sys.stderr)
+        return 2
     name = client.submit_job(
         entrypoint=shlex.join(["python", f"jobs/{options.script}.py", *rest]),
         runtime_env=runtime_environment(FOLDER.parent, options.extra, options.install),

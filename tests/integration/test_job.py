@@ -72,6 +72,36 @@ def test_submitted_jobs_give_the_measures_of_a_local_run(
     assert "exit code 2" in wrong.stdout + wrong.stderr, wrong.stdout + wrong.stderr
 
 
+def test_without_its_token_a_job_server_is_told_to_want_one(
+    tmp_path: Path, ray_head: tuple[str, dict[str, str]]
+) -> None:
+    address, environment = ray_head
+    token = environment["RAY_AUTH_TOKEN"]
+    without = {name: value for name, value in environment.items() if not name.startswith("RAY_AUTH_")}
+    command = [sys.executable, "jobs/submit.py", "corpus", "--address", address, "--no-wait", "--config", "none"]
+
+    def submitted(**given: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            command, capture_output=True, text=True, timeout=120, cwd=PROJECT,
+            env=without | {"HOME": str(tmp_path), "PYTHONPATH": str(PROJECT)} | given,
+        )  # fmt: skip
+
+    refused = submitted()
+    assert refused.returncode == 2 and "Traceback" not in refused.stderr
+    assert "the job server expects its token, found Authentication required" in refused.stderr
+    # What it says to do is what README and cluster.yaml say.
+    fetch, export = (line.strip() for line in refused.stderr.strip().splitlines()[-2:])
+    for name in ("README.md", "cluster.yaml"):
+        text = (PROJECT / name).read_text(encoding="utf-8")
+        assert fetch in text and export in text, name
+    wrong = submitted(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN="f" * len(token))
+    assert wrong.returncode == 2 and "expects its token, found Authentication failed" in wrong.stderr
+    Path(tmp_path, fetch.rpartition("~/")[2]).write_text(token, encoding="utf-8")
+    names = dict(setting.split("=") for setting in export.removeprefix("export ").split())
+    given = submitted(**{name: value.replace("$HOME", str(tmp_path)) for name, value in names.items()})
+    assert given.returncode == 0 and given.stdout.startswith("submitted "), given.stdout + given.stderr
+
+
 def test_every_stage_has_a_script() -> None:
     scripts = {path.stem for path in (PROJECT / "jobs").glob("*.py")}
     assert scripts == {stage.name for stage in STAGES} | {"full_pipeline", "submit"}
