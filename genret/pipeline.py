@@ -95,7 +95,8 @@ def plan(config: RunConfig, store: RunStore, reporter: Reporter, until: str | No
 
     Args:
         config: The configuration.
-        store: The run; its corpus stage is run where it is not done, and nothing else.
+        store: The run; its corpus stage is run where it is not done, and nothing else. Which configuration and stages
+            are the run's stays as it was: nobody asked for another one yet.
         reporter: What is told how far that is.
         until: Plan up to this stage.
 
@@ -104,9 +105,11 @@ def plan(config: RunConfig, store: RunStore, reporter: Reporter, until: str | No
 
     Raises:
         InputError: Bad input.
+        RunBusyError: The corpus stage is not done, and another process works on the run.
     """
     stages = planned(config, until)
-    context = Context(config, store, reporter, run(config, store, reporter, "corpus"))
+    context = Context(config, store, reporter)
+    context.records["corpus"] = _read_corpus(context)
     ahead = _asking_ahead(stages, context)
     return _budget(context, ahead) if ahead else None
 
@@ -150,6 +153,18 @@ def _run_stage(stage: Stage, context: Context, mark: str) -> StageRecord:
         | ({"job": submission_id()} if submission_id() else {})
     )
     context.store.clear_scratch(stage.name, mark)
+    return record
+
+
+def _read_corpus(context: Context) -> StageRecord:
+    stage = STAGES[0]
+    mark = stage_fingerprint(stage, context.config, {})
+    record = context.store.find(stage.name, mark)
+    reused = record is not None
+    if record is None:
+        with driving(context.store.url, submission_id()) as context.driving:
+            record = _run_stage(stage, context, mark)
+    context.reporter.stage_finished(record, reused)
     return record
 
 

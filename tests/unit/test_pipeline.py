@@ -184,12 +184,12 @@ def test_a_plan_leaves_out_what_is_kept_and_what_is_done(config_of, tmp_path: Pa
     writer.append(Completion(name, "- What is one text?"))
     writer.close()
     assert plan(config, store, recorder).total.kept == 1
+    records = run(config, store, recorder, "corpus")
     (stage,) = (stage for stage in STAGES if stage.name == "synthesis")
-    mark = stage_fingerprint(stage, config, store.current())
-    store.begin("synthesis", mark).commit({"seconds": 1.0})
+    store.begin("synthesis", stage_fingerprint(stage, config, records)).commit({"seconds": 1.0})
     assert plan(config, store, recorder) is not None, "identifiers are not done"
     (stage,) = (stage for stage in STAGES if stage.name == "identifiers")
-    store.begin("identifiers", stage_fingerprint(stage, config, store.current())).commit({"seconds": 1.0})
+    store.begin("identifiers", stage_fingerprint(stage, config, records)).commit({"seconds": 1.0})
     assert plan(config, store, recorder) is None
 
 
@@ -226,6 +226,27 @@ def test_a_plan_leaves_out_negatives_that_are_kept_where_their_queries_are_there
     writer.append(Completion(prompt_digest(render(request, sender.form), sender.model, sender.sampling), "- no"))
     writer.close()
     assert shares() == {"negative": (3, 1)}
+
+
+def test_a_plan_leaves_the_run_as_it_was(config_of, tmp_path: Path) -> None:
+    store, files = RunStore(tmp_path / "run"), [tmp_path / "run" / name for name in ("run.json", "config.yaml")]
+    run(config_of(), store, Recorder(), "corpus")
+    write_records(store, config_of())
+    before = [path.read_bytes() for path in files]
+    plan(config_of(HTTP, "corpus.max_documents=1"), store, Recorder())
+    plan(config_of(HTTP), store, Recorder())
+    assert [path.read_bytes() for path in files] == before
+    assert list(store.current()) == NAMES
+
+
+def test_a_plan_makes_no_run_but_reads_the_corpus_for_it(config_of, tmp_path: Path) -> None:
+    store, recorder = RunStore(tmp_path / "run"), Recorder()
+    plan(config_of(HTTP), store, recorder)
+    with pytest.raises(InputError, match=r"no run at .*; expected run.json"):
+        RunStore.open_existing(tmp_path / "run")
+    assert not (tmp_path / "run" / "config.yaml").exists()
+    run(config_of(HTTP), store, recorder, "corpus")
+    assert recorder.seen == [("started", "corpus"), ("finished", "corpus"), ("reused", "corpus")]
 
 
 # --- the order ---
