@@ -76,7 +76,7 @@ EncoderConfig = Annotated[ScratchEncoder | PretrainedEncoder, Field(discriminato
 class DenseConfig(Section):
     """The dense retriever: its encoder, its training on the synthetic queries, and its index."""
 
-    INCIDENTAL = frozenset({"embedding_batch"})
+    INCIDENTAL = frozenset({"embedding_batch", "checkpoints"})
 
     model: EncoderConfig = ScratchEncoder()
     """What turns texts into vectors."""
@@ -106,7 +106,7 @@ class DenseConfig(Section):
     validations: int = Field(8, ge=1, le=1000)
     """`negatives.adjust_share`: how often the share may move in training."""
     checkpoints: int = Field(2, ge=0, le=1000)
-    """How often to save a checkpoint to resume from; 0: never."""
+    """How often to save a checkpoint to resume from; 0: never. A change of it trains nothing anew."""
     vectors: Literal["fp16", "int8"] = "fp16"
     """Number format of the index; `int8` has one scale a vector."""
     index: Literal["exact", "lists"] = "exact"

@@ -126,8 +126,8 @@ class VllmConfig(Section):
     INCIDENTAL: ClassVar[frozenset[str]] = frozenset(
         {
             "min_replicas", "max_replicas", "tensor_parallel_size", "gpus_a_worker", "cpus_a_worker", "kv_cache_gib",
-            "max_model_len", "engine_arguments", "batch_size", "max_concurrent_batches", "give_up_seconds",
-            "price_an_hour", "tokens_a_second",
+            "engine_arguments", "batch_size", "max_concurrent_batches", "give_up_seconds", "price_an_hour",
+            "tokens_a_second",
         }
     )  # fmt: skip
 
@@ -147,7 +147,8 @@ class VllmConfig(Section):
     """Number format of the computation; `auto`: the model's own."""
     max_model_len: int = Field(0, ge=0, le=10_000_000)
     """Most tokens of a prompt and its answer together; 0: as many as the model was made for, which on a CPU or a
-    small GPU may be more than there is memory for. A longer prompt is rejected."""
+    small GPU may be more than there is memory for. A longer prompt is rejected. A change of it asks those anew that
+    failed; answers stay."""
     tensor_parallel_size: int = Field(1, ge=1, le=64)
     """Workers that a model is split over; together they are a replica."""
     gpus_a_worker: float = Field(0.0, ge=0.0, le=1.0)

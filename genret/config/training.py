@@ -69,7 +69,7 @@ class TuningConfig(Section):
 class SftConfig(Section):
     """Supervised fine-tuning: Context2ID and Query2ID (paper, section 3.1 and appendix A)."""
 
-    INCIDENTAL = frozenset({"validation_queries"})
+    INCIDENTAL = frozenset({"validation_queries", "checkpoints"})
 
     model: ModelConfig = ScratchModel()
     """What is trained."""
@@ -105,7 +105,7 @@ class SftConfig(Section):
     """Ten times in training, the loss on so many of the preference queries, from which nothing is learned here, is
     measured for the report; 0: never. A change of it trains nothing anew."""
     checkpoints: int = Field(5, ge=0, le=1000)
-    """How often to save a checkpoint to resume from; 0: never."""
+    """How often to save a checkpoint to resume from; 0: never. A change of it trains nothing anew."""
 
     @model_validator(mode="after")
     def _check_loss(self) -> "SftConfig":
@@ -138,6 +138,8 @@ class MiningConfig(Section):
 class RpoConfig(Section):
     """Regularised preference optimisation (paper, section 4.1 and appendix A)."""
 
+    INCIDENTAL = frozenset({"checkpoints"})
+
     beta: float = Field(0.5, gt=0.0, le=10.0)
     """Strength of the pull to the reference model (paper: 0.5)."""
     alpha: float = Field(1.0, ge=0.0, le=100.0)
@@ -159,4 +161,4 @@ class RpoConfig(Section):
     precision: Literal["fp32", "bf16"] = "fp32"
     """Number format of the computation."""
     checkpoints: int = Field(3, ge=0, le=1000)
-    """How often to save a checkpoint to resume from; 0: never."""
+    """How often to save a checkpoint to resume from; 0: never. A change of it trains nothing anew."""

@@ -44,7 +44,8 @@ class VllmSender:
     def __init__(self, config: VllmConfig, seed: int) -> None:
         self.model = config.model
         self.form: Form = "list"
-        decided_elsewhere = {*config.INCIDENTAL, "type", "model", "seeded"}
+        # Of `max_model_len` it depends whether a prompt is answered, and no answer that is kept.
+        decided_elsewhere = {*config.INCIDENTAL, "type", "model", "seeded", "max_model_len"}
         self.sampling: dict[str, Any] = config.model_dump(mode="json", exclude=decided_elsewhere)
         if config.seeded:
             self.sampling["seed"] = seed

@@ -29,6 +29,7 @@ negatives: {source: hybrid, retriever: dense_base}
 retrieval: {retrievers: [sft, rpo, bm25, dense]}
 """
 HTTP = "llm={type: http, base_url: 'http://localhost:8000/v1', model: tiny}"
+VLLM = "llm={type: vllm, model: tiny}"
 # What each change redoes. The stages that follow by their inputs are spelled out: a lost edge must fail here.
 AFTER_RETRIEVAL = {"retrieval", "evaluation", "report"}
 AFTER_SFT = {"sft", "mining", "rpo"} | AFTER_RETRIEVAL
@@ -53,8 +54,10 @@ CHANGES = [
     ("sft.max_tokens=64", {"base"} | AFTER_SFT),
     ("sft.learning_rate=1e-4", AFTER_SFT),
     ("sft.epochs=3", AFTER_SFT),
+    ("sft.checkpoints=9", {"report"}),
     ("mining.negatives=2", {"mining", "rpo"} | AFTER_RETRIEVAL),
     ("rpo.beta=0.1", {"rpo"} | AFTER_RETRIEVAL),
+    ("rpo.checkpoints=9", {"report"}),
     ("preference.rounds=2", {"mining_2", "rpo_2"} | AFTER_RETRIEVAL),
     ("negatives.source=synthetic", AFTER_CANDIDATES),
     ("negatives.candidates=7", AFTER_CANDIDATES),
@@ -68,6 +71,7 @@ CHANGES = [
     ("dense.vectors=int8", {"base_embedding"} | AFTER_CANDIDATES),
     ("dense.index=lists", {"lists"} | AFTER_RETRIEVAL),
     ("dense.embedding_batch=7", {"report"}),
+    ("dense.checkpoints=9", {"report"}),
     ("retrieval.probes=7", AFTER_RETRIEVAL),
     ("retrieval.k1=0.9", {"bm25"} | AFTER_CANDIDATES),
     ("retrieval.variant=okapi", {"bm25"} | AFTER_CANDIDATES),
@@ -307,6 +311,11 @@ def test_of_a_server_the_model_counts_and_the_way_to_it_does_not(config_of, chan
     assert {name for name in NAMES if before[name] != after[name]} == redone
 
 
+def test_how_long_a_prompt_may_be_decides_what_is_written(config_of) -> None:
+    before, after = (marks(config_of(VLLM, f"llm.max_model_len={most}")) for most in (512, 8192))
+    assert {name for name in NAMES if before[name] != after[name]} == EVERYTHING - BEFORE_QUERIES
+
+
 def test_the_table_of_changes_has_every_section() -> None:
     assert {change.partition("=")[0].partition(".")[0] for change, _ in CHANGES} == set(RunConfig.model_fields)
 
@@ -316,6 +325,16 @@ READ = (
     *("corpus.type", "corpus.path", "corpus.split", "corpus.train_split", "sft.model", "preference.rounds"),
     *("dense.model", "dense.index", "negatives.source", "negatives.retriever"),
 )
+# These say how the work is done and not what comes of it: the report shows them, no other stage reads them.
+INCIDENTAL = {
+    *("corpus.queries_path", "corpus.qrels_path"),
+    *("sft.validation_queries", "sft.checkpoints", "rpo.checkpoints", "dense.checkpoints", "dense.embedding_batch"),
+    *("llm.base_url", "llm.api_key_variable", "llm.token_limit_field", "llm.concurrency", "llm.requests_per_minute"),
+    *("llm.tokens_per_minute", "llm.timeout_seconds", "llm.max_attempts", "llm.give_up_seconds", "llm.tokenizer"),
+    *("llm.price_of_prompts", "llm.price_of_answers", "llm.tokens_a_second", "llm.price_an_hour"),
+    *("llm.min_replicas", "llm.max_replicas", "llm.tensor_parallel_size", "llm.gpus_a_worker", "llm.cpus_a_worker"),
+    *("llm.kv_cache_gib", "llm.engine_arguments", "llm.batch_size", "llm.max_concurrent_batches"),
+}
 
 
 def other_value(value: object) -> object:
@@ -324,24 +343,30 @@ def other_value(value: object) -> object:
         return not value
     if isinstance(value, int | float):
         return value + 1
+    if isinstance(value, dict):
+        return value | {"x": 1}
     return f"{value}x" if isinstance(value, str) else (*value, "x")
 
 
 @pytest.mark.filterwarnings("ignore:Pydantic serializer warnings")
-@pytest.mark.parametrize("section", [name for name in RunConfig.model_fields if name not in ("name", "seed")])
-def test_every_field_counts_of_every_section_that_a_stage_reads(config_of, section: str) -> None:
-    config = config_of()
+@pytest.mark.parametrize(
+    ("section", "changes"),
+    [(name, ()) for name in RunConfig.model_fields if name not in ("name", "seed")]
+    + [("llm", (HTTP,)), ("llm", (VLLM,))],
+)
+def test_every_field_counts_of_every_section_that_a_stage_reads(
+    config_of, section: str, changes: tuple[str, ...]
+) -> None:
+    config = config_of(*changes)
     before, part = marks(config), getattr(config, section)
     for field in type(part).model_fields:
         if f"{section}.{field}" in READ:
             continue
         changed = part.model_copy(update={field: other_value(getattr(part, field))})
         after = marks(config.model_copy(update={section: changed}))
-        if f"{section}.{field}" in ("corpus.queries_path", "corpus.qrels_path"):
-            assert after["corpus"] == before["corpus"]
-        elif section in ("compute", "serving"):
+        if section in ("compute", "serving"):
             assert after == before, field
-        elif field in type(part).INCIDENTAL:
+        elif f"{section}.{field}" in INCIDENTAL:
             assert {name for name in NAMES if before[name] != after[name]} == {"report"}, field
         else:
             assert {name for name in NAMES if before[name] != after[name]} > {"report"}, field

@@ -81,7 +81,7 @@ def test_only_what_decides_an_answer_is_in_its_name() -> None:
         "thinking_tokens": 5, "seeded": False,
     }  # fmt: skip
     assert all(VllmSender(config(**{name: value}), 7).sampling != sampling for name, value in decisive.items())
-    assert {*decisive, *VllmConfig.INCIDENTAL, "type", "model"} == set(VllmConfig.model_fields)
+    assert {*decisive, *VllmConfig.INCIDENTAL, "max_model_len", "type", "model"} == set(VllmConfig.model_fields)
     assert "seed" not in VllmSender(config(seeded=False), 7).sampling
 
 
