@@ -9,7 +9,7 @@ from genret.config.data import CorpusConfig, ExamplesConfig, IdentifiersConfig, 
 from genret.config.dense import DenseConfig, NegativesConfig
 from genret.config.engines import ExtractiveConfig, LlmConfig
 from genret.config.retrieval import EvaluationConfig, RetrievalConfig
-from genret.config.section import Section, refuse
+from genret.config.section import Section, gpu_problems, refuse
 from genret.config.serving import ServingConfig
 from genret.config.training import MiningConfig, PreferenceConfig, RpoConfig, SftConfig
 
@@ -24,7 +24,7 @@ class ComputeConfig(Section):
     cpus_a_worker: float = Field(1.0, gt=0.0, le=256.0)
     """CPUs of each of them."""
     gpus_a_worker: float = Field(0.0, ge=0.0, le=8.0)
-    """GPUs of each of them that holds a model."""
+    """GPUs of each of them that holds a model: a part of one, or a whole number."""
     training_workers: int = Field(1, ge=1, le=10_000)
     """Ray Train workers."""
     cpus_a_training_worker: float = Field(2.0, gt=0.0, le=256.0)
@@ -54,6 +54,7 @@ class ComputeConfig(Section):
 
 
 def _worker_problems(config: ComputeConfig) -> Iterator[str]:
+    yield from gpu_problems("gpus_a_worker", config.gpus_a_worker)
     if config.min_training_workers > config.training_workers:
         yield (
             f"min_training_workers: expected at most training_workers ({config.training_workers}), "

@@ -1,8 +1,10 @@
 """The section of the service that answers over HTTP."""
 
+from collections.abc import Iterator
+
 from pydantic import Field, model_validator
 
-from genret.config.section import Section
+from genret.config.section import Section, gpu_problems, refuse
 
 
 class ReplicasConfig(Section):
@@ -15,7 +17,7 @@ class ReplicasConfig(Section):
     cpus: float = Field(0.0, ge=0.0, le=256.0)
     """CPUs that Ray sets aside for each; 0 shares what the machine has."""
     gpus: float = Field(0.0, ge=0.0, le=8.0)
-    """GPUs of each."""
+    """GPUs of each: a part of one, or a whole number."""
     threads: int = Field(0, ge=0, le=256)
     """Threads of the model in each; 0: as many as its node has cores, less one for the ingress. That is right where one
     such replica shares the node with an ingress; where no ingress is on the node, name all its cores, and where several
@@ -25,11 +27,14 @@ class ReplicasConfig(Section):
 
     @model_validator(mode="after")
     def _check_replicas(self) -> "ReplicasConfig":
-        if self.max_replicas < self.min_replicas:
-            raise ValueError(
-                f"max_replicas: expected at least min_replicas ({self.min_replicas}), found {self.max_replicas}"
-            )
+        refuse(_replica_problems(self))
         return self
+
+
+def _replica_problems(config: ReplicasConfig) -> Iterator[str]:
+    if config.max_replicas < config.min_replicas:
+        yield f"max_replicas: expected at least min_replicas ({config.min_replicas}), found {config.max_replicas}"
+    yield from gpu_problems("gpus", config.gpus)
 
 
 class ServingConfig(Section):

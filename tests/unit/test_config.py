@@ -266,6 +266,8 @@ def test_values_are_refused_with_what_was_expected_and_found(text, message):
             "compute: {min_training_workers: 1, zero_stage: 2}",
             "compute.min_training_workers: expected 0 with ZeRO",
         ),
+        ("compute: {gpus_a_worker: 1.5}", "compute.gpus_a_worker: expected at most 1, or a whole number, found 1.5"),
+        ("serving: {dense: {gpus: 2.5}}", "serving.dense.gpus: expected at most 1, or a whole number, found 2.5"),
         ("compute: {offload: optimizer}", "compute.offload: expected none without ZeRO (zero_stage 0), found optim"),
         (
             "compute: {offload: all, zero_stage: 2}",
@@ -606,3 +608,9 @@ def test_multihop_queries_need_a_language_model() -> None:
 )  # fmt: skip
 def test_what_dense_training_cannot_do_is_refused(text, message):
     assert message in problem(text)
+
+
+@pytest.mark.parametrize("gpus", [0.0, 0.25, 1.0, 4.0])
+def test_a_part_of_one_gpu_or_whole_ones_are_taken(gpus: float) -> None:
+    config = load_config("quickstart", [f"compute.gpus_a_worker={gpus}", f"serving.generative.gpus={gpus}"])
+    assert config.compute.gpus_a_worker == config.serving.generative.gpus == gpus
