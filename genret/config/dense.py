@@ -56,7 +56,7 @@ class PretrainedEncoder(Section):
     type: Literal["pretrained"] = "pretrained"
     """`pretrained`: as below. `scratch`: a small one, with other fields."""
     name: str = Field(min_length=1)
-    """Hub name or local folder."""
+    """Hub name or local folder. Of a folder the content decides, not where it lies."""
     revision: str = "main"
     """Branch, tag or commit on the hub."""
     family: Literal["auto", "plain", "bge", "contriever", "e5", "e5-mistral", "gte-qwen2"] = "auto"

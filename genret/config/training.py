@@ -44,7 +44,8 @@ class PretrainedModel(Section):
     type: Literal["pretrained"] = "pretrained"
     """`pretrained`: as below. `scratch`: a small one, with other fields."""
     name: str = Field(min_length=1)
-    """Hub name or local folder, with weights in safetensors and without code of its own."""
+    """Hub name or local folder, with weights in safetensors and without code of its own. Of a folder the content
+    decides, not where it lies."""
     revision: str = "main"
     """Branch, tag or commit on the hub."""
     prompt_suffix: str = Field("\nIdentifier: ", min_length=1)

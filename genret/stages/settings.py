@@ -5,11 +5,13 @@ from dataclasses import asdict
 from typing import Any
 
 from genret.asking import needs_neighbours
-from genret.config import RunConfig, ScratchEncoder
+from genret.config import DenseConfig, PretrainedEncoder, PretrainedModel, RunConfig, ScratchEncoder, SftConfig
+from genret.config.section import Section
 from genret.corpus.readers import source_fingerprint
 from genret.examples.contrastive import USES_RETRIEVED, USES_SYNTHETIC
 from genret.llm.filters import Limits
 from genret.stages.engines import query_limits
+from genret.stages.folders import folder_content
 
 # Raised when a change of the code changes the evaluation alone: nobody wants to train again for a new table.
 _EVALUATION_VERSION = 3
@@ -19,8 +21,7 @@ def dumped(*sections: str) -> Callable[[RunConfig], Any]:
     """All of some sections, but for what never changes an output."""
 
     def settings(config: RunConfig) -> Any:
-        parts = {name: getattr(config, name) for name in sections}
-        return {name: part.model_dump(mode="json", exclude=set(part.INCIDENTAL)) for name, part in parts.items()}
+        return {name: _dump(getattr(config, name)) for name in sections}
 
     return settings
 
@@ -30,8 +31,30 @@ def seeded(*sections: str) -> Callable[[RunConfig], Any]:
     return lambda config: dumped(*sections)(config) | {"seed": config.seed}
 
 
+def _dump(section: Section) -> dict[str, Any]:
+    values = section.model_dump(mode="json", exclude=set(section.INCIDENTAL))
+    if isinstance(section, SftConfig | DenseConfig):
+        values["model"] = _model_settings(section)
+    return values
+
+
+def _model_settings(section: SftConfig | DenseConfig) -> dict[str, Any]:
+    """Of a model in a local folder the content decides, not where it lies."""
+    model = section.model
+    values = model.model_dump(mode="json")
+    content = folder_content(model.name) if isinstance(model, PretrainedModel | PretrainedEncoder) else None
+    if content is None:
+        return values
+    if isinstance(section, DenseConfig):
+        # The folder's name may tell how texts are read. It takes seconds to import, which only a folder costs.
+        from genret.training.encoder import chosen_family
+
+        values["family"] = chosen_family(section)
+    return values | {"name": content}
+
+
 def _settings_of(config: RunConfig, section: str, names: tuple[str, ...]) -> dict[str, Any]:
-    values = getattr(config, section).model_dump(mode="json")
+    values = _dump(getattr(config, section))
     return {name: values[name] for name in names} | {"seed": config.seed}
 
 
@@ -49,7 +72,7 @@ def synthesis_settings(config: RunConfig) -> Any:
 
 def base_settings(config: RunConfig) -> Any:
     """The starting model is made of parts of two sections."""
-    sft = config.sft.model_dump(mode="json")
+    sft = _dump(config.sft)
     return {name: sft[name] for name in ("model", "scoring", "max_tokens")} | {
         "identifier_type": config.identifiers.type,
         "seed": config.seed,
@@ -64,7 +87,7 @@ def bm25_settings(config: RunConfig) -> Any:
 
 def encoder_settings(config: RunConfig) -> Any:
     """Those of the encoder before training."""
-    dense = config.dense.model_dump(mode="json")
+    dense = _dump(config.dense)
     return {"model": dense["model"], "max_tokens": dense["max_tokens"], "seed": config.seed}
 
 
@@ -88,8 +111,8 @@ def contrastive_settings(config: RunConfig) -> Any:
 def dense_settings(config: RunConfig) -> Any:
     """Those of training, not of the index."""
     mixing = _settings_of(config, "negatives", ("count", "synthetic_share", "adjust_share"))
-    dense = config.dense.model_dump(mode="json", exclude={"vectors", "index", *config.dense.INCIDENTAL})
-    return {"mixing": mixing, "dense": dense}
+    dense = _dump(config.dense)
+    return {"mixing": mixing, "dense": {name: dense[name] for name in dense.keys() - {"vectors", "index"}}}
 
 
 def embedding_settings(config: RunConfig) -> Any:

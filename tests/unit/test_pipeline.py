@@ -1,6 +1,7 @@
 """The order of the stages, and which change makes which of them run again."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pyarrow as pa
@@ -392,6 +393,48 @@ def test_moved_judgements_are_the_same_corpus(corpus: Path, tmp_path: Path) -> N
     before = marks(config())
     queries, qrels = queries.rename(tmp_path / "q.jsonl"), qrels.rename(tmp_path / "r.tsv")
     assert marks(config())["corpus"] == before["corpus"]
+
+
+@pytest.fixture
+def model_folder(tmp_path: Path) -> Path:
+    folder = tmp_path / "models" / "bge-small-en"
+    (folder / "1_Pooling").mkdir(parents=True)
+    for name in ("config.json", "model.safetensors", "1_Pooling/config.json"):
+        (folder / name).write_text(name, encoding="utf-8")
+    return folder
+
+
+def redone_with(config_of, before: Path, after: Path) -> set[str]:
+    """What is done anew with the models of another folder, beside the report, which shows where they are."""
+    found = [
+        marks(config_of(*(f"{section}.model={{type: pretrained, name: {place}}}" for section in ("sft", "dense"))))
+        for place in (before, after)
+    ]
+    return {name for name in found[0] if found[0][name] != found[1][name]} - {"report"}
+
+
+def test_the_content_of_a_models_folder_decides_not_its_place(config_of, model_folder: Path, tmp_path: Path) -> None:
+    moved = shutil.copytree(model_folder, tmp_path / "moved" / model_folder.name)
+    (moved / ".cache").mkdir()
+    (moved / ".cache" / "download").write_text("yesterday", encoding="utf-8")
+    assert redone_with(config_of, model_folder, moved) == set()
+    dense = {"base_embedding"} | AFTER_CANDIDATES - {"report"}
+    for name in ("model.safetensors", "1_Pooling/config.json"):
+        changed = shutil.copytree(model_folder, tmp_path / name[0] / model_folder.name)
+        content = (changed / name).read_bytes()
+        (changed / name).write_bytes(bytes([content[0] ^ 1]) + content[1:])
+        assert redone_with(config_of, model_folder, changed) == {"base"} | AFTER_SFT - {"report"} | dense
+    # Whose encoder it is stands in the folder's name.
+    renamed = shutil.copytree(model_folder, tmp_path / "moved" / "mine")
+    assert redone_with(config_of, model_folder, renamed) == dense
+
+
+def test_another_model_in_the_same_folder_is_seen(config_of, model_folder: Path) -> None:
+    config = config_of(f"sft.model={{type: pretrained, name: {model_folder}}}")
+    before = marks(config)
+    (model_folder / "model.safetensors").write_text("longer than it was", encoding="utf-8")
+    after = marks(config)
+    assert {name for name in NAMES if before[name] != after[name]} == {"base"} | AFTER_SFT
 
 
 def test_what_the_dense_retriever_needs_depends_on_how_it_is_trained(config_of) -> None:
