@@ -20,7 +20,7 @@ from genret.stages.context import Context, Reporter, Stage, versions
 from genret.stages.engines import COMPLETIONS
 
 # Raised when a change of the code changes what some stage makes of the same input.
-_REVISION = 2
+_REVISION = 3
 # What keeps the parts of its work that are done, to go on from there.
 _RESUMED = frozenset({*TRAINED, "mining", "mining_2", "dense", "embedding", "base_embedding"})
 # Stages whose actors stay from one to the next.
