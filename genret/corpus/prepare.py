@@ -50,8 +50,19 @@ def prepare_corpus(config: CorpusConfig) -> dict[str, pa.Table]:
     if metadata:
         outputs["query_metadata"] = table_from_rows("query_metadata", metadata)
     if config.train_split:
-        outputs["annotated_queries"] = _annotated_queries(read_corpus(training_part(config)))
+        training = read_corpus(training_part(config))
+        outputs["annotated_queries"] = _annotated_queries(training)
+        further = _further_rejects(corpus, training, config.train_split)
+        outputs["rejects"] = pa.concat_tables([outputs["rejects"], table_from_rows("rejects", further)])
     return outputs
+
+
+def _further_rejects(corpus: Corpus, training: Corpus, split: str) -> Iterator[dict[str, str]]:
+    """The rejects of the training part alone: its documents and queries were read, and rejected, before."""
+    known = {tuple(row.values()) for row in corpus.rejects}
+    for row in training.rejects:
+        if tuple(row.values()) not in known:
+            yield row | {"reason": f"{row['reason']} (split {split!r})"}
 
 
 def _passages(documents: Documents, config: CorpusConfig) -> pa.Table:

@@ -415,7 +415,7 @@ def _keep_judged(
     missing = list(dict.fromkeys(qrel.doc_id for qrel in kept if qrel.doc_id not in doc_ids))
     if missing:
         reason = (
-            f"judged documents that the corpus lacks: {len(missing)}, {missing[0]!r} first; they count as not found"
+            f"judged documents that the corpus lacks: {len(missing)}, {missing[0]!r} first; no search can find them"
         )
         rejects.append(reject(_STAGE, "qrels", reason))
     if qrels and not any(qrel.doc_id in doc_ids for qrel in kept):

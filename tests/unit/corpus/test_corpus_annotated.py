@@ -47,6 +47,18 @@ def test_nothing_is_trained_to_find_a_document_that_is_not_there(folder: Path) -
     assert [row["passage_id"] for row in rows] == ["d1", "d2", "d0"]
 
 
+def test_what_is_left_out_of_the_training_split_is_a_reject_once(folder: Path) -> None:
+    with (folder / "corpus.jsonl").open("a", encoding="utf-8") as stream:
+        stream.write("\n" + json.dumps({"_id": "d9", "text": " "}))
+    with (folder / "qrels" / "train.tsv").open("a", encoding="utf-8") as stream:
+        stream.write("q1\tnowhere\t1\n")
+    rejects = prepare_corpus(CorpusConfig(path=str(folder), train_split="train"))["rejects"].to_pylist()
+    assert [(row["input_id"], row["reason"].partition(": ")[2]) for row in rejects] == [
+        ("d9", "expected a text or a title, found none"),
+        ("qrels", "1, 'nowhere' first; no search can find them (split 'train')"),
+    ]
+
+
 def test_a_change_of_the_judgements_is_a_change_of_the_corpus(folder: Path) -> None:
     config = CorpusConfig(path=str(folder), train_split="train")
     before = source_fingerprint(config)

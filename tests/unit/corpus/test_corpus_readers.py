@@ -349,7 +349,7 @@ def test_judgements_on_documents_that_are_not_there_are_kept_and_told(tmp_path: 
     assert [query.query_id for query in corpus.queries] == ["q1", "q2", "q3"]
     (d3, _), (told, reason) = reasons(corpus)
     assert (d3, told) == ("d3", "qrels")
-    assert reason == "judged documents that the corpus lacks: 2, 'dx' first; they count as not found"
+    assert reason == "judged documents that the corpus lacks: 2, 'dx' first; no search can find them"
 
 
 def test_no_judgement_left_is_an_error_but_no_judgement_at_all_is_not(tmp_path: Path) -> None:
