@@ -41,6 +41,13 @@ def test_data(config: RunConfig) -> None:
     assert config.llm.temperature == 0.7
 
 
+def test_the_whole_list_of_keywords_is_the_identifier(config: RunConfig) -> None:
+    """Section 2.1: "we instruct an LLM to produce a list of keywords [...] and use this keyword list"."""
+    identifiers = config.identifiers
+    assert (identifiers.type, identifiers.order) == ("semantic", "given")
+    assert identifiers.keywords == identifiers.max_keywords
+
+
 def test_training(config: RunConfig) -> None:
     sft, rpo = config.sft, config.rpo
     assert sft.model.name == "mistralai/Mistral-7B-Instruct-v0.3"
