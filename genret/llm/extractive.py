@@ -12,7 +12,6 @@ betrays stays whole.
 """
 
 import math
-import re
 from bisect import bisect
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -26,7 +25,7 @@ from genret.config import ExtractiveConfig
 from genret.corpus.stop_words import DESCRIPTION_STOP_WORDS
 from genret.errors import InputError
 from genret.llm.base import Item, Request, Response
-from genret.llm.words import join_words, split_words
+from genret.llm.words import join_words, replace_words, split_words
 from genret.types import Passage
 
 # These need understanding.
@@ -65,7 +64,6 @@ _TITLE_WEIGHT = 2
 # Of a negative: words that are broken at least, and keywords of related texts that may take their place.
 _FEWEST_BROKEN = 2
 _REPLACEMENTS = 20
-_TOKEN = re.compile(r"[^\W_]+")
 _MOST_DIGITS = 18
 # A query that was already drawn is drawn anew, so often at most.
 _ATTEMPTS = 4
@@ -355,11 +353,8 @@ class ExtractiveEngine:
         """A text in which some named words and all numbers are others."""
         count = min(len(named), max(_FEWEST_BROKEN, -(-len(named) // 2)))
         broken = {word: self._other(word, others, rng) for word in rng.sample(named, count)}
-        return _TOKEN.sub(
-            lambda match: (
-                _other_number(match[0], rng) if match[0].isdecimal() else broken.get(match[0].casefold(), match[0])
-            ),
-            text,
+        return replace_words(
+            text, lambda word: _other_number(word, rng) if word.isdecimal() else broken.get(word.casefold())
         )
 
     def _other(self, word: str, others: Sequence[str], rng: Random) -> str:

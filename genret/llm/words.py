@@ -2,7 +2,7 @@
 
 import re
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from itertools import pairwise
 
 # Scripts written without spaces between words: Thai, Lao, Myanmar, Khmer, kana, Han (with its iteration mark,
@@ -71,6 +71,39 @@ def _split_scripts(word: str) -> Iterable[str]:
             yield from map("".join, pairwise(units)) if len(units) > 1 else units
         elif run:
             yield run
+
+
+def replace_words(text: str, replace: Callable[[str], str | None]) -> str:
+    """A text with others in the place of some of its words.
+
+    Args:
+        text: Any text.
+        replace: Called with the words of `split_words`, in their order and as they are written; what stands for one, or
+            None where it stays. Of overlapping pairs, the next after one that was replaced is the one behind it.
+
+    Returns:
+        The text, with all that is between its words.
+    """
+
+    def other(word: str) -> str:
+        found = replace(word)
+        return word if found is None else found
+
+    if not _SPACELESS_RUN.search(text):
+        return _WORD.sub(lambda match: other(match[0]), text)
+    return _WORD.sub(lambda match: "".join(_replace_parts(match[0], replace)), text)
+
+
+def _replace_parts(word: str, replace: Callable[[str], str | None]) -> Iterator[str]:
+    for place, run in enumerate(_SPACELESS_RUN.split(word)):
+        units = _UNIT.findall(run) if place % 2 else [run] if run else []
+        pair = min(len(units), 2)
+        start = 0
+        while start < len(units):
+            whole = start + pair <= len(units)  # else the last character, whose pair begins before it
+            found = replace("".join(units[start : start + pair])) if whole else None
+            yield units[start] if found is None else found
+            start += 1 if found is None else pair
 
 
 def join_words(words: Iterable[str]) -> str:

@@ -53,7 +53,7 @@ def write_negatives(
     """Have the engine write hard negatives.
 
     A negative that is the passage itself, or that was written before for the query, is rejected, as one that the
-    limits do not let through.
+    limits do not let through; so is a request for which there is none.
 
     Args:
         queries: The `queries` table.
@@ -70,8 +70,9 @@ def write_negatives(
     requests = negative_requests(queries, passages, found, count)
     owners = zip(queries.column("query_id").to_pylist(), queries.column("passage_id").to_pylist(), strict=True)
     for (query_id, passage_id), (request, response) in zip(owners, pair_responses(engine, requests), strict=True):
-        if response.error:
-            rejects.append(reject("negatives", request.request_id, response.error, response.raw or request.text))
+        if response.error or not response.items:
+            reason = response.error or "no negatives"
+            rejects.append(reject("negatives", request.request_id, reason, response.raw or request.text))
         seen = {_key(request.text)}
         for number, item in enumerate(response.items):
             text = " ".join(item.text.split())

@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from genret.llm.words import has_lone_surrogate, join_words, split_words
+from genret.llm.words import has_lone_surrogate, join_words, replace_words, split_words
 
 
 @pytest.mark.parametrize(
@@ -45,6 +45,30 @@ def test_words_of_words_are_the_same(text):
 @given(st.text(), st.text())
 def test_words_of_two_lines_are_those_of_each(first, second):
     assert split_words(f"{first}\n{second}") == split_words(first) + split_words(second)
+
+
+@pytest.mark.parametrize(
+    ("text", "words", "expected"),
+    [
+        ("Hello, World-wide!", {"world"}, "Hello, #-wide!"),
+        ("東京の大学で研究する。", {"東京", "大学", "学で"}, "#の#で研究する。"),
+        ("日本語。中 x", {"本語", "中"}, "日#。# x"),
+        ("GPT模型2", {"gpt", "2"}, "#模型#"),
+        ("ที่ดีมาก", {"ดีม"}, "ที่#าก"),
+        ("le cafe\u0301 noir", {"cafe\u0301"}, "le # noir"),
+        ("le cafe\u0301 noir", {"cafe"}, "le cafe\u0301 noir"),
+    ],
+)
+def test_words_are_replaced_where_they_stand(text, words, expected):
+    assert replace_words(text, lambda word: "#" if word.casefold() in words else None) == expected
+
+
+@given(st.text() | st.text("日本 語aé\u0301ที่.1"))
+def test_replacing_sees_the_words_and_leaves_the_rest(text):
+    seen = []
+    assert replace_words(text, seen.append) == text
+    assert [word.casefold() for word in seen] == split_words(text) or text.casefold() != text
+    assert replace_words(text, lambda word: word) == text
 
 
 def test_joining_puts_spaces_only_where_the_script_has_them():

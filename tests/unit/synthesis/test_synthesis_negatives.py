@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Iterator
 
 import pyarrow as pa
+import pytest
 
 from genret.config import ExtractiveConfig
 from genret.llm.base import Item, Request, Response
@@ -59,6 +60,14 @@ def test_an_error_is_a_reject(passages) -> None:
     assert tables["rejects"].to_pylist()[0]["reason"] == "it did not answer"
 
 
+def test_an_answer_without_negatives_is_a_reject(passages) -> None:
+    tables = write_negatives(queries(), passages, {}, 1, Answering(), None)
+    assert tables["negatives"].num_rows == 0
+    assert [(row["input_id"], row["reason"]) for row in tables["rejects"].to_pylist()] == [
+        ("q1|negative", "no negatives")
+    ]
+
+
 def test_the_engine_without_a_model_breaks_what_the_query_names(passages) -> None:
     statistics = CorpusStatistics.fit(passages_from_table(passages))
     engine = ExtractiveEngine(ExtractiveConfig(), statistics, 0)
@@ -73,6 +82,23 @@ def test_the_engine_without_a_model_breaks_what_the_query_names(passages) -> Non
         assert len(original & words) >= len(original) // 2, "most of the passage stays"
     again = write_negatives(queries(), passages, {"q1": ["winter"]}, 2, engine, None)
     assert again["negatives"].equals(tables["negatives"])
+
+
+@pytest.mark.parametrize(
+    ("text", "query", "stays"),
+    [
+        ("東京の大学で研究する", "東京の大学", "研究"),
+        ("นักวิจัยทำงานที่มหาวิทยาลัยในกรุงเทพ", "มหาวิทยาลัย", "นักวิจัย"),
+        ("Le cafe\u0301 de Gene\u0300ve ouvre", "cafe\u0301 Gene\u0300ve", "ouvre"),
+        ("दिल्ली विश्वविद्यालय में शोध", "दिल्ली विश्वविद्यालय", "में"),
+    ],
+)
+def test_what_the_query_names_is_broken_in_any_script(passages, text: str, query: str, stays: str) -> None:
+    engine = ExtractiveEngine(ExtractiveConfig(), CorpusStatistics.fit(passages_from_table(passages)), 0)
+    request = Request("q|negative", "negative", 1, "", text, query=query)
+    [item] = engine.respond(request).items
+    assert set(split_words(query)) - set(split_words(item.text)), "some of what the query names is gone"
+    assert stays in item.text
 
 
 def test_numbers_are_others(passages) -> None:
