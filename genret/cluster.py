@@ -11,7 +11,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -21,7 +21,14 @@ import ray
 from pyarrow import fs
 from ray._private.worker import global_worker
 from ray.autoscaler.v2.sdk import get_cluster_resource_state
-from ray.exceptions import RayActorError, RayError, RayTaskError
+from ray.exceptions import (
+    ActorHandleNotFoundError,
+    ObjectLostError,
+    OutOfMemoryError,
+    RayActorError,
+    RayError,
+    RayTaskError,
+)
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from genret.config import ComputeConfig
@@ -41,8 +48,13 @@ _IN_FLIGHT = 2
 # Ray leaves all GPUs visible to a worker that asked for none; results would depend on hardware that the
 # configuration says is not used.
 NO_GPU = {"CUDA_VISIBLE_DEVICES": ""}
-# How often a batch may lose its actor: it may be the batch that kills it.
+# How far batches may be begun ahead of the first whose result is missing, in times of those under way: results that
+# have to wait for it are held.
+_AHEAD = 4
+# How often a batch may lose its actor, or its result: it may be the batch that kills it. And how often an actor may die
+# while it starts before there are fewer of them.
 _MOST_LOSSES = 3
+_LOSSES = (RayActorError, OutOfMemoryError, ObjectLostError)
 # How often to look for requests without room, how long one may wait before a word is said, and when it is said again.
 _LOOK_SECONDS = 5.0
 _PATIENCE_SECONDS = 60.0
@@ -268,7 +280,7 @@ def map_batches(
     Raises:
         InputError: Raised by the function in an actor.
         RayTaskError: Any other error there.
-        RayActorError: A batch lost its actor four times.
+        RayError: A batch lost its actor or its result four times, or actors die while they start and none is left.
     """
     pool = ActorPool(compute, gpus)
     try:
@@ -308,6 +320,7 @@ class ActorPool:
         self._starting: dict[Any, Any] = {}
         self._load: dict[Any, int] = {}
         self._running: dict[Any, _Task] = {}
+        self._lost_starts = 0
 
     def map(
         self,
@@ -350,27 +363,35 @@ class ActorPool:
     def _results(self, batches: Iterable[Any], total: int, progress: ProgressFunction | None) -> Iterator[Any]:
         waiting = enumerate(batches)
         finished: dict[int, Any] = {}
-        following = done = 0
-        for number, batch in islice(waiting, _IN_FLIGHT * min(self.size, total)):
-            self._submit(number, batch)
+        submitted = following = done = 0
+        most = _IN_FLIGHT * min(self.size, total)
+
+        def draw() -> None:
+            nonlocal submitted
+            room = min(done + most, following + _AHEAD * most) - submitted
+            for number, batch in islice(waiting, max(0, room)):
+                self._submit(number, batch)
+                submitted += 1
+
+        draw()
         while self._queue or self._running:
             number, result = self._next_result()
             finished[number] = result
             done += 1
-            for upcoming, batch in islice(waiting, 1):
-                self._submit(upcoming, batch)
+            draw()  # before whoever gets the results takes his time
             if progress is not None:
                 progress(done, total)
             while following in finished:
                 yield finished.pop(following)
                 following += 1
+            draw()
 
     def _submit(self, number: int, batch: Any) -> None:
         self._queue.append(_Task(number, batch))
         self._fill()
 
     def _next_result(self) -> tuple[int, Any]:
-        """Wait for any batch; one that lost its actor is begun again elsewhere."""
+        """Wait for any batch; one that lost its actor, or its result, is begun again elsewhere."""
         while True:
             ready, _ = ray.wait([*self._starting, *self._running], num_returns=1)
             if ready[0] in self._starting:
@@ -385,7 +406,7 @@ class ActorPool:
                 if isinstance(error.cause, InputError):
                     raise error.cause from error
                 raise
-            except RayActorError:
+            except _LOSSES:
                 self._load.pop(task.actor, None)
                 task.losses += 1
                 if task.losses > _MOST_LOSSES:
@@ -402,19 +423,26 @@ class ActorPool:
         for things in (self._queue, self._starting, self._load, self._running):
             things.clear()
         self._job = None
-        for actor in actors:
-            ray.kill(actor)
+        self._lost_starts = 0
+        _end(actors)
 
     def withdraw(self) -> None:
         """No longer ask for the actors that have not started: until there is work again, a cluster need not grow."""
         actors = list(self._starting.values())
         self._starting.clear()
-        for actor in actors:
-            ray.kill(actor)
+        _end(actors)
 
     def _greet(self, ready: Any) -> None:
         actor = self._starting.pop(ready)
-        ray.get(ready)
+        try:
+            ray.get(ready)
+        except _LOSSES:
+            self._lost_starts += 1
+            self._fill()
+            if not self._load and not self._starting:
+                raise
+            return
+        self._lost_starts = 0
         self._load[actor] = 0
         self._fill()
 
@@ -428,9 +456,19 @@ class ActorPool:
             task.actor = min(free, key=lambda actor: self._load[actor])
             self._load[task.actor] += 1
             self._running[task.actor.apply.remote(self._job, task.batch)] = task
-        while len(self._load) + len(self._starting) < self.size and len(self._starting) < len(self._queue):
+        size = min(self.size, self.size + _MOST_LOSSES - self._lost_starts)
+        while len(self._load) + len(self._starting) < size and len(self._starting) < len(self._queue):
             actor = self._class.remote(self._hide_gpus)
             self._starting[actor.ready.remote()] = actor
+
+
+def _end(actors: Iterable[Any]) -> None:
+    """Kill actors, which may have gone with their cluster: without one, `ray.kill` would start a Ray of its own."""
+    if not ray.is_initialized():
+        return
+    for actor in actors:
+        with suppress(ActorHandleNotFoundError):
+            ray.kill(actor)
 
 
 def _as_it_is(function: Callable[[Batch], Result]) -> Callable[[Batch], Result]:

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -12,7 +13,7 @@ import ray
 from ray.cloudpickle import register_pickle_by_value
 from ray.exceptions import RayActorError
 
-from genret.cluster import ActorPool, connected, map_batches
+from genret.cluster import ActorPool, _Worker, connected, map_batches
 from genret.config import ComputeConfig
 from genret.errors import InputError
 
@@ -41,12 +42,36 @@ def make_dying(marker: str) -> Callable[[int], int]:
     return apply
 
 
+def make_waiting(marker: str) -> Callable[[int], int]:
+    """Number 0 waits until there is a marker."""
+
+    def apply(number: int) -> int:
+        while number == 0 and not Path(marker).exists():
+            time.sleep(0.01)
+        return number
+
+    return apply
+
+
 def make_adder_of_one(amount: int) -> Callable[[int], int]:
     return lambda number: number + amount
 
 
 def make_refusing(name: str) -> Callable[[int], int]:
     raise InputError(f"{name}: expected something else")
+
+
+class DyingWorker(_Worker):
+    """Dies while it starts, the first time (or always, where the marker cannot be made)."""
+
+    marker: Path
+
+    def __init__(self, hide_gpus: bool) -> None:
+        if not self.marker.exists():
+            if self.marker.parent.exists():
+                self.marker.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        _Worker.__init__(self, hide_gpus)
 
 
 @pytest.fixture(scope="module")
@@ -163,6 +188,67 @@ def test_a_batch_that_always_kills_its_actor_is_an_error(cluster: None, tmp_path
     arguments = {"marker": str(tmp_path / "no" / "folder")}
     with pytest.raises(RayActorError):
         list(map_batches(range(8), 8, make_dying, arguments, ComputeConfig(cpu_workers=2, cpus_a_worker=0.5)))
+
+
+def dying_pool(marker: Path, workers: int, monkeypatch: pytest.MonkeyPatch) -> ActorPool:
+    monkeypatch.setattr("genret.cluster._Worker", type("DyingWorker", (DyingWorker,), {"marker": marker}))
+    return ActorPool(ComputeConfig(cpu_workers=workers, cpus_a_worker=0.5))
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_an_actor_that_dies_while_it_starts_is_replaced(
+    cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: int
+) -> None:
+    pool = dying_pool(tmp_path / "died", workers, monkeypatch)
+    assert list(pool.map(range(8), 8, make_squarer, {})) == [n * n for n in range(8)]
+    assert (tmp_path / "died").exists()
+    pool.close()
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_actors_that_always_die_while_they_start_are_an_error(
+    cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: int
+) -> None:
+    pool = dying_pool(tmp_path / "no" / "folder", workers, monkeypatch)
+    with pytest.raises(RayActorError):
+        list(pool.map(range(8), 8, make_squarer, {}))
+
+
+def test_few_results_wait_for_the_first(pool: ActorPool, tmp_path: Path) -> None:
+    """While it is worked on, so is what is near to it, and no more."""
+    marker, drawn, ahead = tmp_path / "go on", [], []
+
+    def draw() -> Iterator[int]:
+        for number in range(201):
+            drawn.append(number)
+            yield number
+
+    def progress(done: int, total: int) -> None:
+        if done == 14:  # all that is begun, but for two batches of the actor that waits
+            ahead.append(len(drawn))
+            marker.touch()
+
+    assert list(pool.map(draw(), 201, make_waiting, {"marker": str(marker)}, progress)) == list(range(201))
+    assert ahead == [16]
+
+
+def test_a_pool_may_be_closed_when_its_cluster_is_gone() -> None:
+    """In a process of its own: a cluster that is started must not be that of the other tests."""
+    code = (
+        "import ray\n"
+        "from genret.cluster import ActorPool, connected\n"
+        "from genret.config import ComputeConfig\n"
+        "pool = ActorPool(ComputeConfig(cpu_workers=2, cpus_a_worker=0.5))\n"
+        "with connected(ComputeConfig()):\n"
+        "    results = pool.apply(str, range(20))\n"
+        "    print(next(results))\n"
+        "pool.close()\n"
+        "assert not ray.is_initialized()\n"
+        "print('closed')\n"
+    )
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, timeout=120)
+    assert result.stdout.split() == ["0", "closed"], result.stderr
 
 
 def test_a_mistake_of_the_user_arrives_as_it_was_raised(cluster: None) -> None:

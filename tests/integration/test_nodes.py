@@ -17,8 +17,8 @@ from ray.cloudpickle import register_pickle_by_value
 from ray.cluster_utils import AutoscalingCluster, Cluster
 from service import free_port
 
-from genret.cluster import connected, map_batches, start_board
-from genret.config import load_config
+from genret.cluster import ActorPool, connected, map_batches, start_board
+from genret.config import ComputeConfig, load_config
 from genret.pipeline import run
 from genret.runs import RunStore, StageRecord
 
@@ -117,6 +117,22 @@ def test_progress_is_kept_on_the_node_of_the_driver(cluster: Cluster) -> None:
     assert [ray.get(board.read.remote()) for board in boards] == [(0, 0, {})] * 5
     own = ray.get_runtime_context().get_node_id()
     assert {ray._private.state.actors(board._actor_id.hex())["Address"]["NodeID"] for board in boards} == {own}
+
+
+@pytest.mark.slow
+def test_results_that_were_lost_with_their_node_are_made_again(cluster: Cluster) -> None:
+    compute = ComputeConfig(address=cluster.address, cpu_workers=2, cpus_a_worker=2)
+    with connected(compute):
+        pool = ActorPool(compute)
+        results = pool.map(range(12), 12, make_large, {})
+        found = [next(results)]
+        done = list(pool._running)
+        ray.wait(done, num_returns=len(done), fetch_local=False)
+        theirs = {ray._private.state.actors(actor._actor_id.hex())["Address"]["NodeID"] for actor in pool._load}
+        for node in [node for node in cluster.worker_nodes if node.node_id in theirs]:
+            cluster.remove_node(node, allow_graceful=False)
+        assert [*found, *results] == [bytes([number]) * 1_000_000 for number in range(12)]
+        pool.close()
 
 
 class OwnAutoscalingCluster(AutoscalingCluster):
@@ -237,6 +253,11 @@ def test_a_cluster_grows_from_nothing_to_what_the_pipeline_asks_for_and_back(
         assert [result for result, _ in counts] == list(range(60))
         assert max(count for _, count in counts) == 2
         wait_for(lambda: working_nodes() == 0, 90)
+
+
+def make_large() -> Callable[[int], bytes]:
+    """Results that Ray keeps where they were made."""
+    return lambda number: bytes([number]) * 1_000_000
 
 
 def make_sleeper() -> Callable[[int], int]:
