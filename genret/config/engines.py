@@ -139,8 +139,9 @@ class VllmConfig(Section):
     revision: str = "main"
     """Branch, tag or commit on the hub."""
     lora: str = ""
-    """Hub name or local folder of a LoRA adapter that is laid over the model; empty: none. One of a rank above 16
-    needs {max_lora_rank: 64} or the like among the `engine_arguments`."""
+    """Hub name or local folder (the same on all nodes) of a LoRA adapter, with weights in safetensors, that is laid
+    over the model; empty: none. One of a rank above 16 needs {max_lora_rank: 64} or the like among the
+    `engine_arguments`."""
     quantization: str = Field("", pattern=r"^[\w-]*$")
     """How the weights are quantised, in vLLM's words (fp8, awq, bitsandbytes ...); empty: as the model says."""
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
@@ -211,7 +212,7 @@ def _vllm_problems(config: VllmConfig) -> Iterator[str]:
         )
     if "trust_remote_code" in config.engine_arguments:
         yield "engine_arguments: trust_remote_code stays off: it runs code that comes with a model"
-    if (layout := config.engine_arguments.get("load_format")) in _MAYBE_PICKLES:
+    if str(layout := config.engine_arguments.get("load_format")).lower() in _MAYBE_PICKLES:
         yield f"engine_arguments: expected a load_format that reads no pickles, found {layout!r}: they may run code"
     if own := sorted(_OWN_ENGINE_ARGUMENTS & config.engine_arguments.keys()):
         yield f"engine_arguments: expected arguments that no other setting decides, found {', '.join(own)}"
@@ -224,7 +225,7 @@ _OWN_ENGINE_ARGUMENTS = {
     "max_model_len", "tensor_parallel_size", "seed", "runner", "task_type",
 }  # fmt: skip
 
-# Formats of vLLM that read pickles, or whatever is there.
+# Formats of vLLM, which are the same to it in any case, that read pickles, or whatever is there.
 _MAYBE_PICKLES = ("auto", "hf", "pt", "npcache")
 
 

@@ -24,7 +24,7 @@ from genret.llm.journal import Completion, Journal, JournalWriter
 from genret.llm.reasons import short_reason
 from genret.llm.sending import Outcome
 from genret.llm.tokens import prompt_tokens
-from genret.llm.vllm import LOGS, check_vllm, most_tokens, sampling_parameters
+from genret.llm.vllm import LOGS, adapter_folder, check_vllm, most_tokens, sampling_parameters
 
 # So many prompts refused and none answered: the engine refuses what all of them have in common.
 _MOST_REFUSALS_AT_FIRST = 20
@@ -72,6 +72,7 @@ class Replica(vLLMEngineStageUDF):
         try:
             check_vllm()
             _check_folder(options["model"])
+            self._adapter = adapter_folder(self._config) if self._config.lora else ""
             super().__init__(data_column, [], **options)
             self._tokenizer = self.llm.engine.get_tokenizer()
             self._limit = self.llm.engine.model_config.max_model_len
@@ -112,7 +113,7 @@ class Replica(vLLMEngineStageUDF):
     def _ask(self, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """Rows as vLLM's stage takes them."""
         place = self.IDX_IN_BATCH_COLUMN
-        model = {"model": self._config.lora} if self._config.lora else {}
+        model = {"model": self._adapter} if self._adapter else {}
         return [
             {
                 place: row[place],

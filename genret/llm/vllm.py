@@ -1,5 +1,6 @@
 """The engine `vllm`: vLLM in actors that Ray Data feeds (`ray.data.llm`), on GPUs or on CPUs."""
 
+import json
 import logging
 import os
 from collections.abc import Generator, Iterator, Mapping
@@ -28,6 +29,9 @@ if TYPE_CHECKING:
 _LITTLE = {"num_cpus": 0.1}
 _GIB = 2**30
 _LONGEST_MESSAGE = 500
+_ADAPTER_CONFIG, _ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+# vLLM's own, where `max_lora_rank` says nothing.
+_MOST_RANK = 16
 
 LOGS = "vLLM's own words are in the logs of Ray's workers: /tmp/ray/session_latest/logs on their nodes"
 """Where to look further."""
@@ -56,8 +60,12 @@ class VllmSender:
         # Takes seconds, which those who only ask for `demands` need not wait for.
         from ray.data.exceptions import ExecutionTimeoutError
 
-        check_torchvision()
         config = self._config
+        if config.lora:
+            config = config.model_copy(update={"lora": _absolute(config.lora)})
+            if Path(config.lora).is_dir():
+                check_adapter(config, Path(config.lora))
+        check_torchvision()
         processor = _build(config, {"config": config, "journal": journal, "session": session, "proven": proven})
 
         def transform(rows: "Dataset") -> "Dataset":
@@ -120,6 +128,55 @@ def check_torchvision() -> None:
                 "llm.type: vllm needs a torchvision that fits torch, or none; found one that cannot be imported "
                 f"({error}): pip uninstall -y torchvision torchaudio torchcodec triton"
             ) from error
+
+
+# --- the adapter ---
+
+
+def adapter_folder(config: VllmConfig) -> str:
+    """The folder of `lora` on this node, looked at; one from the hub is fetched first, without the pickles it may have.
+
+    An engine that finds out by itself dies with it, and is started again, for long.
+
+    Raises:
+        InputError: It is not there, or the engine cannot work with it.
+    """
+    folder = config.lora
+    if not Path(folder).is_absolute():
+        from huggingface_hub import snapshot_download
+
+        try:
+            folder = snapshot_download(folder, allow_patterns=[_ADAPTER_CONFIG, _ADAPTER_WEIGHTS])
+        except (OSError, ValueError) as error:  # what the hub's errors are
+            raise InputError(
+                "llm.lora: expected the hub name of an adapter, or its folder (the same on all nodes), "
+                f"found {config.lora!r}: {error}"
+            ) from error
+    check_adapter(config, Path(folder))
+    return folder
+
+
+def check_adapter(config: VllmConfig, folder: Path) -> None:
+    """See that a folder holds an adapter that the engine can work with.
+
+    Raises:
+        InputError: It does not.
+    """
+    for name in (_ADAPTER_CONFIG, _ADAPTER_WEIGHTS):
+        if not (folder / name).is_file():
+            raise InputError(f"llm.lora: expected a folder (the same on all nodes) with {name}, found none: {folder}")
+    try:
+        rank = json.loads((folder / _ADAPTER_CONFIG).read_text(encoding="utf-8"))["r"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(
+            f"llm.lora: expected a JSON object with the rank r, found none: {folder / _ADAPTER_CONFIG}"
+        ) from error
+    most = config.engine_arguments.get("max_lora_rank", _MOST_RANK)
+    if isinstance(rank, int) and isinstance(most, int) and rank > most:
+        raise InputError(
+            f"llm.lora: expected an adapter of at most rank {most} (max_lora_rank among llm.engine_arguments), "
+            f"found rank {rank}: {folder}"
+        )
 
 
 # --- the processor ---
@@ -191,10 +248,9 @@ def engine_arguments(config: VllmConfig) -> dict[str, Any]:
         "revision": config.revision,
         "dtype": config.dtype,
         "tensor_parallel_size": config.tensor_parallel_size,
+        # Left alone vLLM reads pickles where nothing else is, also from a model that Ray fetched from an object store.
+        "load_format": "safetensors",
     }
-    if "://" not in config.model:
-        # Left alone vLLM reads pickles where nothing else is; what streams from object stores reads none.
-        arguments["load_format"] = "safetensors"
     if config.max_model_len:
         arguments["max_model_len"] = config.max_model_len
     if config.quantization:

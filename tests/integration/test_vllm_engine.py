@@ -17,8 +17,9 @@ import psutil
 import pytest
 from checkpoint import write_checkpoint
 from conftest import SETTINGS, write_beir
+from peft import LoraConfig, get_peft_model
 from silent import Silent
-from transformers import AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from genret.cluster import connected
 from genret.config import ComputeConfig, VllmConfig, load_config
@@ -159,6 +160,28 @@ print(sum(bool(response.items) for response in responses))
 def test_a_model_that_is_not_there_is_told_at_once(cluster: None, model: Path, tmp_path: Path) -> None:
     engine = engine_of(tmp_path / "none", tmp_path)
     with pytest.raises(InputError, match=r"llm\.model: expected a folder with a model .* none"):
+        list(engine.generate(requests(1)))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_an_adapter_in_a_folder_beside_the_driver_is_laid_over_the_model(
+    cluster: None, model: Path, answers: Answers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    adapted = get_peft_model(
+        AutoModelForCausalLM.from_pretrained(model),
+        LoraConfig(r=8, lora_alpha=64, target_modules=["q_proj", "v_proj"], init_lora_weights=False),
+    )
+    adapted.save_pretrained(tmp_path / "adapter")
+    monkeypatch.chdir(tmp_path)
+    with_adapter = Answers(engine_of(model, tmp_path, lora="adapter"), answers.asked[:14], tmp_path)
+    assert any(response.items for response in with_adapter.responses)
+    assert with_adapter.responses != answers.responses[:14]
+
+
+def test_an_adapter_that_is_not_there_is_told_at_once(cluster: None, model: Path, tmp_path: Path) -> None:
+    engine = engine_of(model, tmp_path, lora="acme/none")
+    with pytest.raises(InputError, match=r"llm\.lora: expected the hub name .*, or its folder .*acme/none"):
         list(engine.generate(requests(1)))
 
 

@@ -14,6 +14,7 @@ from genret.errors import InputError
 from genret.llm.tokens import prompt_tokens
 from genret.llm.vllm import (
     VllmSender,
+    adapter_folder,
     check_torchvision,
     demands,
     engine_arguments,
@@ -48,6 +49,7 @@ def test_the_section_is_read_from_overrides() -> None:
         ({"engine_arguments": {"seed": 1, "dtype": "auto", "max_num_seqs": 1}}, "decides, found dtype, seed"),
         ({"engine_arguments": {"load_format": "auto"}}, "expected a load_format that reads no pickles, found 'auto'"),
         ({"engine_arguments": {"load_format": "pt"}}, "expected a load_format that reads no pickles, found 'pt'"),
+        ({"engine_arguments": {"load_format": "HF"}}, "expected a load_format that reads no pickles, found 'HF'"),
         ({"engine_arguments": {"x": [float("nan")]}}, "engine_arguments: expected finite numbers"),
         ({"chat_template_arguments": {"x": float("inf")}}, "chat_template_arguments: expected finite numbers"),
         ({"model": " "}, "model"),
@@ -121,7 +123,66 @@ def test_no_pickles_are_read() -> None:
     assert engine_arguments(config())["load_format"] == "safetensors"
     dummy = config(engine_arguments={"load_format": "dummy"})
     assert engine_arguments(dummy)["load_format"] == "dummy"
-    assert "load_format" not in engine_arguments(VllmConfig(model="s3://models/tiny")), "vLLM streams those its own way"
+    # Ray fetches what is not streamed, and vLLM gets a folder.
+    assert engine_arguments(VllmConfig(model="s3://models/tiny"))["load_format"] == "safetensors"
+    streamed = VllmConfig(model="s3://models/tiny", engine_arguments={"load_format": "runai_streamer"})
+    assert engine_arguments(streamed)["load_format"] == "runai_streamer"
+
+
+# --- adapters ---
+
+
+def write_adapter(folder: Path, config: str = '{"r": 16}', weights: str = "adapter_model.safetensors") -> Path:
+    folder.mkdir(parents=True)
+    (folder / "adapter_config.json").write_text(config, encoding="utf-8")
+    (folder / weights).touch()
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("adapter", "settings", "message"),
+    [
+        ({"config": '{"r": 32}'}, {}, r"at most rank 16 \(max_lora_rank among .*\), found rank 32: /.*/adapter$"),
+        ({"config": '{"r": 128}'}, {"max_lora_rank": 64}, "at most rank 64 .* found rank 128"),
+        ({"config": "[]"}, {}, "a JSON object with the rank r, found none: /.*/adapter_config.json"),
+        ({"config": "{"}, {}, "a JSON object with the rank r, found none"),
+        ({"weights": "adapter_model.bin"}, {}, r"with adapter_model.safetensors, found none: /.*/adapter$"),
+    ],
+)
+@pytest.mark.parametrize("relative", [False, True])
+def test_an_adapter_that_vllm_cannot_work_with_is_named_before_it_starts(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    adapter: dict[str, str],
+    settings: dict[str, Any],
+    message: str,
+    relative: bool,
+) -> None:
+    folder = write_adapter(tmp_path / "adapter", **adapter)
+    monkeypatch.chdir(tmp_path)
+    section = config(lora="adapter" if relative else str(folder), engine_arguments=settings)
+    with pytest.raises(InputError, match=rf"^llm\.lora: expected .*{message}"):
+        next(VllmSender(section, 0).send(str(tmp_path / "prompts"), str(tmp_path / "journal"), "s", proven=False))
+
+
+def test_an_adapter_is_found_where_it_is(tmp_path: Path) -> None:
+    folder = str(write_adapter(tmp_path / "adapter", '{"r": 64}'))
+    assert adapter_folder(config(lora=folder, engine_arguments={"max_lora_rank": 64})) == folder
+    for missing in (str(tmp_path / "none"), "acme/none", "some/where/else"):
+        with pytest.raises(InputError, match=r"^llm\.lora: expected .*(none|some/where/else)"):
+            adapter_folder(config(lora=missing))
+
+
+def test_an_adapter_of_the_hub_is_fetched_without_its_pickles(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    for name, weights in (("good", "adapter_model.safetensors"), ("pickled", "adapter_model.bin")):
+        cached = tmp_path / f"models--acme--{name}"
+        write_adapter(cached / "snapshots" / "abc", weights=weights)
+        (cached / "refs").mkdir()
+        (cached / "refs" / "main").write_text("abc")
+    assert adapter_folder(config(lora="acme/good")) == str(tmp_path / "models--acme--good/snapshots/abc")
+    with pytest.raises(InputError, match=r"^llm\.lora: .* with adapter_model.safetensors, found none"):
+        adapter_folder(config(lora="acme/pickled"))
 
 
 def test_with_gpus_vllm_decides_for_itself() -> None:
