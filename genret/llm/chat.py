@@ -7,7 +7,7 @@ The request: https://platform.openai.com/docs/api-reference/chat/create. What a 
   blamed: where the server answered another meanwhile, or answers then what any model can answer;
 * a prompt is refused (400, 413, 422, content filter): its error is final;
 * the configuration is wrong (401, 403, 404, a redirection) or nothing is paid for (402): the engine is given up, as
-  it is when nothing was answered for long.
+  it is when nothing was answered for long, or none of the first prompts.
 """
 
 import asyncio
@@ -37,8 +37,8 @@ from genret.llm.tokens import estimated_tokens
 _BUSY = frozenset({425, 429, 502, 503, 504, 529})
 _TRY_AGAIN = frozenset({408, 409})
 _WRONG_ADDRESS = frozenset({404, 405})
-# So many prompts refused and none answered: the server refuses what all of them have in common.
-_MOST_REFUSALS_AT_FIRST = 20
+# So many prompts refused or failed, and none answered: it is what all of them have in common.
+_MOST_REJECTED_AT_FIRST = 20
 _PROBE = "Answer with the word yes."
 _PROBE_TOKENS = 16
 # How long to leave a server alone that did not answer it.
@@ -103,7 +103,7 @@ class ChatClient:
         self._session: aiohttp.ClientSession | None = None
         self._url = f"{_base(config)}/chat/completions"
         self._tasks: set[asyncio.Task[Outcome]] = set()
-        self._refusals = 0
+        self._rejected = 0
         self._last_answer = float("-inf")
         self._failing_since: float | None = None
         self._one_probe = asyncio.Lock()
@@ -162,7 +162,7 @@ class ChatClient:
                 break
             failures += blamed
             if failures >= self._config.max_attempts:
-                return await self._keep(Completion(name, error=f"{reply.problem}; tried {failures} times"), "failed")
+                return await self._reject(name, f"{reply.problem}; tried {failures} times", "failed")
             silence = self._silence(begun)
             if silence >= self._config.give_up_seconds:
                 self._give_up(f"no answer from {self._config.base_url} for {silence:.0f} s; last: {reply.problem}")
@@ -215,10 +215,16 @@ class ChatClient:
             self._proven = True
             counts = reply.prompt_tokens, reply.completion_tokens
             return await self._keep(Completion(name, reply.text, reply.finished, "", *counts), "done")
-        self._refusals += 1
-        if not self._proven and self._refusals >= _MOST_REFUSALS_AT_FIRST:
-            self._give_up(f"the server refused the first {self._refusals} prompts; the last: {reply.problem}", True)
-        return await self._keep(Completion(name, error=reply.problem), "refused")
+        return await self._reject(name, reply.problem, "refused")
+
+    async def _reject(self, name: str, problem: str, state: Literal["refused", "failed"]) -> Outcome:
+        """A prompt gets no answer: keep why."""
+        self._rejected += 1
+        if not self._proven and self._rejected >= _MOST_REJECTED_AT_FIRST:
+            did = "refused" if state == "refused" else "failed at"
+            reason = f"the server {did} the first {self._rejected} prompts; the last: {problem}"
+            self._give_up(reason, mistake=state == "refused")
+        return await self._keep(Completion(name, error=problem), state)
 
     async def _keep(self, completion: Completion, state: Literal["done", "refused", "failed"]) -> Outcome:
         # What has come is kept, also when all else is stopped.

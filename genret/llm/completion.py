@@ -98,7 +98,7 @@ class CompletionEngine:
         """One response for each request, in their order; see `genret.llm.base.Engine`.
 
         Raises:
-            EngineError: The model no longer answers. What it answered is kept.
+            EngineError: The model no longer answers, or answered none of the prompts. What it answered is kept.
             InputError: The configuration asks for what cannot be, such as a model that the server does not know.
         """
         self.counts = Counts()
@@ -157,6 +157,10 @@ class CompletionEngine:
         lost = waiting.rows - counts.answered - counts.failed
         if lost:
             raise self._given_up(f"{lost:,} prompts got lost on the way to their actors", False)
+        if counts.failed and not counts.answered + counts.reused:
+            # Not the prompts' fault, as it seems: what is made without an answer would be taken for done.
+            reason = max(counts.reasons, key=counts.reasons.__getitem__, default="no reason")
+            raise self._given_up(f"{self.name} answered none of {counts.failed:,} prompts, mostly: {reason}", False)
 
     def _given_up(self, reason: str, mistake: bool) -> Exception:
         kept = self.counts.reused + self.counts.answered

@@ -26,8 +26,8 @@ from genret.llm.sending import Outcome
 from genret.llm.tokens import prompt_tokens
 from genret.llm.vllm import LOGS, adapter_folder, check_vllm, most_tokens, sampling_parameters
 
-# So many prompts refused and none answered: the engine refuses what all of them have in common.
-_MOST_REFUSALS_AT_FIRST = 20
+# So many prompts refused or failed, and none answered: it is what all of them have in common.
+_MOST_REJECTED_AT_FIRST = 20
 # The errors by which vLLM refuses a prompt, whenever it is asked.
 _REFUSALS = ("VLLMValidationError", "ValueError", "TypeError")
 _LONGEST_MESSAGE = 500
@@ -63,7 +63,7 @@ class Replica(vLLMEngineStageUDF):
         # The writer is for one thread at a time, and so are tokenizers.
         self._writing, self._reading = ThreadPoolExecutor(1), ThreadPoolExecutor(1)
         self._proven = work["proven"]
-        self._refusals = 0
+        self._rejected = 0
         self._stop = ""
         self._mistaken = True
         # Ray's class sets these too, unless it fails.
@@ -139,10 +139,14 @@ class Replica(vLLMEngineStageUDF):
         """Write an answer, or its error, into the journal."""
         completion = self._completion(row, answer)
         refused = completion.error.startswith(_REFUSALS)
-        if refused:
-            self._refusals += 1
-            if not self._proven and self._refusals >= _MOST_REFUSALS_AT_FIRST:
-                self._stop = f"vLLM refused the first {self._refusals} prompts; the last: {completion.error}"
+        if completion.error:
+            if self._stop:
+                return self._unsent(completion.id)
+            self._rejected += 1
+            if not self._proven and self._rejected >= _MOST_REJECTED_AT_FIRST:
+                did = "refused" if refused else "failed at"
+                self._stop = f"vLLM {did} the first {self._rejected} prompts; the last: {completion.error}"
+                self._mistaken = refused
         try:
             await _in_thread(self._writing, self._writer.append, completion)
         except InputError as error:

@@ -163,6 +163,14 @@ def test_a_model_that_is_not_there_is_told_at_once(cluster: None, model: Path, t
         list(engine.generate(requests(1)))
 
 
+def test_a_setting_that_fits_no_prompt_is_told_and_rejects_none(cluster: None, model: Path, tmp_path: Path) -> None:
+    """Though all prompts are under way before the first of them is refused."""
+    engine = engine_of(model, tmp_path, max_model_len=64)
+    with pytest.raises(InputError, match=r"^vLLM refused the first 20 prompts; the last: .*64.*; 0 of 60 prompts are"):
+        list(engine.generate(requests(60)))
+    assert len(Journal(str(tmp_path / "completions"))) == 20
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_an_adapter_in_a_folder_beside_the_driver_is_laid_over_the_model(

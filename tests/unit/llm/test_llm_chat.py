@@ -356,6 +356,23 @@ def test_a_server_that_refuses_all_first_prompts_is_misconfigured(tmp_path):
     assert proven.states() == ["refused"] * 60
 
 
+@pytest.mark.parametrize("slots", [1, 4])
+def test_a_server_that_fails_at_all_first_prompts_is_given_up(tmp_path, slots):
+    """It breaks on the form that is asked for, and answers what any model can answer."""
+
+    def answer(request: web.Request, body: dict[str, Any]) -> Any:
+        return status(500, "no grammar") if "response_format" in body else completion("yes")
+
+    asked = ask(tmp_path, answer, [prompt()] * 60, slots=slots)
+    assert set(asked.states()) == {"failed", "unsent"}
+    stops = {(outcome.stop, outcome.mistake) for outcome in asked.outcomes if outcome.state == "unsent"}
+    reason = "the server failed at the first 20 prompts; the last: HTTP 500: no grammar; tried 4 times"
+    assert stops == {(reason, False)}
+    assert not Journal(str(tmp_path)).done([name(number) for number in range(60)]).any(), "a restart asks again"
+    proven = ask(tmp_path / "proven", answer, [prompt()] * 60, slots=slots, proven=True)
+    assert proven.states() == ["failed"] * 60
+
+
 @pytest.mark.parametrize("bad", [lambda: status(503, "starting"), lambda: status(500), lambda: asyncio.sleep(60)])
 def test_a_dead_server_is_given_up_and_blames_no_prompt(tmp_path, bad):
     times = {"max_attempts": 2, "timeout_seconds": 0.2, "give_up_seconds": 0.5}

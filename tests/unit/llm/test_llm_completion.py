@@ -15,6 +15,7 @@ from genret.llm.completion import CompletionEngine, Counts
 from genret.llm.http import HttpSender
 from genret.llm.journal import Completion, JournalWriter
 from genret.llm.prompts import prompt_digest, render
+from genret.llm.reasons import short_reason
 from genret.llm.sending import OUTCOME_SCHEMA, PROMPT_SCHEMA, Outcome
 
 Answer = Callable[[dict[str, object]], Completion | Outcome]
@@ -47,7 +48,8 @@ class LocalSender:
                     answer = self.answer(row)
                     if isinstance(answer, Completion):
                         writer.append(answer)
-                        answer = Outcome(answer.id, "failed" if answer.error else "done", 10, 2)
+                        reason = short_reason(answer.error) if answer.error else ""
+                        answer = Outcome(answer.id, "failed" if answer.error else "done", 10, 2, reason=reason)
                     outcomes.append(asdict(answer))
                 yield pa.Table.from_pylist(outcomes, schema=OUTCOME_SCHEMA)
         finally:
@@ -237,6 +239,30 @@ def test_a_given_up_engine_says_what_is_kept_and_how_to_go_on(tmp_path, mistake)
     sender.answer = echo
     assert not any(response.error for response in engine.generate(asked))
     assert engine.counts.reused == 7 and sender.proven == [False, True]
+
+
+def test_an_engine_that_answers_nothing_ends_the_stage(tmp_path):
+    """What a stage made of no answers at all would be taken for done."""
+    errors = iter(["HTTP 400: too long", "HTTP 500: no grammar", "HTTP 500: no grammar"])
+
+    def answer(row: dict[str, object]) -> Completion:
+        return Completion(row["id"], error=next(errors))
+
+    sender = LocalSender(answer)
+    engine = engine_of(tmp_path, sender)
+    asked = [request(number) for number in range(3)]
+    with pytest.raises(EngineError) as caught:
+        list(engine.generate(asked))
+    assert str(caught.value) == (
+        "local answered none of 3 prompts, mostly: HTTP 500; 0 of 3 prompts are answered and kept, and the same "
+        "command goes on from there"
+    )
+    sender.answer = echo
+    assert not any(response.error for response in engine.generate(asked))
+    # With an answer, be it an earlier one, the others may well be the prompts' own fault.
+    sender.answer = lambda row: Completion(row["id"], error="HTTP 400: too long")
+    responses = list(engine.generate([*asked, request(3)]))
+    assert [bool(response.error) for response in responses] == [False, False, False, True]
 
 
 def test_prompts_that_get_lost_are_missed(tmp_path):
