@@ -173,7 +173,13 @@ class CompletionEngine:
 
 def _respond(rows: list[dict[str, str]], journal: Journal) -> Iterator[Response]:
     requests = [_REQUESTS.validate_python(json.loads(row["request"])) for row in rows]
-    completions = iter(journal.read([row["id"] for row in rows if row["id"]]))
+    try:
+        completions = iter(journal.read([row["id"] for row in rows if row["id"]]))
+    except KeyError as error:
+        raise EngineError(
+            f"{journal.address()}: expected the completions of all prompts that were answered, found none of {error}; "
+            "on a cluster the run's folder has to be on storage that all nodes share"
+        ) from error
     for row, request in zip(rows, requests, strict=True):
         yield _response(request, next(completions) if row["id"] else Completion("", error=nothing_to_ask(request)))
 

@@ -19,6 +19,7 @@ from genret.llm.chat import ChatClient, reach
 from genret.llm.journal import Journal, JournalWriter
 from genret.llm.prompts import Form, Prompt
 from genret.llm.sending import OUTCOME_SCHEMA, Outcome
+from genret.llm.sharing import check_shared
 from genret.storage import Storage
 
 Value = TypeVar("Value")
@@ -54,6 +55,7 @@ class HttpSender:
 
     def send(self, prompts: str, journal: str, session: str, proven: bool) -> Generator[pa.Table, None, None]:
         """Send prompts, and yield their outcomes."""
+        check_shared(journal)
         key = _key(self._config.api_key_variable)
         with ThreadPoolExecutor(1) as thread:  # this one may have an event loop already, as in a notebook
             thread.submit(asyncio.run, reach(self._config, key)).result()

@@ -19,6 +19,7 @@ from genret.config import VllmConfig
 from genret.errors import InputError
 from genret.llm.prompts import Form
 from genret.llm.sending import OUTCOME_SCHEMA, Outcome
+from genret.llm.sharing import check_shared
 from genret.placement import Demand
 from genret.storage import Storage
 
@@ -66,6 +67,7 @@ class VllmSender:
             if Path(config.lora).is_dir():
                 check_adapter(config, Path(config.lora))
         check_torchvision()
+        check_shared(journal)
         processor = _build(config, {"config": config, "journal": journal, "session": session, "proven": proven})
 
         def transform(rows: "Dataset") -> "Dataset":

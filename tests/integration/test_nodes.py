@@ -18,7 +18,9 @@ from ray.cluster_utils import AutoscalingCluster, Cluster
 from service import free_port
 
 from genret.cluster import ActorPool, connected, map_batches, start_board
-from genret.config import ComputeConfig, load_config
+from genret.config import ComputeConfig, HttpConfig, load_config
+from genret.errors import InputError
+from genret.llm.http import HttpSender
 from genret.pipeline import run
 from genret.runs import RunStore, StageRecord
 
@@ -133,6 +135,24 @@ def test_results_that_were_lost_with_their_node_are_made_again(cluster: Cluster)
             cluster.remove_node(node, allow_graceful=False)
         assert [*found, *results] == [bytes([number]) * 1_000_000 for number in range(12)]
         pool.close()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/cwd").exists(), reason="no path that differs from process to process")
+def test_a_folder_that_not_all_nodes_share_is_told_before_anything_is_asked(
+    cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("genret.llm.sharing._PATIENCE_SECONDS", 1.0)
+    monkeypatch.chdir(tmp_path)  # where the nodes are not
+    sender = HttpSender(HttpConfig(base_url="http://127.0.0.1:1/v1", model="none"), 0, ComputeConfig())
+    with connected(ComputeConfig(address=cluster.address)):
+        own = sender.send(str(tmp_path), "/proc/self/cwd/completions", "session", proven=False)
+        with pytest.raises(InputError, match=r"^run: expected a folder that all 5 nodes share .* 5 of them do not see"):
+            next(own)
+        shared = sender.send(str(tmp_path), str(tmp_path / "completions"), "session", proven=False)
+        with pytest.raises(InputError, match=r"^llm\.base_url: expected a server"):
+            next(shared)
+    assert not list((tmp_path / "completions").iterdir())
 
 
 class OwnAutoscalingCluster(AutoscalingCluster):

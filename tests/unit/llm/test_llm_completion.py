@@ -265,6 +265,18 @@ def test_an_engine_that_answers_nothing_ends_the_stage(tmp_path):
     assert [bool(response.error) for response in responses] == [False, False, False, True]
 
 
+def test_completions_that_are_kept_elsewhere_are_missed(tmp_path):
+    """As by an actor on a node with a disk of its own."""
+
+    class Elsewhere(LocalSender):
+        def send(self, prompts, journal, session, proven):
+            yield from super().send(prompts, str(tmp_path / "elsewhere"), session, proven)
+
+    folder = tmp_path / "completions"
+    with pytest.raises(EngineError, match=rf"^{folder}: expected the completions .* storage that all nodes share$"):
+        list(engine_of(tmp_path, Elsewhere(echo)).generate([request(number) for number in range(7)]))
+
+
 def test_prompts_that_get_lost_are_missed(tmp_path):
     class Losing(LocalSender):
         def send(self, *arguments, **others):
