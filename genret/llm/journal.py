@@ -17,6 +17,7 @@ import secrets
 import time
 from array import array
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from io import BytesIO
@@ -32,6 +33,10 @@ _ID = re.compile("[0-9a-f]{32}")
 _KEY = np.dtype("S16")
 _SEGMENT_RECORDS = 256
 _SEGMENT_SECONDS = 20.0
+# Segments that are fetched at a time, and bytes of the last ones that are kept: who reads a journal needs each segment
+# for its records several times, one time soon after another.
+_FETCHES = 16
+_KEPT_BYTES = 64 << 20
 # A record's place in the journal is one number: its file in the bits above these, its offset in them.
 _OFFSET_BITS = 40
 _LAST_PLACE = np.iinfo(np.int64).max
@@ -134,7 +139,7 @@ class Journal:
     """Reads a journal.
 
     The index holds 33 bytes a completion (id, file, offset, length, whether it is good), and takes 150 while it is
-    built; the completions stay where they are.
+    built; the completions stay where they are, but for the segments of an object store that were needed last.
 
     Args:
         url: Folder of the journal; need not be there yet.
@@ -150,6 +155,7 @@ class Journal:
 
     def __init__(self, url: str, session: str = "") -> None:
         self._storage = Storage(url)
+        self._segments = _Segments(self._storage)
         self._session = session
         self._names: list[str] = []
         self._scanned: list[int] = []
@@ -176,10 +182,12 @@ class Journal:
         self._names += new
         self._scanned += [0] * len(new)
         added = _Scan()
-        for number, name in enumerate(self._names):
-            # An object never grows: what it holds came with the first look.
-            if self._storage.local is not None or name not in known:
-                self._scanned[number] = self._scan(number, self._scanned[number], added)
+        # An object never grows: what it holds came with the first look.
+        grown = [
+            number for number, name in enumerate(self._names) if self._storage.local is not None or name not in known
+        ]
+        for number in self._fetched(grown):
+            self._scanned[number] = self._scan(number, self._scanned[number], added)
         if added.keys:
             ranks = np.argsort(np.argsort(np.array(self._names)))
             self._entries = _Entries.merged(self._entries, added.entries(), ranks)
@@ -204,7 +212,7 @@ class Journal:
             raise KeyError(ids[int(np.flatnonzero(~found)[0])])
         completions: dict[int, Completion] = {}
         order = np.lexsort((entries.offsets[places], entries.files[places]))
-        for file in np.unique(entries.files[places]):
+        for file in self._fetched(np.unique(entries.files[places]).tolist()):
             here = order[entries.files[places[order]] == file]
             with self._open(self._names[file]) as stream:
                 for number in here:
@@ -232,18 +240,54 @@ class Journal:
                 offset += len(line)
         return offset
 
+    def _fetched(self, numbers: Sequence[int]) -> Iterator[int]:
+        """The numbers of files, once these are at hand: those of an object store are fetched, several at a time."""
+        for start in range(0, len(numbers), _FETCHES):
+            some = numbers[start : start + _FETCHES]
+            if self._storage.local is None:
+                self._segments.fetch([self._names[number] for number in some])
+            yield from some
+
     @contextmanager
     def _open(self, name: str) -> Iterator[BinaryIO]:
         local = self._storage.local
         if local is None:
             # A segment, which is small; to fetch parts of it would take longer.
-            yield BytesIO(self._storage.read(name) or b"")
+            yield BytesIO(self._segments.read(name))
             return
         try:
             with (local / name).open("rb") as file:
                 yield file
         except OSError as error:
             raise InputError(f"{self._storage.address(name)}: cannot be read: {error}") from error
+
+
+class _Segments:
+    """The segments of an object store; those that were needed last are kept."""
+
+    def __init__(self, storage: Storage) -> None:
+        self._storage = storage
+        self._kept: dict[str, bytes] = {}
+        self._bytes = 0
+
+    def fetch(self, names: Sequence[str]) -> None:
+        """Fetch segments that will be read soon, all at the same time."""
+        missing = [name for name in names if name not in self._kept]
+        with ThreadPoolExecutor(_FETCHES) as threads:
+            for name, content in zip(missing, threads.map(self._storage.read, missing), strict=True):
+                self._keep(name, content or b"")
+
+    def read(self, name: str) -> bytes:
+        """The content of a segment."""
+        content = self._kept[name] if name in self._kept else self._storage.read(name) or b""
+        self._keep(name, content)
+        return content
+
+    def _keep(self, name: str, content: bytes) -> None:
+        self._bytes += len(content) - len(self._kept.pop(name, b""))
+        self._kept[name] = content
+        while self._bytes > _KEPT_BYTES:
+            self._bytes -= len(self._kept.pop(next(iter(self._kept))))
 
 
 class IdSet:

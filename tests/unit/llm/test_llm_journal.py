@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from genret.errors import InputError
 from genret.llm.journal import Completion, IdSet, Journal, JournalWriter
+from genret.storage import Storage
 
 IDS = st.integers(0, 2**128 - 1).map("{:032x}".format) | st.integers(0, 20).map("{:032x}".format)
 # Half of a surrogate pair too: broken JSON of a server may hold it.
@@ -256,6 +257,26 @@ def test_an_object_store_gets_segments(remote):
         "text 399", "text 5", "a", "text 257", "text 5",
     ]  # fmt: skip
     assert Journal(remote).done([name(399)]).all()
+
+
+@pytest.mark.parametrize("kept", [64 << 20, 1])
+def test_segments_are_fetched_once_where_there_is_room_for_them(remote, monkeypatch, kept):
+    monkeypatch.setattr("genret.llm.journal._KEPT_BYTES", kept)
+    writer = JournalWriter(remote, "s")
+    for number in range(1000):
+        writer.append(Completion(name(number), f"text {number}"))
+        if number % 32 == 31:
+            writer.flush()
+    writer.close()
+    read, reads = Storage.read, []
+    monkeypatch.setattr(Storage, "read", lambda storage, place: reads.append(place) or read(storage, place))
+    journal = Journal(remote)
+    order = np.random.default_rng(0).permutation(1000).tolist()
+    for start in range(0, 1000, 100):
+        some = order[start : start + 100]
+        assert [one.text for one in journal.read([name(number) for number in some])] == [f"text {n}" for n in some]
+    assert len(set(reads)) == 32
+    assert (len(reads) == 32) == (kept > 1)
 
 
 # --- sets of ids ---
