@@ -8,6 +8,7 @@ from pydantic import ValidationError
 
 from genret.config import ExtractiveConfig, IdentifiersConfig
 from genret.identifiers.build import build_identifiers
+from genret.identifiers.semantic import extend_semantic_identifiers
 from genret.llm.base import Item, Response
 from genret.llm.extractive import CorpusStatistics, ExtractiveEngine
 from genret.llm.filters import Limits
@@ -136,6 +137,34 @@ def test_tables_in_several_chunks_keep_their_order():
     for kind, expected in (("semantic", ["alpha", "gamma"]), ("atomic", ["0", "1"])):
         outputs = build_identifiers(IdentifiersConfig(type=kind), table, ListEngine())
         assert names(outputs) == expected
+
+
+def extend(existing, *texts, limits=None, **settings):
+    return extend_semantic_identifiers(IdentifiersConfig(**settings), passages(*texts), ListEngine(), existing, limits)
+
+
+def test_further_identifiers_are_made_as_the_first_ones_were():
+    assert extend(["alpha beta"], "gamma|delta|epsilon", keywords=2) == ["gamma delta"]
+    assert extend(["deep learning, search"], "gamma|delta|epsilon", keywords=2) == ["gamma, delta"]
+    assert extend(["alpha beta"], "no sentence is one.|gamma", keywords=2, limits=Limits()) == ["gamma"]
+    assert extend([], "alpha") == ["alpha"]
+    assert extend(["alpha"]) == []
+
+
+def test_no_identifier_is_given_again():
+    existing = ["Alphá beta", "gamma", "gamma 2", "1", "3"]
+    texts = ["alpha|beta|delta", "alpha|beta|delta", "alpha|beta|delta", "gamma", "!none", "!none"]
+    expected = ["alpha beta delta", "alpha beta delta 2", "alpha beta delta 3", "gamma 3", "2", "4"]
+    assert extend(existing, *texts, keywords=2, max_keywords=3) == expected
+    assert existing == ["Alphá beta", "gamma", "gamma 2", "1", "3"], "which stay as they are"
+
+
+def test_a_further_identifier_begins_as_few_others_do():
+    existing = ["alpha beta", "Alpha gamma", "delta gamma"]
+    texts = ["alpha|delta|epsilon"] * 3
+    settings = {"keywords": 2, "max_keywords": 3, "order": "distinctive"}
+    assert extend(existing, *texts, **settings) == ["epsilon alpha", "delta alpha", "epsilon alpha delta"]
+    assert extend(existing, texts[0], keywords=2) == ["alpha delta"], "as they were given, else"
 
 
 def test_with_the_extractive_engine_every_passage_has_an_identifier():
