@@ -127,12 +127,14 @@ def _training_cpus(compute: ComputeConfig) -> float:
 
 
 def compute_demands(compute: ComputeConfig) -> list[Demand]:
-    """What the `compute` section needs: room for one worker, as one does all the work, and for all of training."""
+    """What the `compute` section needs: room for one worker, as one does all the work, and the fewest that train."""
     worker = {"CPU": compute.cpus_a_worker, "GPU": compute.gpus_a_worker}
     training = {"CPU": compute.cpus_a_training_worker, "GPU": float(compute.gpus_a_training_worker)}
+    least = compute.min_training_workers or compute.training_workers
+    setting = "min_training_workers" if compute.min_training_workers else "training_workers"
     return [
         Demand("compute", "a worker (cpus_a_worker, gpus_a_worker)", worker),
-        Demand("compute", "training (training_workers)", training, compute.training_workers),
+        Demand("compute", f"training ({setting})", training, least),
     ]
 
 

@@ -6,6 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from genret.cluster import compute_demands
+from genret.config import ComputeConfig
 from genret.errors import InputError
 from genret.placement import Capacity, Demand, NodeGroup, check_demands, describe, node_groups, read_growth
 
@@ -28,6 +30,15 @@ def test_a_gang_needs_room_for_all_of_it_at_once():
     with pytest.raises(InputError, match=r"8 x \(8 CPU, 1 GPU\).*room for 7"):
         check_demands([GANG], seven)
     check_demands([GANG], Capacity([{"CPU": 96.0, "GPU": 8.0}]))
+
+
+def test_training_that_may_shrink_needs_room_for_the_fewest_workers():
+    compute = ComputeConfig(training_workers=4, min_training_workers=2, cpus_a_training_worker=2.0)
+    check_demands(compute_demands(compute), Capacity([{"CPU": 4.0}]))
+    with pytest.raises(InputError, match=r"training \(min_training_workers\) asks for 2 x \(2 CPU\).*room for 1"):
+        check_demands(compute_demands(compute), Capacity([{"CPU": 3.0}]))
+    with pytest.raises(InputError, match=r"training \(training_workers\) asks for 4 x \(2 CPU\).*room for 2"):
+        check_demands(compute_demands(compute.model_copy(update={"min_training_workers": 0})), Capacity([{"CPU": 4.0}]))
 
 
 def test_what_the_cluster_may_grow_to_counts():
