@@ -27,7 +27,7 @@ class GenretRetriever:
         url: Where the service is.
         top_k: How many passages at most.
         retriever: Which retriever of the service; None: its default.
-        filters: Haystack's filters, with fields named `meta.F` or `F`.
+        filters: Haystack's filters, with fields named `meta.F` or `F`; none or empty: all passages.
         deadline_seconds: Return what was found by then; None: the service's own limit.
         api_key: The service's key; a pipeline that is written to a file needs one from the environment.
 
@@ -50,7 +50,7 @@ class GenretRetriever:
         self.filters = filters
         self.deadline_seconds = deadline_seconds
         self.api_key = api_key
-        self._filter = None if filters is None else predicate(filters)
+        self._filter = predicate(filters) if filters else None
         self._client = Client(url, api_key=None if api_key is None else api_key.resolve_value())
 
     @component.output_types(documents=list[Document])
@@ -75,7 +75,7 @@ class GenretRetriever:
             query,
             self.top_k if top_k is None else top_k,
             retriever=self.retriever,
-            filter=both(self._filter, None if filters is None else predicate(filters)),
+            filter=both(self._filter, predicate(filters) if filters else None),
             deadline_seconds=self.deadline_seconds,
         )
         documents = [

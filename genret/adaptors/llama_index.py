@@ -9,7 +9,7 @@ from genret.client import Client
 try:
     from llama_index.core.retrievers import BaseRetriever
     from llama_index.core.schema import NodeWithScore, QueryBundle, TextNode
-    from llama_index.core.vector_stores.types import MetadataFilters
+    from llama_index.core.vector_stores.types import FilterCondition, MetadataFilters
 except ImportError as error:
     raise missing("llama-index") from error
 
@@ -75,6 +75,8 @@ class GenretRetriever(BaseRetriever):
 def predicate(filters: MetadataFilters) -> Predicate:
     """The service's predicate for LlamaIndex's filters, nested ones too.
 
+    As LlamaIndex has it, `not` is for what satisfies none of them, and no filters at all are for everything.
+
     Raises:
         InputError: An operator that the service does not have, such as `text_match`.
     """
@@ -84,4 +86,8 @@ def predicate(filters: MetadataFilters) -> Predicate:
         else comparison(part.key, str(part.operator.value), part.value, f"filters: {part.key}")
         for part in filters.filters
     ]
-    return combination("and" if filters.condition is None else str(filters.condition.value), parts, "filters")
+    if not parts or filters.condition is None:
+        return combination("and", parts, "filters")
+    if filters.condition is FilterCondition.NOT:
+        return {"not": combination("or", parts, "filters")}
+    return combination(str(filters.condition.value), parts, "filters")

@@ -54,6 +54,14 @@ def test_without_a_key_or_filters_too(script: Script) -> None:
     assert GenretRetriever.from_dict(component.to_dict()).url == script.url
 
 
+def test_empty_filters_are_none(script: Script) -> None:
+    script.replies = [answer(hit("d0", 1)), answer(hit("d0", 1))]
+    assert GenretRetriever(script.url, filters={}).run("a")["documents"][0].id == "d0"
+    GenretRetriever(script.url, filters=RIVER).run("a", filters={})
+    assert "filter" not in script.asked[0].body
+    assert script.asked[1].body["filter"] == {"field": "topic", "equals": "river"}
+
+
 def test_nested_filters() -> None:
     filters = {"operator": "AND", "conditions": [RIVER, {"operator": "NOT", "conditions": [RECENT]}]}
     assert predicate(filters) == {

@@ -11,8 +11,10 @@ from genret.errors import InputError
 pytest.importorskip("llama_index.core", reason="LlamaIndex is not installed: pip install genret[llama-index]")
 
 from llama_index.core.vector_stores.types import FilterCondition, FilterOperator, MetadataFilter, MetadataFilters
+from llama_index.core.vector_stores.utils import build_metadata_filter_fn
 
 from genret.adaptors.llama_index import GenretRetriever, predicate
+from genret.decoding.filters import leaf_mask, parse_predicate
 
 
 def test_nodes(script: Script) -> None:
@@ -50,6 +52,22 @@ def test_nested_filters() -> None:
             {"not": {"field": "x", "equals": "y"}},
         ]
     }
+
+
+METADATA = [{"year": 2001, "kind": "a"}, {"year": 2001, "kind": "b"}, {"year": 2015, "kind": "a"}, {"kind": "b"}, {}]
+YEAR = MetadataFilter(key="year", value=2001)
+KIND = MetadataFilter(key="kind", operator=FilterOperator.IN, value=["a", "c"])
+
+
+@pytest.mark.parametrize("condition", [*FilterCondition, None])
+@pytest.mark.parametrize("filters", [[], [YEAR], [YEAR, KIND]])
+def test_filters_let_through_what_they_do_in_llama_index(
+    condition: FilterCondition | None, filters: list[MetadataFilter]
+) -> None:
+    given = MetadataFilters(filters=filters, condition=condition)
+    theirs = build_metadata_filter_fn(lambda number: METADATA[int(number)], given)
+    expected = [theirs(str(number)) for number in range(len(METADATA))]
+    assert leaf_mask(parse_predicate(predicate(given)), METADATA).tolist() == expected
 
 
 def test_an_operator_that_the_service_has_not() -> None:
