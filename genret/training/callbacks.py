@@ -1,5 +1,6 @@
 """What happens beside the optimiser's steps: the log, and checkpoints to resume from."""
 
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -8,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from genret.errors import InputError
 
 LogRow = dict[str, Any]
 
@@ -124,6 +127,39 @@ class ProgressCallback(TrainerCallback):
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Report the checkpoint just written."""
         self._progress.on_checkpoint(Path(args.output_dir) / f"checkpoint-{state.global_step}")
+
+
+class DivergenceCallback(TrainerCallback):
+    """Ends a training whose loss is no number any more, before a checkpoint of it is kept.
+
+    Args:
+        stage: The stage that trains, which is the name of its section too.
+    """
+
+    def __init__(self, stage: str) -> None:
+        self._stage = stage
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Look at the loss since the last log, or, at the end, at that of all steps, of which the last are in no log.
+
+        Raises:
+            InputError: It is no finite number.
+        """
+        loss = next((logs[name] for name in ("loss", "train_loss") if name in logs), 0.0) if logs else 0.0
+        if not math.isfinite(loss):
+            rates = (entry["learning_rate"] for entry in reversed(state.log_history) if "learning_rate" in entry)
+            raise InputError(
+                f"{self._stage}: expected a loss that is a finite number, found {loss} by step {state.global_step} of "
+                f"{state.max_steps}, at the learning rate {next(rates, args.learning_rate):g}; lower "
+                f"{self._stage}.learning_rate, and see that all weights of the model to start from are finite"
+            )
 
 
 def seconds_before(state: TrainerState) -> float:

@@ -14,7 +14,7 @@ from transformers import AutoConfig
 from genret.config import PretrainedModel, RpoConfig, SftConfig
 from genret.decoding.trie import Trie
 from genret.training.bundle import Bundle, read_settings
-from genret.training.callbacks import Meter, Progress, ProgressCallback, Validation
+from genret.training.callbacks import DivergenceCallback, Meter, Progress, ProgressCallback, Validation
 from genret.training.memory import Architecture, Demand
 from genret.training.metering import flops_a_token, matmul_rate, peak_memory
 from genret.training.sampling import PaddedRows, PassSampler, Shares
@@ -26,7 +26,7 @@ _VALIDATIONS = 10
 
 
 class WholeBatches:
-    """Trains on every row once a pass, in the same order with any number of workers. Mixed into TRL's trainers."""
+    """Trains on every row once a pass, in the same order with any number of workers. Mixed into trainers."""
 
     tokens_read = 0
     """Tokens that this worker has read, without padding."""
@@ -84,6 +84,8 @@ def trainer_arguments(
         "lr_scheduler_type": config.schedule,
         "logging_steps": logging_steps,
         "logging_first_step": True,
+        # Else a loss that is no number is logged as 0.
+        "logging_nan_inf_filter": False,
         "seed": seed,
         "remove_unused_columns": False,
         "dataloader_num_workers": 0,
@@ -111,10 +113,15 @@ def run_trainer(
     progress: Progress | None,
     measure: Callable[[], float] | None = None,
 ) -> None:
-    """Train, tell how it goes, and put the trained model into the bundle; `measure` is for a `Validation`."""
+    """Train, tell how it goes, and put the trained model into the bundle; `measure` is for a `Validation`.
+
+    Raises:
+        InputError: The loss is no number any more.
+    """
     meter = meter_of(trainer, config.precision, whole_head=bundle.settings.scoring == "vocabulary")
     if measure is not None:
         trainer.add_callback(Validation(measure, _VALIDATIONS, meter))
+    trainer.add_callback(DivergenceCallback(section_name(config)))
     trainer.add_callback(ProgressCallback(progress or Progress(), meter))
     trainer.train(resume_from_checkpoint=str(resume_from) if resume_from else None)
     bundle.model = finished_model(trainer, config.tuning)
@@ -131,6 +138,11 @@ def meter_of(trainer: Any, precision: str, *, whole_head: bool = True) -> Meter:
         lambda: peak_memory(device),
         lambda: torch.cuda.synchronize(device) if device.type == "cuda" else None,
     )
+
+
+def section_name(config: SftConfig | RpoConfig) -> str:
+    """The name of a stage's section, and of the stage."""
+    return "sft" if isinstance(config, SftConfig) else "rpo"
 
 
 def share_out(config: SftConfig | RpoConfig, setup: Setup) -> Shares:
@@ -171,7 +183,7 @@ def demand_of(
     new_rows = settings.first_row + len(trie) - text.vocab_size if atomic and pretrained is not None else 0
     widths = np.diff(trie.child_indptr)
     demand = Demand(
-        section="sft" if isinstance(config, SftConfig) else "rpo",
+        section=section_name(config),
         micro_batch_size=share_out(config, setup).micro_batch,
         sequences=1 if isinstance(config, SftConfig) else 2,
         tokens=settings.max_tokens + (0 if atomic else trie.max_length),

@@ -4,10 +4,11 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from transformers import TrainerControl, TrainerState
+from transformers import TrainerControl, TrainerState, TrainingArguments
 
+from genret.errors import InputError
 from genret.training import callbacks
-from genret.training.callbacks import Meter, Progress, ProgressCallback, Validation, is_due
+from genret.training.callbacks import DivergenceCallback, Meter, Progress, ProgressCallback, Validation, is_due
 
 STEP, MEASURING = 2.0, 50.0
 TOKENS = 100
@@ -93,3 +94,16 @@ def test_a_resumed_training_goes_on_with_its_time(monkeypatch) -> None:
     resumed.run(6)
     assert resumed.logged("seconds") == seconds
     assert resumed.logged("seconds", "validation_loss") == measured
+
+
+@pytest.mark.parametrize("name", ["loss", "train_loss"])
+@pytest.mark.parametrize("loss", [float("nan"), float("inf")])
+def test_a_loss_that_is_no_number_is_an_error_also_where_only_the_last_steps_had_it(tmp_path, name, loss) -> None:
+    callback, arguments = DivergenceCallback("rpo"), TrainingArguments(str(tmp_path), use_cpu=True, report_to="none")
+    state = TrainerState(global_step=7, max_steps=9, log_history=[{"loss": 1.0, "learning_rate": 0.25}])
+    callback.on_log(arguments, state, TrainerControl(), logs={name: 0.5})
+    callback.on_log(arguments, state, TrainerControl(), logs={"other": loss})
+    with pytest.raises(
+        InputError, match=rf"^rpo: .* found {loss} by step 7 of 9, at the learning rate 0\.25; lower rpo"
+    ):
+        callback.on_log(arguments, state, TrainerControl(), logs={name: loss})

@@ -1,16 +1,15 @@
 """The preference loss against the paper's formula in float64, through the trainer itself."""
 
 import math
-import shutil
-from pathlib import Path
 
 import pytest
 import torch
+from resuming import Kept, Steps, step_of
 from training_reference import reference_log_prob
 
 from genret.config import RpoConfig, TuningConfig
+from genret.errors import InputError
 from genret.tables import table_from_rows
-from genret.training.callbacks import Progress
 from genret.training.encoding import encode_prompts
 from genret.training.rpo import RpoCollator, RpoTrainer, build_rpo_dataset, rpo_loss, train_rpo
 from genret.training.sft import make_collator
@@ -113,6 +112,14 @@ def test_training_prefers_the_positive(make_bundle, tmp_path) -> None:
     assert log[-1]["loss"] < log[0]["loss"]
 
 
+def test_a_loss_that_is_no_number_ends_the_training(make_bundle, tmp_path) -> None:
+    bundle = make_bundle()
+    with torch.no_grad():
+        bundle.model.model.norm.weight[0] = float("nan")
+    with pytest.raises(InputError, match=r"^rpo: .*found nan by step 1 of .*rpo\.learning_rate"):
+        train_rpo(RpoConfig(), bundle, pair_table(bundle), tmp_path, seed=0)
+
+
 def test_no_pair_leaves_the_model_alone(make_bundle, tmp_path) -> None:
     bundle = make_bundle()
     weights = {name: weight.clone() for name, weight in bundle.model.state_dict().items()}
@@ -131,18 +138,16 @@ def test_without_the_likelihood_term_it_is_plain_dpo(make_bundle, tmp_path) -> N
 
 def test_resuming_gives_the_same_weights(make_bundle, tmp_path) -> None:
     config = RpoConfig(epochs=6, batch_size=2, micro_batch_size=1, learning_rate=1e-3, checkpoints=2)
-    kept = []
-
-    def keep(folder: Path) -> None:
-        kept.append(shutil.copytree(folder, tmp_path / f"kept-{len(kept)}"))
-
+    kept, steps = Kept(tmp_path), Steps()
     straight, resumed = make_bundle(), make_bundle()
     pairs = pair_table(straight)
-    log = train_rpo(config, straight, pairs, tmp_path / "a", seed=3, progress=Progress(on_checkpoint=keep))
+    log = train_rpo(config, straight, pairs, tmp_path / "a", seed=3, progress=kept.progress)
+    start = kept.checkpoints[0]
     # The reference is the model that training started from, also where it goes on from a checkpoint. Other checkpoints
     # from here on change nothing either.
     config = config.model_copy(update={"checkpoints": 5})
-    again = train_rpo(config, resumed, pairs, tmp_path / "b", seed=3, resume_from=kept[0])
+    again = train_rpo(config, resumed, pairs, tmp_path / "b", seed=3, resume_from=start, progress=steps.progress)
+    assert steps.done == list(range(step_of(start) + 1, log[-1]["step"] + 1))
     assert [row["loss"] for row in again] == [row["loss"] for row in log]
     for name, weight in straight.model.state_dict().items():
         assert torch.equal(weight, resumed.model.state_dict()[name]), name

@@ -1,10 +1,8 @@
 """Fine-tuning: the loss against a plain sum, learning, resuming, and what is refused."""
 
-import shutil
-from pathlib import Path
-
 import pytest
 import torch
+from resuming import Kept, Steps, step_of
 from training_reference import reference_log_prob
 from trl.trainer.utils import add_fused_lm_head
 
@@ -12,7 +10,6 @@ from genret.config import SftConfig
 from genret.errors import InputError
 from genret.tables import table_from_rows
 from genret.training.batches import trie_children
-from genret.training.callbacks import Progress
 from genret.training.likelihood import identifier_log_probs
 from genret.training.sampling import PADDING
 from genret.training.setup import Setup
@@ -146,18 +143,15 @@ def test_learns_its_examples(make_bundle, tmp_path, identifier_type, scoring) ->
 
 def test_resuming_gives_the_same_weights(make_bundle, tmp_path) -> None:
     config = settings(epochs=6, checkpoints=2, batch_size=2, micro_batch_size=2)
-    kept = []
-
-    def keep(folder: Path) -> None:
-        kept.append(shutil.copytree(folder, tmp_path / f"kept-{len(kept)}"))
-
+    kept, steps = Kept(tmp_path), Steps()
     straight = make_bundle()
     examples = example_table(straight)
-    log = train_sft(config, straight, examples, tmp_path / "a", seed=3, progress=Progress(on_checkpoint=keep))
-    resumed = make_bundle()
+    log = train_sft(config, straight, examples, tmp_path / "a", seed=3, progress=kept.progress)
+    resumed, start = make_bundle(), kept.checkpoints[0]
     # Other checkpoints from here on change nothing either.
     config = config.model_copy(update={"checkpoints": 5})
-    again = train_sft(config, resumed, examples, tmp_path / "b", seed=3, resume_from=kept[0])
+    again = train_sft(config, resumed, examples, tmp_path / "b", seed=3, resume_from=start, progress=steps.progress)
+    assert steps.done == list(range(step_of(start) + 1, log[-1]["step"] + 1))
     assert [(row["step"], row["loss"]) for row in again] == [(row["step"], row["loss"]) for row in log]
     for name, weight in straight.model.state_dict().items():
         assert torch.equal(weight, resumed.model.state_dict()[name]), name
@@ -196,6 +190,18 @@ def test_the_log_goes_to_tensorboard(make_bundle, tmp_path) -> None:
     assert list((tmp_path / "curves").glob("events.out.tfevents.*"))
 
 
+def test_a_loss_that_is_no_number_ends_the_training(make_bundle, tmp_path) -> None:
+    bundle, kept = make_bundle(), Kept(tmp_path)
+    with torch.no_grad():
+        bundle.model.model.norm.weight[0] = float("nan")
+    config = settings(epochs=6, checkpoints=2)
+    with pytest.raises(
+        InputError, match=r"^sft: .*found nan by step 1 of 6, at the learning rate .*sft\.learning_rate"
+    ):
+        train_sft(config, bundle, example_table(bundle), tmp_path / "out", seed=0, progress=kept.progress)
+    assert not kept.checkpoints
+
+
 def unseen_of(bundle) -> UnseenQueries:
     names = bundle.passages.column("passage_id").to_pylist()
     rows = [
@@ -224,16 +230,24 @@ def test_the_loss_on_unseen_queries_is_measured_and_changes_nothing(make_bundle,
 
 def test_what_was_measured_before_a_restart_is_kept(make_bundle, tmp_path) -> None:
     config = settings(epochs=6, checkpoints=2, batch_size=2, micro_batch_size=2)
-    kept = []
-
-    def keep(folder: Path) -> None:
-        kept.append(shutil.copytree(folder, tmp_path / f"kept-{len(kept)}"))
-
+    kept, steps = Kept(tmp_path), Steps()
     straight, resumed = make_bundle(), make_bundle()
     examples, unseen, again = example_table(straight), unseen_of(straight), unseen_of(resumed)
-    progress = Progress(on_checkpoint=keep)
-    train_sft(config, straight, examples, tmp_path / "a", seed=3, progress=progress, unseen=unseen)
-    log = train_sft(config, resumed, examples, tmp_path / "b", seed=3, resume_from=kept[0], unseen=again)
+    train_sft(config, straight, examples, tmp_path / "a", seed=3, progress=kept.progress, unseen=unseen)
+    start = kept.checkpoints[0]
+    log = train_sft(
+        config,
+        resumed,
+        examples,
+        tmp_path / "b",
+        seed=3,
+        resume_from=start,
+        progress=steps.progress,
+        unseen=again,
+    )
+    assert steps.done[0] == step_of(start) + 1 > 1
+    before = [row for row in unseen.rows if row["step"] <= step_of(start)]
+    assert again.rows[: len(before)] == before, "seconds too: measured once"
     assert [(row["step"], row["loss"]) for row in again.rows] == [(row["step"], row["loss"]) for row in unseen.rows]
     for rows in (again.rows, log):
         assert [row["seconds"] for row in rows] == sorted(row["seconds"] for row in rows), "the time goes on"
