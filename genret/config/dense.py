@@ -90,7 +90,7 @@ class DenseConfig(Section):
     epochs: float = Field(1.0, ge=0.0, le=1000.0)
     """Passes over the queries; 0: the encoder stays as it is."""
     batch_size: int = Field(128, ge=1, le=65536)
-    """Queries an optimiser step, over all workers; a multiple of their number. Each worker contrasts its own."""
+    """Queries an optimiser step, over all workers. Each worker contrasts its own share."""
     learning_rate: float = Field(1e-3, gt=0.0, le=1.0)
     """Highest learning rate; pretrained models want some 1e-5."""
     warmup_ratio: float = Field(0.1, ge=0.0, le=1.0)

@@ -108,17 +108,8 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def _check_sections(self) -> "RunConfig":
-        refuse([*_batch_problems(self), *_synthesis_problems(self), *_retrieval_problems(self)])
+        refuse([*_synthesis_problems(self), *_retrieval_problems(self)])
         return self
-
-
-def _batch_problems(config: RunConfig) -> Iterator[str]:
-    workers = config.compute.training_workers
-    if "dense" in config.retrieval.retrievers and config.dense.batch_size % workers:
-        yield (
-            f"dense.batch_size: expected a multiple of compute.training_workers ({workers}), "
-            f"found {config.dense.batch_size}"
-        )
 
 
 def _synthesis_problems(config: RunConfig) -> Iterator[str]:

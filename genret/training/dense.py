@@ -1,6 +1,7 @@
 """Contrastive training of the dense retriever's encoder, with negatives mixed as SyNeg does (arXiv 2412.17250)."""
 
 import json
+import math
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -11,20 +12,31 @@ from typing import Any
 
 import pyarrow as pa
 import torch
+from safetensors.torch import load_model, save_model
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.utils import SAFE_WEIGHTS_NAME
 
 from genret.config import DenseConfig, NegativesConfig
 from genret.errors import InputError
 from genret.examples.contrastive import SYNTHETIC
 from genret.tables import table_from_rows
 from genret.training.base import passage_texts
-from genret.training.callbacks import LogRow, Meter, Progress, ProgressCallback, is_due, training_log
+from genret.training.callbacks import (
+    DivergenceCallback,
+    LogRow,
+    Meter,
+    Progress,
+    ProgressCallback,
+    is_due,
+    training_log,
+)
 from genret.training.contrastive import batch_losses, false_negatives
 from genret.training.encoder import Encoder
+from genret.training.sampling import PADDING, Shares
 from genret.training.setup import SINGLE, Setup
-from genret.training.trainer import meter_of, trainer_arguments
+from genret.training.trainer import WholeBatches, meter_of, prepare_process, trainer_arguments
 
 _SHARE_FILE = "synthetic_share.json"
 # The share of synthetic negatives moves by this much, and stays away from the ends: a source of which nothing is
@@ -222,8 +234,16 @@ class _PairModel(nn.Module):
         """Inner products, `(queries, passages)`."""
         return self._normalise.vectors(queries) @ self._normalise.vectors(passages).T
 
+    def activation_checkpointing_enable(
+        self, activation_checkpointing_kwargs: dict[str, Any] | None = None, **options: Any
+    ) -> None:
+        """What Transformers' trainer calls; an encoder that cannot compute activations again keeps them."""
+        transformer = self.model.transformers_model
+        if transformer is not None and transformer.supports_gradient_checkpointing:
+            transformer.activation_checkpointing_enable(activation_checkpointing_kwargs, **options)
 
-class _Rows(Dataset[int]):
+
+class _Rows(Dataset[Mapping[str, Any]]):
     """The numbers of the queries: what a batch is made of is chosen when its step comes."""
 
     def __init__(self, count: int) -> None:
@@ -232,12 +252,12 @@ class _Rows(Dataset[int]):
     def __len__(self) -> int:
         return self._count
 
-    def __getitem__(self, row: int) -> int:
-        return row
+    def __getitems__(self, rows: Sequence[int]) -> list[Mapping[str, Any]]:
+        return [{"row": row} for row in rows]
 
 
-def _collate(rows: list[int]) -> dict[str, Tensor]:
-    return {"rows": torch.tensor(rows)}
+def _collate(rows: list[Mapping[str, Any]]) -> dict[str, Tensor]:
+    return {"rows": torch.tensor([row["row"] for row in rows if not row.get(PADDING)], dtype=torch.int64)}
 
 
 def count_tokens(features: Mapping[str, Any]) -> int:
@@ -246,8 +266,8 @@ def count_tokens(features: Mapping[str, Any]) -> int:
     return int(mask.sum()) if isinstance(mask, Tensor) else int(features["input_ids"].numel())
 
 
-class DenseTrainer(Trainer):
-    """Transformers' trainer with the contrastive losses."""
+class DenseTrainer(WholeBatches, Trainer):
+    """Transformers' trainer with the contrastive losses, averaged over the queries of a step."""
 
     def __init__(
         self,
@@ -258,13 +278,14 @@ class DenseTrainer(Trainer):
         config: DenseConfig,
         count: int,
         share: SyntheticShare,
+        shares: Shares,
         **kwargs: Any,
     ) -> None:
+        self.shares = shares
         super().__init__(model=_PairModel(encoder), train_dataset=_Rows(len(queries)), data_collator=_collate, **kwargs)
         self._encoder, self._queries, self._texts = encoder, queries, texts
         self._config, self._count, self._share = config, count, share
         self.model_accepts_loss_kwargs = False
-        self.tokens_read = 0
 
     def compute_loss(
         self,
@@ -273,21 +294,50 @@ class DenseTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Tensor:
-        """The mean loss of a batch: numbers of queries under `rows`."""
+        """The mean loss of a batch, times its part of the step: the mean over all workers is that over all queries.
+
+        Args:
+            model: The model, possibly wrapped.
+            inputs: Numbers of queries under `rows`; none where the other workers have all that are left of a pass.
+            return_outputs: Not supported: training needs no outputs.
+            num_items_in_batch: Not needed.
+
+        Returns:
+            A scalar.
+        """
         assert not return_outputs, "the loss has no outputs beside it"
-        rows = inputs["rows"].tolist()
+        own = inputs["rows"].tolist()
+        # All workers compute, as the others wait for their gradients: without a query of its own, for nothing.
+        rows = own or [0]
         # The same rows draw the same negatives at the same step, also in a run that was resumed.
         rng = random.Random(f"{self.args.seed}|{self.state.global_step}|{rows}")
         batch = compose_batch([self._queries[row] for row in rows], self._texts, self._count, self._share.value, rng)
         queries = self._encoder.features(batch.queries, queries=True)
         passages = self._encoder.features(batch.passages, queries=False)
-        self.tokens_read += count_tokens(queries) + count_tokens(passages)
+        if own:
+            self.tokens_read += count_tokens(queries) + count_tokens(passages)
         scores = model(queries, passages)
         config = self._config
         losses = batch_losses(
             scores, batch.excluded.to(scores.device), config.loss, config.temperature, config.false_negative_rate
         )
-        return losses.mean()
+        return losses.mean() * (len(own) * self.shares.workers / self._queries_of_step())
+
+    def _queries_of_step(self) -> int:
+        """Queries of the step that is under way, over all workers: fewer at the end of a pass."""
+        count, batch = len(self._queries), self.shares.batch
+        return min(batch, count - self.state.global_step % math.ceil(count / batch) * batch)
+
+    # The model is none of Transformers', whose trainer cannot write weights that have two names, as T5's embeddings do.
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        if self.args.should_save:  # of several workers the first one
+            folder = Path(output_dir or str(self.args.output_dir))
+            folder.mkdir(parents=True, exist_ok=True)
+            save_model(self.model, str(folder / SAFE_WEIGHTS_NAME))
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        load_model(self.model, Path(resume_from_checkpoint) / SAFE_WEIGHTS_NAME)
 
 
 class _Validation(TrainerCallback):
@@ -359,8 +409,9 @@ def train_dense(
         Rows of the `training_log` table, and the share of synthetic negatives in the end, with its history.
 
     Raises:
-        InputError: There is nothing to train with, or the batch size does not fit the workers.
+        InputError: There is nothing to train with, or the loss is no number any more.
     """
+    prepare_process(setup)
     queries, texts = read_queries(examples, passages), passage_texts(passages)
     random.Random(seed).shuffle(queries)
     held_out = min(config.validation_queries, len(queries) // _VALIDATION_SHARE) if negatives.adjust_share else 0
@@ -368,7 +419,8 @@ def train_dense(
     if not queries:
         raise InputError("contrastive_examples: expected at least one query to train with, found none")
     share = _resumed_share(resume_from) or SyntheticShare(negatives.synthetic_share)
-    arguments = _arguments(config, output, len(queries), setup, seed)
+    # The whole of a worker's share is one micro-batch: its size decides the negatives.
+    shares = Shares.of(config.batch_size, math.ceil(config.batch_size / setup.workers), setup.workers)
     encoder.model.train()
     trainer = DenseTrainer(
         encoder=encoder,
@@ -377,12 +429,14 @@ def train_dense(
         config=config,
         count=negatives.count,
         share=share,
-        args=arguments,
+        shares=shares,
+        args=_arguments(config, output, len(queries), setup, shares, seed),
     )
     meter = meter_of(trainer, config.precision)
     if validation:
         measure = partial(validation_measure, encoder, validation, texts)
         trainer.add_callback(_Validation(share, config.validations, measure, meter))
+    trainer.add_callback(DivergenceCallback("dense"))
     # Last: the share must be in a checkpoint before that is reported.
     trainer.add_callback(ProgressCallback(progress or Progress(), meter))
     trainer.remove_callback(PrinterCallback)
@@ -397,13 +451,10 @@ def _resumed_share(folder: Path | None) -> SyntheticShare | None:
     return SyntheticShare(**json.loads((folder / _SHARE_FILE).read_text(encoding="utf-8")))
 
 
-def _arguments(config: DenseConfig, output: Path, n_queries: int, setup: Setup, seed: int) -> TrainingArguments:
-    workers = setup.workers
-    if config.batch_size % workers:
-        raise InputError(f"dense.batch_size: expected a multiple of {workers} workers, found {config.batch_size}")
-    # The whole of a worker's share is one micro-batch: its size decides the negatives.
-    share = config.batch_size // workers
-    section: Any = SimpleNamespace(**config.model_dump(exclude={"model"}), micro_batch_size=share)
+def _arguments(
+    config: DenseConfig, output: Path, n_queries: int, setup: Setup, shares: Shares, seed: int
+) -> TrainingArguments:
+    section: Any = SimpleNamespace(**config.model_dump(exclude={"model"}), micro_batch_size=shares.micro_batch)
     settings = trainer_arguments(section, output, n_queries, setup, seed)
     del settings["max_length"]
     return TrainingArguments(**settings, weight_decay=0.0, adam_beta2=_ADAM_BETA2)

@@ -588,11 +588,6 @@ def test_multihop_queries_need_a_language_model() -> None:
     ("text", "message"),
     [
         (
-            "retrieval: {retrievers: [dense]}\ncompute: {training_workers: 3}\nsft: {batch_size: 768}\n"
-            "rpo: {batch_size: 192}",
-            "dense.batch_size: expected a multiple of compute.training_workers (3), found 128",
-        ),
-        (
             "retrieval: {retrievers: [dense]}\nsynthesis: {chunk_queries: 0, sentence_queries: 0}",
             "dense.epochs: expected 0 where no synthetic queries are written to train with, found 1.0",
         ),

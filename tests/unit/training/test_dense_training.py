@@ -1,21 +1,32 @@
 """Training of the dense retriever: what a step is made of, learning, resuming, and the share of synthetic negatives."""
 
 import random
-import shutil
+from collections import Counter
 
 import pyarrow as pa
 import pytest
 import torch
+from accelerate.data_loader import BatchSamplerShard
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from resuming import Kept, Steps, step_of
+from safetensors.torch import load_file
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.base.modules import Transformer
+from sentence_transformers.sentence_transformer.modules import Pooling
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import WhitespaceSplit
+from transformers import BertConfig, BertModel, PreTrainedTokenizerFast, T5Config, T5EncoderModel, TrainingArguments
 
 from genret.config import DenseConfig, NegativesConfig, ScratchEncoder
 from genret.errors import InputError
 from genret.tables import table_from_rows
 from genret.training.base import passage_texts
-from genret.training.callbacks import Progress
+from genret.training.contrastive import batch_losses
 from genret.training.dense import (
     ContrastiveQuery,
+    DenseTrainer,
     SyntheticShare,
     TrainedEncoder,
     choose_negatives,
@@ -26,7 +37,8 @@ from genret.training.dense import (
     train_dense,
     validation_measure,
 )
-from genret.training.encoder import build_scratch_encoder
+from genret.training.encoder import Encoder, Reading, build_scratch_encoder
+from genret.training.sampling import Shares
 from genret.training.setup import Setup
 
 ROWS = [
@@ -69,6 +81,31 @@ def train(config, passages, output, repeat=1, negatives=None, **arguments):
     negatives = negatives or NegativesConfig()
     log, share = train_dense(config, negatives, encoder, examples(repeat), passages, output, seed=1, **arguments)
     return encoder, log, share
+
+
+SIZES = {"num_heads": 2, "num_layers": 2, "d_model": 16, "d_ff": 32, "d_kv": 8}
+FAMILIES = {
+    "bert": lambda rows: BertModel(
+        BertConfig(vocab_size=rows, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32)
+    ),
+    "t5": lambda rows: T5EncoderModel(T5Config(vocab_size=rows, **SIZES, pad_token_id=0)),
+}
+
+
+def transformer(folder, family: str) -> Encoder:
+    """A tiny encoder of a family, with random weights and a word a token."""
+    known = {word for query, *_, written in ROWS for word in f"{query} {written}".split()}
+    words = ["<pad>", "<unk>", *sorted(known)]
+    tokenizer = Tokenizer(WordLevel({word: number for number, word in enumerate(words)}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = WhitespaceSplit()
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", unk_token="<unk>")
+    fast.model_max_length = 64
+    fast.save_pretrained(folder)
+    torch.manual_seed(0)
+    FAMILIES[family](len(words)).save_pretrained(folder)
+    return Encoder(
+        SentenceTransformer(modules=[Transformer(str(folder)), Pooling(16)], device="cpu"), Reading("", "", True, 64)
+    )
 
 
 def test_queries_are_read_with_both_kinds_of_negatives(passages) -> None:
@@ -129,15 +166,15 @@ def test_padding_is_no_token() -> None:
 def test_resuming_gives_the_same_weights(passages, tmp_path, loss, adjust) -> None:
     config = config_of(checkpoints=2, loss=loss, epochs=3)
     negatives = NegativesConfig(adjust_share=adjust)
-    kept = []
-
-    def keep(folder) -> None:
-        kept.append(shutil.copytree(folder, tmp_path / f"kept-{len(kept)}"))
-
-    straight, log, share = train(config, passages, tmp_path / "a", 3, negatives, progress=Progress(on_checkpoint=keep))
+    kept, steps = Kept(tmp_path), Steps()
+    straight, log, share = train(config, passages, tmp_path / "a", 3, negatives, progress=kept.progress)
+    start = kept.checkpoints[0]
     # Other checkpoints from here on change nothing either.
     config = config.model_copy(update={"checkpoints": 5})
-    resumed, again, share_again = train(config, passages, tmp_path / "b", 3, negatives, resume_from=kept[0])
+    resumed, again, share_again = train(
+        config, passages, tmp_path / "b", 3, negatives, resume_from=start, progress=steps.progress
+    )
+    assert steps.done == list(range(step_of(start) + 1, log[-1]["step"] + 1))
     assert [(row["step"], row["loss"]) for row in again] == [(row["step"], row["loss"]) for row in log]
     assert share_again.value == share.value
     assert [list(pair) for pair in share_again.history] == [list(pair) for pair in share.history]
@@ -158,9 +195,136 @@ def test_nothing_to_train_with_is_an_error(passages, tmp_path) -> None:
         train_dense(config_of(), NegativesConfig(), encoder, examples(0), passages, tmp_path, seed=0)
 
 
-def test_batch_size_must_fit_the_workers(passages, tmp_path) -> None:
-    with pytest.raises(InputError, match=r"dense\.batch_size: expected a multiple of 3 workers, found 4"):
-        train(config_of(), passages, tmp_path, setup=Setup(workers=3))
+@pytest.mark.parametrize("batch", [4, 128])
+def test_the_batch_need_not_fit_the_workers(passages, tmp_path, batch) -> None:
+    """As one of three workers, which come and go: among the shares of a pass of seven queries are empty ones."""
+    _, log, _ = train(config_of(batch_size=batch), passages, tmp_path, setup=Setup(workers=3))
+    assert log[-1]["step"] == {4: 8, 128: 4}[batch]
+    assert all(row["loss"] >= 0 for row in log) and any(row["loss"] > 0 for row in log)
+
+
+def dense_trainer(passages, output, shares: Shares, repeat: int) -> DenseTrainer:
+    config = config_of()
+    return DenseTrainer(
+        encoder=build_scratch_encoder(config, passage_texts(passages), seed=0),
+        queries=read_queries(examples(repeat), passages),
+        texts=passage_texts(passages),
+        config=config,
+        count=1,
+        share=SyntheticShare(0.5),
+        shares=shares,
+        args=TrainingArguments(
+            str(output),
+            per_device_train_batch_size=shares.micro_batch,
+            use_cpu=True,
+            remove_unused_columns=False,
+            report_to="none",
+            seed=3,
+        ),
+    )
+
+
+@pytest.mark.parametrize(("batch", "repeat"), [(6, 3), (5, 3), (8, 5), (16, 3), (128, 2)])
+@pytest.mark.parametrize("workers", [1, 2, 3])
+def test_workers_share_out_the_queries_of_one(passages, tmp_path, batch, repeat, workers) -> None:
+    """Every query once a pass, those of a step in its order, and each query as much as any other of its step."""
+    shares = Shares.of(batch, -(-batch // workers), workers)
+    trainer = dense_trainer(passages, tmp_path, shares, repeat)
+    loader = trainer.get_train_dataloader()
+    sampler = loader.batch_sampler
+    shards = [BatchSamplerShard(sampler, workers, rank) for rank in range(workers)] if workers > 1 else [sampler]
+    parts = [
+        [loader.collate_fn(loader.dataset.__getitems__(places))["rows"].tolist() for places in shard]
+        for shard in shards
+    ]
+    order = torch.randperm(7 * repeat, generator=torch.Generator().manual_seed(3)).tolist()
+    steps = [order[begin : begin + batch] for begin in range(0, len(order), batch)]
+    assert [[row for part in step for row in part] for step in zip(*parts, strict=True)] == steps
+    assert Counter(order) == Counter(range(7 * repeat))
+    for step, (rows, shared) in enumerate(zip(steps, zip(*parts, strict=True), strict=True)):
+        trainer.state.global_step = step
+        own = [own_losses(trainer, part, step) for part in shared if part]
+        found = [
+            trainer.compute_loss(trainer.model, {"rows": torch.tensor(part, dtype=torch.int64)}) for part in shared
+        ]
+        assert torch.stack(found).mean().item() == pytest.approx(torch.cat(own).sum().item() / len(rows), abs=1e-6)
+        torch.stack(found).mean().backward()  # also of what has no query
+
+
+def own_losses(trainer: DenseTrainer, rows: list[int], step: int) -> torch.Tensor:
+    """The losses of a worker's queries, one after another as the paper has them."""
+    encoder, config = trainer._encoder, trainer._config
+    batch = compose_batch(
+        [trainer._queries[row] for row in rows], trainer._texts, 1, 0.5, random.Random(f"3|{step}|{rows}")
+    )
+    vectors = [
+        encoder.vectors(encoder.features(texts, queries=queries))
+        for texts, queries in ((batch.queries, True), (batch.passages, False))
+    ]
+    return batch_losses(
+        vectors[0] @ vectors[1].T, batch.excluded, config.loss, config.temperature, config.false_negative_rate
+    ).detach()
+
+
+@pytest.mark.parametrize("family", ["scratch", *FAMILIES])
+def test_gradient_checkpointing_changes_nothing(passages, tmp_path, family) -> None:
+    config, weights = config_of(epochs=2, learning_rate=1e-3), []
+    for checkpointing in (False, True):
+        folder = tmp_path / str(checkpointing)
+        encoder = (
+            build_scratch_encoder(config, passage_texts(passages), seed=0)
+            if family == "scratch"
+            else transformer(folder, family)
+        )
+        setup = Setup(gradient_checkpointing=checkpointing)
+        train_dense(config, NegativesConfig(), encoder, examples(), passages, folder / "out", seed=1, setup=setup)
+        weights.append(encoder.model.state_dict())
+        inner = encoder.model.transformers_model
+        assert inner is None or inner.is_gradient_checkpointing == checkpointing
+    for name, weight in weights[0].items():
+        assert torch.allclose(weight, weights[1][name], atol=1e-6), name
+
+
+@pytest.mark.parametrize("family", list(FAMILIES))
+def test_a_transformer_goes_on_from_its_checkpoint(passages, tmp_path, family) -> None:
+    """T5 has its embeddings under two names."""
+    config = config_of(epochs=3, checkpoints=2, learning_rate=1e-3)
+    kept, steps, weights, logs = Kept(tmp_path), Steps(), [], []
+    for progress in (kept.progress, steps.progress):
+        encoder = transformer(tmp_path / "model", family)
+        log, _ = train_dense(
+            config,
+            NegativesConfig(),
+            encoder,
+            examples(3),
+            passages,
+            tmp_path / "out",
+            seed=1,
+            resume_from=kept.checkpoints[0] if kept.checkpoints else None,
+            progress=progress,
+        )
+        weights.append(encoder.model.state_dict())
+        logs.append([(row["step"], row["loss"]) for row in log])
+    assert steps.done[0] == step_of(kept.checkpoints[0]) + 1 > 1
+    assert logs[1] == logs[0]
+    for name, weight in weights[0].items():
+        assert torch.equal(weight, weights[1][name]), name
+    saved = [set(load_file(folder / "model.safetensors")) for folder in kept.checkpoints]
+    assert {len(names) for names in saved} == {len(weights[0]) - (family == "t5")}
+
+
+def test_a_loss_that_is_no_number_ends_the_training(passages, tmp_path) -> None:
+    encoder = build_scratch_encoder(config_of(), passage_texts(passages), seed=0)
+    with torch.no_grad():
+        encoder.model[0].embedding.weight[5:] = float("nan")
+    with pytest.raises(InputError, match=r"^dense: .* found nan by step 1 of .*dense\.learning_rate"):
+        train_dense(config_of(), NegativesConfig(), encoder, examples(), passages, tmp_path, seed=0)
+
+
+def test_the_log_goes_to_tensorboard(passages, tmp_path) -> None:
+    setup = Setup(report_to=("tensorboard",), report_folder=str(tmp_path / "curves"))
+    train(config_of(epochs=1), passages, tmp_path / "out", setup=setup)
+    assert list((tmp_path / "curves").glob("events.out.tfevents.*"))
 
 
 def test_the_share_climbs_while_the_measure_rises_and_turns_when_it_falls() -> None:
