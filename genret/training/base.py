@@ -24,7 +24,7 @@ from genret.training.batches import Collator, find_branchings, trie_children
 from genret.training.bundle import Bundle, BundleSettings
 from genret.training.encoding import encode_identifiers
 from genret.training.machine import ATTENTION
-from genret.training.pickles import LACKS_SAFETENSORS, lacks_safetensors
+from genret.training.pickles import LACKS_SAFETENSORS, cannot_load, lacks_safetensors
 from genret.training.scratch import SEPARATOR, build_scratch_model, calibrate, train_tokenizer
 from genret.training.sft import build_sft_dataset
 
@@ -112,17 +112,13 @@ def _load_tokenizer(model: PretrainedModel) -> tuple[PreTrainedTokenizerBase, Pr
         tokenizer = AutoTokenizer.from_pretrained(model.name, revision=model.revision, trust_remote_code=False)
         settings = AutoConfig.from_pretrained(model.name, revision=model.revision, trust_remote_code=False)
     except (OSError, ValueError) as error:
-        raise _cannot_load(model, error) from error
+        raise cannot_load("sft.model", model.name, model.revision, error) from error
     if tokenizer.eos_token_id is None:
         raise InputError(f"sft.model.name: the tokenizer of {model.name!r} has no end-of-sequence token")
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     tokenizer.truncation_side = "right"
     return tokenizer, settings.get_text_config()
-
-
-def _cannot_load(model: PretrainedModel, error: Exception) -> InputError:
-    return InputError(f"sft.model.name: cannot load {model.name!r} at {model.revision!r}: {error}")
 
 
 def _encode_suffix(config: SftConfig, text: str, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
@@ -194,7 +190,7 @@ def _load_weights(pretrained: PretrainedModel, dtype: torch.dtype, attention: st
         if found or LACKS_SAFETENSORS in str(error):
             found = found or [f"none at {pretrained.revision!r}"]
             raise lacks_safetensors("sft.model", pretrained.name, found[0], pretrained.revision) from error
-        raise _cannot_load(pretrained, error) from error
+        raise cannot_load("sft.model", pretrained.name, pretrained.revision, error) from error
 
 
 def add_rows(model: PreTrainedModel, first_row: int, count: int) -> None:

@@ -18,7 +18,7 @@ from genret.errors import InputError
 from genret.runs import RunStore, StageRecord
 from genret.threads import settle_vector_math
 from genret.training.machine import choose_device
-from genret.training.pickles import LACKS_SAFETENSORS, lacks_safetensors, own_name
+from genret.training.pickles import LACKS_SAFETENSORS, cannot_load, lacks_safetensors, own_name
 from genret.training.scratch import bm25_weights, token_features, train_tokenizer
 
 # No telemetry and no model card made of guesses. Nor is a service on the network given the user's token to convert
@@ -280,7 +280,7 @@ def _open(name: str, revision: str, training: bool) -> SentenceTransformer:
     except (OSError, ValueError, ImportError) as error:
         if LACKS_SAFETENSORS in str(error):
             raise lacks_safetensors("dense.model", name, f"none at {revision!r}", revision) from error
-        raise InputError(f"dense.model.name: cannot load {name!r} at {revision!r}: {error}") from error
+        raise cannot_load("dense.model", name, revision, error) from error
     return model
 
 

@@ -1,4 +1,4 @@
-"""What is said of pretrained models whose weights are pickles, which may run code when they are loaded."""
+"""What is said of pretrained models that cannot be loaded, or whose weights are pickles, which may run code then."""
 
 import re
 import shlex
@@ -14,6 +14,18 @@ LACKS_SAFETENSORS = "cannot be loaded with `safetensors`"
 def own_name(name: str) -> str:
     """A model's name without owner or folder; of a snapshot in the hub's cache the folder that holds the snapshots."""
     return _SNAPSHOT.sub("", name.rstrip("/")).rpartition("/")[2]
+
+
+def cannot_load(setting: str, name: str, revision: str, error: Exception) -> InputError:
+    """The error of a model that is not there, or is none.
+
+    Args:
+        setting: The section that names the model, such as `sft.model`.
+        name: Hub name or local folder.
+        revision: Branch, tag or commit on the hub.
+        error: What the library says.
+    """
+    return InputError(f"{setting}.name: cannot load {name!r} at {revision!r}: {error}")
 
 
 def lacks_safetensors(setting: str, name: str, found: str, revision: str = "main") -> InputError:

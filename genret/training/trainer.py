@@ -17,6 +17,7 @@ from genret.training.bundle import Bundle, read_settings
 from genret.training.callbacks import DivergenceCallback, Meter, Progress, ProgressCallback, Validation
 from genret.training.memory import Architecture, Demand
 from genret.training.metering import flops_a_token, matmul_rate, peak_memory
+from genret.training.pickles import cannot_load
 from genret.training.sampling import PaddedRows, PassSampler, Shares
 from genret.training.setup import Setup, machine_arguments
 from genret.training.weights import finished_model, start_deepspeed
@@ -171,12 +172,18 @@ def demand_of(
         setup: How the machine is used.
         folder: The saved bundle.
         pretrained: Where the weights come from if the bundle has none.
+
+    Raises:
+        InputError: The pretrained model cannot be loaded.
     """
     settings = read_settings(folder)
     trie = Trie.load(folder / "trie")
     atomic = settings.identifier_type == "atomic"
     if pretrained is not None:
-        source = AutoConfig.from_pretrained(pretrained.name, revision=pretrained.revision, trust_remote_code=False)
+        try:
+            source = AutoConfig.from_pretrained(pretrained.name, revision=pretrained.revision, trust_remote_code=False)
+        except (OSError, ValueError) as error:
+            raise cannot_load("sft.model", pretrained.name, pretrained.revision, error) from error
     else:
         source = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     text = source.get_text_config()
