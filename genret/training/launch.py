@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import pyarrow as pa
-import pyarrow.fs as fs
 import pyarrow.parquet as pq
 import ray.train
 from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
@@ -23,6 +22,7 @@ from genret.cluster import NO_GPU, die_with_node, has_dashboard, read_board, sta
 from genret.config import ComputeConfig
 from genret.errors import InputError
 from genret.runs import StageRecord
+from genret.storage import Storage
 from genret.training.setup import Setup
 
 if TYPE_CHECKING:
@@ -105,10 +105,13 @@ def train(
         The tables `training_log` and, where queries were measured, `validation_log`.
 
     Raises:
-        InputError: Raised by a worker: at once, as trying again would not help.
+        InputError: Raised by a worker: at once, as trying again would not help. Or the storage cannot be read.
         TrainingFailedError: Any other error there, or more workers died than `max_failures` allows.
     """
-    _drop_broken_snapshot(scratch)
+    storage = Storage(scratch)
+    _drop_broken_snapshot(storage)
+    # Of a URL alone, Ray would know the protocols of pyarrow only.
+    filesystem, folder = storage.arrow("")
     board = start_board()
     os.environ.setdefault(HEALTH_CHECK_INTERVAL_S_ENV_VAR, _POLL_SECONDS)
     trainer = (TorchTrainer if has_dashboard() else _LocalTrainer)(
@@ -124,7 +127,8 @@ def train(
         ),
         run_config=RunConfig(
             name=_ATTEMPT,
-            storage_path=scratch,
+            storage_path=folder,
+            storage_filesystem=filesystem,
             failure_config=FailureConfig(max_failures=compute.max_failures),
             checkpoint_config=CheckpointConfig(num_to_keep=1),
             worker_runtime_env={"env_vars": {} if compute.gpus_a_training_worker else NO_GPU},
@@ -134,13 +138,13 @@ def train(
         result = _fit(trainer, board, on_progress)
     finally:
         ray.kill(board)
-    with result.checkpoint.as_directory() as folder:
-        deliver(Path(folder) / BUNDLE)
+    with result.checkpoint.as_directory() as found:
+        deliver(Path(found) / BUNDLE)
         logs = {"training_log": LOG, "validation_log": VALIDATION_LOG}
         return {
-            name: tables.check_table(name, pq.read_table(Path(folder) / file))
+            name: tables.check_table(name, pq.read_table(Path(found) / file))
             for name, file in logs.items()
-            if (Path(folder) / file).is_file()
+            if (Path(found) / file).is_file()
         }
 
 
@@ -161,22 +165,19 @@ def _worker_count(compute: ComputeConfig) -> int | tuple[int, int]:
     return (least, compute.training_workers) if least else compute.training_workers
 
 
-def _drop_broken_snapshot(scratch: str) -> None:
+def _drop_broken_snapshot(storage: Storage) -> None:
     """Start anew where Ray Train's list of checkpoints is cut short.
 
     Ray Train writes that file in place: a process killed at that moment leaves one that every later attempt would
     stumble over.
     """
-    filesystem, root = fs.FileSystem.from_uri(scratch) if "://" in scratch else (fs.LocalFileSystem(), scratch)
-    snapshot = f"{root}/{_ATTEMPT}/checkpoint_manager_snapshot.json"
-    if filesystem.get_file_info(snapshot).type != fs.FileType.File:
+    content = storage.read(f"{_ATTEMPT}/checkpoint_manager_snapshot.json")
+    if content is None:
         return
-    with filesystem.open_input_stream(snapshot) as stream:
-        content = stream.read()
     try:
         json.loads(content)
     except ValueError:
-        filesystem.delete_dir(f"{root}/{_ATTEMPT}")
+        storage.delete(_ATTEMPT)
 
 
 def _fit(trainer: TorchTrainer, board: Any, on_progress: Callable[[int, int, Mapping[str, float]], None]) -> Any:

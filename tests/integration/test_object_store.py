@@ -101,6 +101,17 @@ def test_a_run_on_s3_killed_in_training_ends_with_the_measures_of_a_local_one(
 
 
 @pytest.mark.slow
+def test_a_model_is_trained_at_a_url_that_pyarrow_does_not_know(tiny_settings: list[str], tmp_path: Path) -> None:
+    run = f"local://{tmp_path}/run"  # fsspec's name for a disk
+    environment = os.environ | {"FSSPEC_LOCAL": '{"auto_mkdir": true}'}
+    subprocess.run(
+        command(tiny_settings, run, "--until", "sft"), check=True, timeout=600, capture_output=True, env=environment
+    )
+    records = RunStore(run).current()
+    assert (RunStore(run).local_folder(records["sft"], "sft") / "model.safetensors").is_file()
+
+
+@pytest.mark.slow
 def test_of_two_drivers_on_one_run_one_works_and_the_other_says_so(
     s3_environment: dict[str, str], tiny_settings: list[str], tmp_path: Path
 ) -> None:
