@@ -1,6 +1,7 @@
 """What a training worker does: from a stage's inputs to checkpoints and the trained retriever."""
 
-import tempfile
+import shutil
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -28,6 +29,7 @@ from genret.training.rpo import train_rpo
 from genret.training.setup import Setup, check_packages
 from genret.training.sft import UnseenQueries, train_sft
 from genret.training.trainer import choose_dtype, demand_of
+from genret.training.workplace import workplace
 
 if TYPE_CHECKING:
     from genret.training.dense import TrainedEncoder
@@ -59,10 +61,10 @@ def work(config: dict[str, Any]) -> None:
             return  # finished before; the driver was stopped before it took the result
         if resume_from is not None:
             _check_workers(resume_from, setup)
-        output = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="genret-train-")))
+        output = stack.enter_context(workplace())
         progress = Progress(
             on_log=lambda step, steps, values: rank or config["board"].write.remote(step, steps, dict(values)),
-            on_checkpoint=lambda folder: _report(_sealed(folder, setup) if rank == 0 or setup.zero_stage else None),
+            on_checkpoint=lambda folder: _hand_over(folder, setup, rank, _report),
         )
         unseen = None
         if task.unseen is not None:
@@ -88,6 +90,15 @@ def evenly_spaced(store: RunStore, record: StageRecord, name: str, count: int) -
         parts.append(part.take(pa.array(inside, pa.int64())))
         start += part.num_rows
     return pa.concat_tables(parts)
+
+
+def _hand_over(folder: Path, setup: Setup, rank: int, report: Callable[[Path | None], None]) -> None:
+    """Report a checkpoint, and delete it here: what is reported is in the run's storage.
+
+    Transformers deletes older ones by itself, but only where the first worker writes.
+    """
+    report(_sealed(folder, setup) if rank == 0 or setup.zero_stage else None)
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def _sealed(folder: Path, setup: Setup) -> Path:

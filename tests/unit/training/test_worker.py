@@ -9,7 +9,7 @@ from genret.runs import RunStore
 from genret.tables import table_from_rows
 from genret.training import worker
 from genret.training.setup import Setup
-from genret.training.worker import _check_workers, _sealed, evenly_spaced
+from genret.training.worker import _check_workers, _hand_over, _sealed, evenly_spaced
 
 
 def test_with_zero_a_checkpoint_is_of_as_many_workers(tmp_path: Path) -> None:
@@ -22,6 +22,24 @@ def test_with_zero_a_checkpoint_is_of_as_many_workers(tmp_path: Path) -> None:
 def test_without_zero_any_number_goes_on(tmp_path: Path) -> None:
     _sealed(tmp_path, Setup(workers=4))
     _check_workers(tmp_path, Setup(workers=1))
+
+
+@pytest.mark.parametrize(
+    ("rank", "stage", "reported"),
+    [(0, 0, ["part", "workers.txt"]), (1, 0, None), (0, 3, ["part", "workers.txt"]), (1, 3, ["part", "workers.txt"])],
+)
+def test_no_worker_keeps_a_checkpoint_that_it_has_reported(tmp_path: Path, rank, stage, reported) -> None:
+    found = []
+    for step in (1, 2):
+        folder = tmp_path / f"checkpoint-{step}"
+        folder.mkdir()
+        (folder / "part").write_bytes(b"weights")
+        setup = Setup(workers=2, zero_stage=stage)
+        _hand_over(
+            folder, setup, rank, lambda given: found.append(given and sorted(path.name for path in given.iterdir()))
+        )
+    assert found == [reported, reported]
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("part", [1, 3, 100])

@@ -1,0 +1,44 @@
+"""A training worker's folder on its machine's disk, of which nothing is left for long however the worker ends."""
+
+import fcntl
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+_PREFIX = "genret-training-"
+_LOCK = "lock"
+
+
+@contextmanager
+def workplace() -> Iterator[Path]:
+    """A folder for checkpoints where temporary files lie (TMPDIR), for the time of a `with` block.
+
+    Ray ends workers by SIGKILL, after which their folders stay: they are deleted by the next worker on the machine.
+    Whose worker is alive is told by a lock, which the system gives back with the process, and not by a process id,
+    which may be another's in a container.
+    """
+    _sweep(Path(tempfile.gettempdir()))
+    hidden = Path(tempfile.mkdtemp(prefix=f".{_PREFIX}"))
+    with (hidden / _LOCK).open("wb") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        # Under this name no other worker ever finds it unlocked.
+        folder = hidden.rename(hidden.with_name(hidden.name.removeprefix(".")))
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _sweep(parent: Path) -> None:
+    """Delete the folders of workers that are no more."""
+    for folder in parent.glob(f"{_PREFIX}*"):
+        try:
+            with (folder / _LOCK).open("r+b") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(folder, ignore_errors=True)
+        except FileNotFoundError:  # it is being deleted, or that was interrupted
+            shutil.rmtree(folder, ignore_errors=True)
+        except OSError:  # its worker is alive, or it is another user's
+            continue
