@@ -1,9 +1,10 @@
 """Training on several Ray Train workers, plain and with ZeRO, ends where a single worker ends."""
 
+import json
 import shutil
-import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import psutil
@@ -114,13 +115,25 @@ def test_zero_trains_as_one_worker_does(fit, section, single, stage, offload) ->
 
 def kill_a_worker(scratch: Path) -> None:
     """Kill a training worker of this process's Ray as soon as there is a checkpoint to go on from."""
-    deadline = time.monotonic() + 120
-    while not any(scratch.glob("train/checkpoint_*")) and time.monotonic() < deadline:
+    deadline = time.monotonic() + 240
+    # Ray Train's list of checkpoints: a checkpoint's folder is there before all of its files are.
+    while not (scratch / "train" / "checkpoint_manager_snapshot.json").exists():
+        assert time.monotonic() < deadline, "no checkpoint was kept in time"
         time.sleep(0.01)
     for process in psutil.Process().children(recursive=True):
         if "RayTrainWorker" in command_of(process):
             process.kill()
             return
+    raise AssertionError("no worker was left to be killed")
+
+
+def kept_seconds(scratch: Path) -> list[list[float]]:
+    """The seconds of the logged steps before each checkpoint: no training that begins anew takes just as long."""
+    histories = [
+        json.loads(path.read_text(encoding="utf-8"))["log_history"]
+        for path in scratch.glob("train/checkpoint_*/trainer_state.json")
+    ]
+    return [[entry["seconds"] for entry in history if "loss" in entry] for history in histories]
 
 
 @pytest.mark.chaos
@@ -128,9 +141,13 @@ def kill_a_worker(scratch: Path) -> None:
 def test_training_goes_on_with_other_workers(fit, tmp_path: Path, before: int, after: int) -> None:
     section = SECTIONS["sft"].model_copy(update={"epochs": 20.0, "checkpoints": 5})
     expected = fit(section, 1)
-    killer = threading.Thread(target=kill_a_worker, args=(tmp_path,))
-    killer.start()
-    with pytest.raises(TrainingFailedError):
-        fit(section, before, scratch=tmp_path)
-    killer.join()
-    assert_same(fit(section, after, scratch=tmp_path), expected)
+    with ThreadPoolExecutor() as pool:
+        killed = pool.submit(kill_a_worker, tmp_path)
+        with pytest.raises(TrainingFailedError):
+            fit(section, before, scratch=tmp_path)
+        killed.result()
+    kept = kept_seconds(tmp_path)
+    found = fit(section, after, scratch=tmp_path)
+    seconds = found[1].column("seconds").to_pylist()
+    assert any(seconds[: len(history)] == history for history in kept if history), "it went on from a checkpoint"
+    assert_same(found, expected)
