@@ -3,6 +3,7 @@ busy, batches are made even, so that each works on one while the answers of the 
 """
 
 import asyncio
+import contextvars
 import math
 import time
 from collections import deque
@@ -31,6 +32,10 @@ class FullError(Exception):
     def __init__(self, retry_seconds: float) -> None:
         super().__init__(f"the queue is full; try again in {retry_seconds:.0f} s")
         self.retry_seconds = retry_seconds
+
+
+class UnavailableError(Exception):
+    """No replica answered in time, or not all from one version."""
 
 
 @dataclass
@@ -78,6 +83,7 @@ class Batcher(Generic[State]):
 
         Raises:
             FullError: There is no room for all of them, or those before them will take longer than they have.
+            UnavailableError: The batch was cancelled.
         """
         expected = (len(self._waiting) + len(asks)) * self._seconds_a_query
         hopeless = bool(self._waiting) and expected > min(ask.timeout for ask in asks)
@@ -120,7 +126,9 @@ class Batcher(Generic[State]):
             if batch:
                 self._out += 1
                 self._asked += len(batch)
-                task = asyncio.create_task(self._run(batch))
+                # A batch is of many requests and must not go on in the context of one: Ray Serve cancels all calls that
+                # were made in a request's context when its client hangs up.
+                task = asyncio.create_task(self._run(batch), context=contextvars.Context())
                 self._tasks.add(task)
                 task.add_done_callback(self._tasks.discard)
 
@@ -136,10 +144,18 @@ class Batcher(Generic[State]):
             spent = (time.monotonic() - begin) / len(batch) / max(1, self._out)
             self._seconds_a_query += _WEIGHT * (spent - self._seconds_a_query)
         except Exception as error:  # whatever it is, those who wait for it are told
-            for entry in batch:
-                if not entry.future.done():
-                    entry.future.set_exception(error)
+            _fail(batch, error)
+        except asyncio.CancelledError:
+            _fail(batch, UnavailableError("the search was cancelled; ask again"))
+            raise
         finally:
             self._out -= 1
             self._asked -= len(batch)
             self._pump()
+
+
+def _fail(batch: Sequence[_Waiting[State]], error: Exception) -> None:
+    """Tell all who still wait."""
+    for entry in batch:
+        if not entry.future.done():
+            entry.future.set_exception(error)

@@ -19,14 +19,14 @@ from genret.errors import EngineError, InputError
 from genret.installed import installed_versions
 from genret.retrieval.fusion import FUSION
 from genret.serving.asks import Answer, Ask
-from genret.serving.batching import Batcher
+from genret.serving.batching import Batcher, UnavailableError
 from genret.serving.gates import Gate, Keys
 from genret.serving.listening import Listener
 from genret.serving.logs import request_log
 from genret.serving.members import Member
 from genret.serving.metrics import Family, Meters
 from genret.serving.plans import Setup
-from genret.serving.routes import UnavailableError, build_app
+from genret.serving.routes import build_app
 from genret.serving.schemas import DocumentRequest
 from genret.serving.versions import (
     Change,

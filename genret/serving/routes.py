@@ -22,7 +22,7 @@ from genret.config import ServingConfig
 from genret.errors import EngineError, InputError
 from genret.serving import schemas
 from genret.serving.asks import Answer, Ask, canonical_filter
-from genret.serving.batching import FullError
+from genret.serving.batching import FullError, UnavailableError
 from genret.serving.direct import Direct
 from genret.serving.gates import error_body, noted, request_id
 from genret.serving.versions import Collection
@@ -43,10 +43,6 @@ _PROBLEMS: dict[int, str] = {
     429: "The queue is full; Retry-After says when to come again",
     503: "Too many open requests, or no replica answers; Retry-After says when to come again",
 }
-
-
-class UnavailableError(Exception):
-    """No replica answered in time, or not all from one version."""
 
 
 class Backend(Protocol):

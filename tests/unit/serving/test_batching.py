@@ -2,12 +2,13 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from contextvars import ContextVar
 
 import pytest
 import still_time
 
 from genret.serving.asks import Answer, Ask
-from genret.serving.batching import Batcher, FullError
+from genret.serving.batching import Batcher, FullError, UnavailableError
 
 Send = Callable[[list[Ask]], Awaitable[tuple[str, list[Answer]]]]
 
@@ -176,3 +177,49 @@ def test_a_failure_reaches_all_who_wait_for_it_and_nobody_else() -> None:
         assert [isinstance(entry, RuntimeError) for entry in found] == [False, False, True, True, False]
 
     asyncio.run(scenario())
+
+
+def test_of_a_batch_that_is_cancelled_all_are_told_and_the_next_one_is_answered() -> None:
+    async def scenario() -> None:
+        calls = 0
+
+        async def send(asks: list[Ask]) -> tuple[str, list[Answer]]:
+            nonlocal calls
+            calls += 1
+            await asyncio.sleep(0)
+            if calls == 3:
+                raise asyncio.CancelledError
+            return "", [Answer([], exact=True) for _ in asks]
+
+        batcher = Batcher(send, 2, 10, lambda: 1)
+        asking = (batcher.ask([ask()]) for _ in range(5))
+        async with asyncio.timeout(60):
+            found = await asyncio.gather(*asking, return_exceptions=True)
+        assert [isinstance(entry, UnavailableError) for entry in found] == [False, False, True, True, False]
+
+    still_time.run(scenario())
+
+
+def test_a_batch_is_in_the_context_of_none_of_its_requests() -> None:
+    asker: ContextVar[str] = ContextVar("who asks", default="nobody")
+
+    async def scenario() -> list[str]:
+        seen: list[str] = []
+
+        async def send(asks: list[Ask]) -> tuple[str, list[Answer]]:
+            seen.append(asker.get())
+            await asyncio.sleep(0)
+            return "", [Answer([], exact=True) for _ in asks]
+
+        batcher = Batcher(send, 2, 10, lambda: 1)
+
+        async def client(number: int) -> None:
+            asker.set(f"client {number}")
+            await batcher.ask([ask()])
+
+        # The first batches are sent by those who ask, the others where one before them ends.
+        await asyncio.gather(*(client(number) for number in range(8)))
+        return seen
+
+    seen = asyncio.run(scenario())
+    assert len(seen) >= 4 and set(seen) == {"nobody"}

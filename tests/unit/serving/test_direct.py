@@ -12,8 +12,8 @@ from starlette.types import ASGIApp
 from genret.config import ServingConfig
 from genret.runs import RunStore
 from genret.serving import direct
-from genret.serving.batching import FullError
-from genret.serving.routes import UnavailableError, build_app
+from genret.serving.batching import FullError, UnavailableError
+from genret.serving.routes import build_app
 
 SHORT = "application/json"
 LONG = "application/json; charset=utf-8"
