@@ -22,7 +22,7 @@ from genret.serving.versions import find_version, read_config
 pytestmark = pytest.mark.slow
 
 NAMES = ["sft", "bm25", "dense", "fusion"]
-HEAD = "POST /v1/retrieve HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n"
+HEAD = "POST /v1/retrieve HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n"
 
 
 @pytest.fixture(scope="module")
@@ -131,9 +131,13 @@ def test_bodies_that_are_long_or_slow(service: Service) -> None:
 def test_clients_that_hang_up_do_no_harm(service: Service) -> None:
     host, port = service.url.removeprefix("http://").split(":")
     body = json.dumps({"query": "water", "retriever": "sft"}).encode()
-    for _ in range(50):
-        with socket.create_connection((host, int(port)), timeout=30) as client:
-            client.sendall(HEAD.format(len(body)).encode() + body)
+    with ThreadPoolExecutor(8) as pool:
+        neighbours = []
+        for _ in range(50):
+            neighbours.append(pool.submit(service.retrieve, "water", retriever="sft"))
+            with socket.create_connection((host, int(port)), timeout=30) as client:
+                client.sendall(HEAD.format(len(body)).encode() + body)
+        assert {neighbour.result().status_code for neighbour in neighbours} == {200}
     assert service.retrieve("water").status_code == 200
 
 
