@@ -41,7 +41,8 @@ class ServingConfig(Section):
     """The service: where it listens, what it gives to each retriever, and its limits."""
 
     host: str = Field("127.0.0.1", min_length=1, pattern=r"^[0-9A-Za-z.:_-]+$")
-    """Address to listen at. Any other than this machine's own makes the service public."""
+    """Address to listen at. Any other than this machine's own makes the service public. At its own, without an API key,
+    the `Host` of requests must be this one, localhost, 127.0.0.1 or [::1]; others are answered with 421."""
     port: int = Field(8000, ge=1, le=65535)
     """Port to listen at."""
     tls_certificate: str = ""

@@ -66,7 +66,9 @@ class Direct:
         try:
             return await self._endpoint(request)
         except Exception as error:
-            handler = next((self._handlers[kind] for kind in type(error).__mro__ if kind in self._handlers), None)
+            # Not by the one for any error: Starlette's, which has it, raises the error once more so that it is logged.
+            kinds = (kind for kind in type(error).__mro__ if kind is not Exception)
+            handler = next((self._handlers[kind] for kind in kinds if kind in self._handlers), None)
             if handler is None:
                 raise
             response: Response = await handler(Request(scope), error)

@@ -1,13 +1,15 @@
-"""What stands before every route: request ids, keys, limits on bodies and on open requests, headers, the log."""
+"""What stands before every route: request ids, names of hosts, keys, limits on bodies and requests, headers, a log."""
 
 import asyncio
 import hmac
+import ipaddress
 import re
 import time
 import uuid
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from pydantic_core import to_json
@@ -21,16 +23,23 @@ CONTENT_SECURITY_POLICY = (
 )
 """Of every answer: nothing from elsewhere, and no script or style in the page itself."""
 
-_HEADERS = (
+HEADERS = (
     (b"content-security-policy", CONTENT_SECURITY_POLICY.encode()),
     (b"x-content-type-options", b"nosniff"),
     (b"referrer-policy", b"no-referrer"),
     (b"cache-control", b"no-store"),
 )
+"""Of every answer."""
+
 _REQUEST_ID = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 _ADMIN = "/v1/admin/"
 # How long a request may take before somebody looks whether its client is still there.
 _PATIENCE_SECONDS = 0.25
+# How long a body is read on whose request was refused: who is still sending it would lose the answer to a connection
+# that is closed.
+_LINGER_SECONDS = 2.0
+_HERE = ("localhost", "127.0.0.1", "[::1]")
+_HOST = re.compile(r"(\[[0-9a-f:.]+\]|[^:\[\]]+)(:[0-9]*)?")
 
 request_id: ContextVar[str] = ContextVar("the id of the request that is being answered")
 noted: ContextVar[dict[str, Any]] = ContextVar("what the log shall say of the request beside its route and status")
@@ -64,10 +73,40 @@ def _same(shown: str, key: str) -> bool:
     return hmac.compare_digest(shown.encode(), key.encode())
 
 
-def error_body(message: str, field: str | None = None) -> bytes:
-    """An error as every route tells it."""
-    detail = {"message": message, "request_id": request_id.get("")} | ({"field": field} if field else {})
-    return to_json({"error": detail})
+def error_body(message: str, field: str | None = None, name: str | None = None) -> bytes:
+    """An error as every route tells it; `name`: the request's id, where it is not that of the context."""
+    detail = {"message": message, "request_id": request_id.get("") if name is None else name}
+    return to_json({"error": detail | ({"field": field} if field else {})})
+
+
+@dataclass(frozen=True)
+class _Refusal:
+    """An answer to a request whose body was not read to its end."""
+
+    status: int
+    message: str
+    headers: Mapping[bytes, bytes] = field(default_factory=dict)
+
+    async def send(self, send: Send) -> None:
+        """Send all of it, but leave it open: the connection is closed when it ends."""
+        body = error_body(self.message)
+        fixed = [
+            (b"content-type", b"application/json"),
+            (b"content-length", str(len(body)).encode()),
+            # What is left of the body would be read as the next request, or be waited for.
+            (b"connection", b"close"),
+        ]
+        await send({"type": "http.response.start", "status": self.status, "headers": [*fixed, *self.headers.items()]})
+        await send({"type": "http.response.body", "body": body, "more_body": True})
+
+    @staticmethod
+    async def end(receive: Receive, send: Send) -> None:
+        """Let the client send what it is sending, for a moment, and end the answer."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_LINGER_SECONDS):
+                while (message := await receive())["type"] == "http.request" and message.get("more_body", False):
+                    continue
+        await send({"type": "http.response.body", "body": b""})
 
 
 class _Watch:
@@ -126,6 +165,7 @@ class Gate:
         self._app, self._config, self._keys = app, config, keys
         self._count, self._log = count, log
         self._open = 0
+        self._hosts = _hosts(config.host, keys)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Let a request pass, or answer it."""
@@ -145,12 +185,14 @@ class Gate:
             if message["type"] == "http.response.start":
                 status = message["status"]
                 kept = [header for header in message.get("headers", ()) if header[0].lower() != b"x-request-id"]
-                message = {**message, "headers": [*kept, *_HEADERS, (b"x-request-id", name.encode())]}
+                message = {**message, "headers": [*kept, *HEADERS, (b"x-request-id", name.encode())]}
             await send(message)
 
         self._open += 1
         try:
-            await self._pass(scope, headers, receive, answer)
+            refusal = await self._pass(scope, headers, receive, answer)
+            if refusal is not None:
+                await refusal.send(answer)
         finally:
             self._open -= 1
             seconds = time.perf_counter() - begin
@@ -159,29 +201,50 @@ class Gate:
             # The route and not the path: a path may hold what was asked.
             line = {"request_id": name, "method": scope["method"], "route": route, "status": status}
             self._log({**line, "ms": round(seconds * 1000, 2), **notes})
+        # It counts as open no more: who may not ask cannot keep others out.
+        if refusal is not None:
+            await refusal.end(receive, answer)
 
-    async def _pass(self, scope: Scope, headers: Mapping[bytes, bytes], receive: Receive, send: Send) -> None:
+    async def _pass(
+        self, scope: Scope, headers: Mapping[bytes, bytes], receive: Receive, send: Send
+    ) -> _Refusal | None:
+        """Have a request answered, or say why not."""
         if self._open > self._config.max_requests:
-            await _refuse(send, 503, "too many open requests", {b"retry-after": b"1"})
-            return
+            return _Refusal(503, "too many open requests", {b"retry-after": b"1"})
+        if problem := self._host_problem(scope, headers.get(b"host", b"").decode("latin-1")):
+            return _Refusal(421, problem)
         scheme, _, shown = headers.get(b"authorization", b"").decode("latin-1").partition(" ")
         if problem := self._keys.problem(scope["path"], shown.strip() if scheme.lower() == "bearer" else ""):
-            await _refuse(send, 401, problem, {b"www-authenticate": b"Bearer"})
-            return
+            return _Refusal(401, problem, {b"www-authenticate": b"Bearer"})
         length = headers.get(b"content-length", b"0")
         if length.isdigit() and int(length) > self._config.max_body_bytes:
-            await _refuse(send, 413, self._too_long, {b"connection": b"close"})
-            return
+            return self._too_long()
         try:
             async with asyncio.timeout(self._config.body_seconds):
                 body = await _body(receive, self._config.max_body_bytes)
         except TimeoutError:
-            await _refuse(send, 408, f"the body did not arrive within {self._config.body_seconds:g} s", {})
-            return
+            return _Refusal(408, f"the body did not arrive within {self._config.body_seconds:g} s")
         if body is None:
-            await _refuse(send, 413, self._too_long, {b"connection": b"close"})
-            return
+            return self._too_long()
         await self._while_there(scope, body, receive, send)
+        return None
+
+    def _too_long(self) -> _Refusal:
+        return _Refusal(413, f"expected a body of at most {self._config.max_body_bytes} bytes")
+
+    def _host_problem(self, scope: Scope, shown: str) -> str:
+        """Why a request may not ask by the name that it does; empty where it may."""
+        found = _HOST.fullmatch(shown.lower())
+        if not self._hosts or (found is not None and found[1] in self._hosts):
+            return ""
+        # The connection's own address and not what `serving.host` says: Ray Serve's proxies listen elsewhere.
+        address = _address((scope.get("server") or ("",))[0])
+        if address is None or not address.is_loopback:
+            return ""
+        return (
+            f"host: expected one of {', '.join(self._hosts)}, found {shown[:200]!r}: this service is for its own "
+            f"machine; with an API key ({self._config.api_key_variable}) it may be asked by any name"
+        )
 
     async def _while_there(self, scope: Scope, body: bytes, receive: Receive, send: Send) -> None:
         """Call the application, and give up where the client hangs up before there is an answer."""
@@ -201,9 +264,26 @@ class Gate:
         finally:
             watch.end()
 
-    @property
-    def _too_long(self) -> str:
-        return f"expected a body of at most {self._config.max_body_bytes} bytes"
+
+def _hosts(host: str, keys: Keys) -> tuple[str, ...]:
+    """By which names a service may be asked over a loopback address; none: by any.
+
+    A page from elsewhere that has its own name resolved to this machine (DNS rebinding) reads the answers to what it
+    asks. It does not know a key, and where other machines may ask there is nothing to hide.
+    """
+    address = _address(host)
+    if keys.api or (address is not None and address.is_unspecified):
+        return ()
+    own = f"[{host}]" if ":" in host else host
+    return tuple(dict.fromkeys((*_HERE, own.lower())))
+
+
+def _address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    """None of a name."""
+    try:
+        return ipaddress.ip_address(text)
+    except ValueError:
+        return None
 
 
 async def _body(receive: Receive, limit: int) -> bytes | None:
@@ -235,10 +315,3 @@ def replayed(message: Message, receive: Receive) -> Receive:
         return message
 
     return replay
-
-
-async def _refuse(send: Send, status: int, message: str, headers: Mapping[bytes, bytes]) -> None:
-    body = error_body(message)
-    fixed = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
-    await send({"type": "http.response.start", "status": status, "headers": [*fixed, *headers.items()]})
-    await send({"type": "http.response.body", "body": body})

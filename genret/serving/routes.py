@@ -39,6 +39,7 @@ _PROBLEMS: dict[int, str] = {
     408: "The body did not arrive in time",
     409: "It cannot be done with this run, or not now",
     413: "The body is too long",
+    421: "The service has no API key and is asked by a name that is not its own machine's",
     422: "A field is wrong; `field` names it",
     429: "The queue is full; Retry-After says when to come again",
     503: "Too many open requests, or no replica answers; Retry-After says when to come again",
@@ -92,7 +93,7 @@ def _documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
     return {status: {"model": schemas.ErrorResponse, "description": _PROBLEMS[status]} for status in statuses}
 
 
-_ALWAYS = (400, 408, 413, 422, 503)
+_ALWAYS = (400, 408, 413, 421, 422, 503)
 _bearer = HTTPBearer(auto_error=False, description="The API key, where the service has one.")
 
 
@@ -176,6 +177,10 @@ def _add_handlers(app: FastAPI) -> None:
     @app.exception_handler(EngineError)
     async def engine(_: Request, error: EngineError) -> Response:
         return _problem(503, str(error), retry=10)
+
+    @app.exception_handler(Exception)
+    async def unexpected(_: Request, error: Exception) -> Response:
+        return _problem(500, "the service failed; its log says why")
 
 
 def _checked(
@@ -320,7 +325,7 @@ def _add_search(app: APIRouter, backend: Backend, config: ServingConfig) -> None
 
 def _add_reading(app: APIRouter, backend: Backend, config: ServingConfig) -> None:
     def responses(*more: int) -> dict[int | str, dict[str, Any]]:
-        return _documented(400, 401, 408, 413, 503, *more)
+        return _documented(400, 401, 408, 413, 421, 503, *more)
 
     @app.get("/v1/passages/{passage_id:path}", response_model=schemas.PassageResponse, responses=responses(404, 422))
     async def passage(passage_id: str) -> Response:
@@ -358,12 +363,12 @@ def _add_reading(app: APIRouter, backend: Backend, config: ServingConfig) -> Non
 
 
 def _add_health(app: FastAPI, backend: Backend) -> None:
-    @app.get("/healthz", response_model=schemas.HealthResponse, responses=_documented(400, 408, 413, 503))
+    @app.get("/healthz", response_model=schemas.HealthResponse, responses=_documented(400, 408, 413, 421, 503))
     async def healthz() -> Response:
         """Whether this process is there."""
         return _json({"status": "ok"})
 
-    @app.get("/readyz", response_model=schemas.HealthResponse, responses=_documented(400, 408, 413, 503))
+    @app.get("/readyz", response_model=schemas.HealthResponse, responses=_documented(400, 408, 413, 421, 503))
     async def readyz() -> Response:
         """Whether every retriever has a replica that answers."""
         missing = [entry["name"] for entry in backend.retrievers() if not entry["replicas"]]
@@ -374,7 +379,7 @@ def _add_health(app: FastAPI, backend: Backend) -> None:
 
 def _add_admin(app: APIRouter, backend: Backend) -> None:
     def responses(*more: int) -> dict[int | str, dict[str, Any]]:
-        return _documented(400, 401, 408, 409, 413, 503, *more)
+        return _documented(400, 401, 408, 409, 413, 421, 503, *more)
 
     @app.post("/v1/admin/reload", response_model=schemas.VersionResponse, responses=responses(), tags=["admin"])
     async def reload() -> Response:

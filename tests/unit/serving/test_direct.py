@@ -110,7 +110,26 @@ def test_errors_are_told_alike(
     monkeypatch.setattr(backend, "ask", fail)
     found = [answered(app, b'{"query": "a"}', kind) for kind in (SHORT, LONG)]
     assert found[0] == found[1] and found[0][0] == status
+    assert found[0][2]["error"]["message"] and found[0][2]["error"]["request_id"] == "mine"
     assert len(taken) == 1
+
+
+@pytest.mark.parametrize("kind", [SHORT, LONG])
+def test_what_nobody_expected_goes_on_to_who_logs_it(
+    served: tuple[ASGIApp, LocalBackend], monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    async def fail(*_: Any) -> Any:
+        raise RuntimeError("broken")
+
+    app, backend = served
+    monkeypatch.setattr(backend, "ask", fail)
+
+    async def send() -> None:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app=app), base_url="http://test") as client:
+            await client.post("/v1/retrieve", content=b'{"query": "a"}', headers={"content-type": kind})
+
+    with pytest.raises(RuntimeError, match="broken"):
+        asyncio.run(send())
 
 
 def test_a_body_in_parts_goes_the_long_way(served: tuple[ASGIApp, LocalBackend], taken: list[Any]) -> None:
