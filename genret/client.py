@@ -42,6 +42,10 @@ _AWAY = frozenset({502, 504})
 _READY = frozenset({200, 204})
 # Whoever asks for more patience than this is not waited for.
 _LONGEST_WAIT = 60.0
+# What an answer takes on its way beyond the deadline of its query, or beyond the loading of a version.
+_GRACE_SECONDS = 5.0
+# How long a service may load a version, if its configuration names no other time (`serving.load_seconds`).
+_LOAD_SECONDS = 600.0
 _LONGEST_MESSAGE = 500
 
 
@@ -79,12 +83,14 @@ class Client:
     """Asks a service that `genret serve` started. Connections are kept; threads may share a client.
 
     An answer of 429 or 503 is waited out, as long as its Retry-After says or else with exponential backoff. What
-    only reads is also sent again where the connection broke; what changes the service is not, as it may be done.
+    only reads is also sent again where the connection broke; what changes the service is not, as it may be done. An
+    answer that did not come in time is not asked for again: the service may be at work on it.
 
     Args:
         url: Where the service is, such as `http://127.0.0.1:8000`; a path in front of its own is allowed.
         api_key: The key that the service asks for, or the key of the administration for what changes it.
-        timeout: Seconds to wait for a connection, and for the answer of one attempt.
+        timeout: Seconds to wait for a connection, and for the answer of one attempt. Where the service may take longer,
+            an answer is waited for as long: `deadline_seconds`, and ten minutes to `reload`.
         retries: How often a request is sent again, at least 0.
 
     Raises:
@@ -99,6 +105,7 @@ class Client:
         if retries < 0:
             raise InputError(f"retries: expected at least 0, found {retries}")
         self.url = _checked_url(url)
+        self._timeout = timeout
         self._retries = retries
         self._random = Random()
         self._http = httpx2.Client(
@@ -190,7 +197,7 @@ class Client:
             timeout=deadline_seconds,
             explain=explain,
         )
-        response = self._ask("POST", "/v1/retrieve", RetrieveResponse, body)
+        response = self._ask("POST", "/v1/retrieve", RetrieveResponse, body, seconds=deadline_seconds)
         if len(response.results) != len(queries):
             raise ServiceError(
                 f"{self.url}: expected {len(queries)} results, found {len(response.results)}", 200, response.request_id
@@ -229,7 +236,7 @@ class Client:
             timeout=deadline_seconds,
             explain=explain,
         )
-        return self._ask("POST", "/v1/compare", CompareResponse, body)
+        return self._ask("POST", "/v1/compare", CompareResponse, body, seconds=deadline_seconds)
 
     def passage(self, passage_id: str) -> PassageResponse:
         """Read one passage; a `RequestError` with status 404 where there is none of this id."""
@@ -286,7 +293,7 @@ class Client:
             RequestError: The key is missing or wrong, or the new version was refused: the old one serves on.
             ServiceError: The service does not answer as it should, or took longer than the client waits.
         """
-        return self._ask("POST", "/v1/admin/reload", VersionResponse, repeatable=False)
+        return self._ask("POST", "/v1/admin/reload", VersionResponse, repeatable=False, seconds=_LOAD_SECONDS)
 
     def rollback(self) -> VersionResponse:
         """Go back to the version before; raises as `reload` does."""
@@ -299,15 +306,28 @@ class Client:
         expected: type[Answer],
         body: Mapping[str, Any] | None = None,
         repeatable: bool = True,
+        seconds: float | None = None,
     ) -> Answer:
-        """Send until there is an answer that is none of being busy; `repeatable`: twice does no harm."""
+        """Send until there is an answer that is none of being busy.
+
+        Args:
+            method: The method.
+            path: The path.
+            expected: What the answer is.
+            body: The body.
+            repeatable: Twice does no harm.
+            seconds: What the service may take for it, if that is known.
+        """
+        patience = self._timeout if seconds is None else max(self._timeout, seconds + _GRACE_SECONDS)
+        timeout = httpx2.Timeout(self._timeout, read=patience)
         for attempt in range(self._retries + 1):
             last = attempt == self._retries
             try:
-                response = self._http.request(method, path, json=body)
+                response = self._http.request(method, path, json=body, timeout=timeout)
             except httpx2.TransportError as error:
-                # Where there was no connection nothing was done.
-                again = repeatable or isinstance(error, httpx2.ConnectError | httpx2.ConnectTimeout)
+                # Where there was no connection nothing was done; where the service is slow, twice is slower.
+                unsent = isinstance(error, httpx2.ConnectError | httpx2.ConnectTimeout)
+                again = unsent or (repeatable and not isinstance(error, httpx2.ReadTimeout))
                 if last or not again or isinstance(error, httpx2.UnsupportedProtocol):
                     raise ServiceError(f"{self.url}: {_told(error)}") from error
                 wait = backoff_seconds(attempt, self._random)

@@ -144,12 +144,25 @@ def test_a_refused_request_names_its_field(script: Script) -> None:
     assert len(script.asked) == 1
 
 
-def test_an_answer_that_is_too_late(script: Script, naps: list[float]) -> None:
+def test_an_answer_that_is_too_late_is_not_asked_for_again(script: Script, naps: list[float]) -> None:
     script.replies = [Reply(delay=60.0, body={})]
     with Client(script.url, timeout=0.1, retries=1) as client, pytest.raises(ServiceError, match="in time"):
         client.retrieve("a")
-    script.wait_for(2)
-    assert len(script.asked) == 2
+    script.wait_for(1)
+    assert len(script.asked) == 1 and naps == []
+
+
+def test_an_answer_is_waited_for_as_long_as_the_service_may_take(script: Script, naps: list[float]) -> None:
+    swap = {"request_id": "r", "version": "b", "previous_version": "a", "changed": True, "seconds": 0.5}
+    compared = {"request_id": "r", "query": "a", "version": "v", "answers": []}
+    with Client(script.url, timeout=0.1) as client:
+        script.replies = [Reply(200, answer(hit("d0", 1)).body, delay=0.5)]
+        assert client.retrieve("a", deadline_seconds=60).hits[0].passage_id == "d0"
+        script.replies = [Reply(200, compared, delay=0.5)]
+        assert client.compare("a", deadline_seconds=60).version == "v"
+        script.replies = [Reply(200, swap, delay=0.5)]
+        assert client.reload().changed
+    assert len(script.asked) == 3 and naps == []
 
 
 def test_no_service_at_all(naps: list[float]) -> None:
