@@ -169,7 +169,8 @@ def overloaded(
     run: str, settings: Sequence[str], names: Sequence[str], seconds: float, expected: dict[str, dict[str, Ranking]]
 ) -> Iterator[tuple[str, bool]]:
     """A line for each retriever that gets more than its queue holds, and whether all went as it should."""
-    with service(run, *settings, f"serving.queue={SMALL_QUEUE}") as url:
+    small = (f"serving.queue={SMALL_QUEUE}", f"serving.max_queries={SMALL_QUEUE}")
+    with service(run, *settings, *small) as url:
         for name in names:
             found = load(url, name, MANY_CLIENTS, seconds, list(expected[name]), DEADLINE_SECONDS)
             share, slowest = agreement(found["rankings"], expected[name]), max(found["latencies"], default=0.0)

@@ -221,8 +221,16 @@ def test_long_bodies_and_slow_ones_are_refused(small_run: RunStore) -> None:
 
 
 def test_a_full_queue_says_when_to_come_again(small_run: RunStore) -> None:
-    call = caller(local_app(small_run, ServingConfig(queue=2))[0])
-    response = call("POST", "/v1/retrieve", {"queries": ["a", "b", "c"]})
+    app, _ = local_app(small_run, ServingConfig(queue=64))
+
+    async def send() -> list[httpx.Response]:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app=app), base_url="http://test") as client:
+            body = {"queries": ["a"] * 64, "retriever": "bm25"}
+            return await asyncio.gather(*(client.post("/v1/retrieve", json=body) for _ in range(2)))
+
+    # One request may fill the queue; the other finds no room.
+    first, response = asyncio.run(send())
+    assert first.status_code == 200 and len(first.json()["results"]) == 64
     assert response.status_code == 429 and int(response.headers["retry-after"]) >= 1
     assert error(response)["message"]
 
