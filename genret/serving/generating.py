@@ -40,29 +40,33 @@ class GenerativeSearcher(Searcher):
         other.retriever = self.retriever.changed(added, change.removed)
         return other
 
-    def _answer_group(self, asks: list[Ask], queries: list[str], spent: float) -> list[Answer]:
-        begin, seconds = time.perf_counter(), min(ask.timeout for ask in asks) - spent
-        k, retriever = max(ask.k for ask in asks), self.retriever
-        results = retriever.find(queries, k, self._mask(asks[0].filter), seconds)
-        late = time.perf_counter() - begin >= seconds
+    def _answer_group(self, asks: list[Ask], queries: list[str], until: float) -> list[Answer]:
+        k, mask, retriever = max(ask.k for ask in asks), self._mask(asks[0].filter), self.retriever
+        seconds = until - time.perf_counter()
+        if seconds <= 0:
+            return [Answer([], exact=False, timed_out=True) for _ in asks]
+        results = retriever.find(queries, k, mask, seconds)
+        late = time.perf_counter() >= until
         answers = []
         for ask, query, result in zip(asks, queries, results, strict=True):
             positions, scores = result.indices[: ask.k].tolist(), result.scores[: ask.k].tolist()
             places = [(retriever.passage_ids[at], score) for at, score in zip(positions, scores, strict=True)]
+            # To explain takes another pass for each query.
+            explained = ask.explain and time.perf_counter() < until
             answers.append(
                 Answer(
                     places,
                     exact=result.exact,
-                    timed_out=late and not result.exact,
+                    timed_out=(late and not result.exact) or explained != ask.explain,
                     expansions=result.expansions,
                     identifiers=[retriever.identifiers[at] for at in positions],
-                    tokens=retriever.explain(query, positions) if ask.explain else None,
+                    tokens=retriever.explain(query, positions) if explained else None,
                 )
             )
         return answers
 
     def _applied(self, predicate: Predicate) -> Any:
-        mask = leaf_mask(predicate, self.collection.metadata(self.retriever.passage_ids))
+        mask = leaf_mask(predicate, self._metadata(self.retriever.passage_ids))
         return self.retriever.filter_of(mask)
 
 

@@ -130,7 +130,9 @@ class Hit(BaseModel):
     text: str
     metadata: dict[str, Any]
     identifier: str | None = Field(None, description="What a generative retriever wrote for it.")
-    tokens: list[Token] | None = Field(None, description="With `explain`, of a generative retriever.")
+    tokens: list[Token] | None = Field(
+        None, description="With `explain`, of a generative retriever, unless the deadline left no time for them."
+    )
 
 
 class Result(BaseModel):

@@ -4,9 +4,10 @@ import json
 import math
 import time
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from copy import copy
-from typing import Any
+from itertools import compress
+from typing import Any, TypeAlias
 
 from genret.decoding.filters import Predicate, leaf_mask, parse_predicate
 from genret.errors import InputError
@@ -16,7 +17,12 @@ from genret.serving.asks import Answer, Ask, grouped
 from genret.serving.versions import Change, Collection, Version, version_records
 from genret.types import Retriever, ScoredPassage
 
+Found: TypeAlias = tuple[list[ScoredPassage], bool]
+"""A ranking, and whether the deadline cut it off."""
+
 _MOST_MASKS = 64
+# Places of rankings that a retriever which knows no filter is asked for at a time.
+_MOST_PLACES = 65_536
 _PROBE_DEPTH = 10
 # Of the passages that the run's evaluation found for its queries, how many a probe must find again: all but those
 # that rounding on another machine may swap.
@@ -39,6 +45,8 @@ class Searcher:
         self.retriever, self.collection = retriever, collection
         self._exact = bool(getattr(retriever, "exact", True))
         self._masks: OrderedDict[str, Any] = OrderedDict()
+        self._known: dict[str, Mapping[str, Any]] = {}
+        self._there: frozenset[str] | None = None
 
     def changed(self, change: Change) -> "Searcher":
         """This searcher after a change.
@@ -48,7 +56,10 @@ class Searcher:
         """
         other = copy(self)
         other.collection = self.collection.changed(change)
-        other._masks = OrderedDict()
+        other._masks, other._there = OrderedDict(), None
+        other._known = dict(self._known)
+        for passage_id in (*change.removed, *(passage.passage_id for passage in change.added)):
+            other._known.pop(passage_id, None)
         return other
 
     def answer(self, asks: Sequence[Ask], waited: float = 0.0) -> list[Answer]:
@@ -66,14 +77,16 @@ class Searcher:
         """
         begin = time.perf_counter()
         answers: dict[int, Answer] = {}
-        for group in grouped(asks, self._beam):
+        # Those without a filter first: however little another's filter leaves, they do not wait for what it takes.
+        for group in sorted(grouped(asks, self._beam), key=lambda group: bool(asks[group[0]].filter)):
             spent = waited + time.perf_counter() - begin
             in_time = [number for number in group if asks[number].timeout > spent]
             answers |= {number: Answer([], exact=False, timed_out=True) for number in group}
             if in_time:
                 members = [asks[number] for number in in_time]
                 queries = [ask.query.encode("utf-8", "replace").decode("utf-8") for ask in members]
-                answers |= dict(zip(in_time, self._answer_group(members, queries, spent), strict=True))
+                until = begin - waited + min(ask.timeout for ask in members)
+                answers |= dict(zip(in_time, self._answer_group(members, queries, until), strict=True))
         seconds = time.perf_counter() - begin
         for answer in answers.values():
             answer.wait_seconds, answer.search_seconds, answer.batch = waited, seconds, len(asks)
@@ -82,31 +95,51 @@ class Searcher:
     _beam = 1
     """Up to which k rankings are beginnings of each other."""
 
-    def _answer_group(self, asks: list[Ask], queries: list[str], spent: float) -> list[Answer]:
-        """Answer queries with one filter."""
-        rankings = self._rank(queries, max(ask.k for ask in asks), self._mask(asks[0].filter))
+    def _answer_group(self, asks: list[Ask], queries: list[str], until: float) -> list[Answer]:
+        """Answer queries with one filter until a moment of `time.perf_counter`."""
+        mask = self._mask(asks[0].filter)
+        found = self._rank(queries, max(ask.k for ask in asks), mask, until)
         return [
-            Answer([(place.passage_id, place.score) for place in ranking[: ask.k]], exact=self._exact)
-            for ask, ranking in zip(asks, rankings, strict=True)
+            Answer(
+                [(place.passage_id, place.score) for place in ranking[: ask.k]],
+                exact=self._exact and not late,
+                timed_out=late,
+            )
+            for ask, (ranking, late) in zip(asks, found, strict=True)
         ]
 
-    def _rank(self, queries: list[str], k: int, mask: Any) -> list[list[ScoredPassage]]:
-        if mask is None and not self.collection.counts[2]:
-            return self.retriever.retrieve(queries, k)
-        return [self._sifted(query, k, mask) for query in queries]
+    def _rank(self, queries: list[str], k: int, mask: Any, until: float) -> list[Found]:
+        if mask is None and self.collection.counts[2]:
+            if self._there is None:
+                self._there = frozenset(self.collection.ids())
+            mask = self._there
+        if mask is not None:
+            return self._sifted(queries, k, mask, until)
+        return [(ranking, False) for ranking in self.retriever.retrieve(queries, k)]
 
-    def _sifted(self, query: str, k: int, mask: dict[str, bool] | None) -> list[ScoredPassage]:
-        depth = k
-        while True:
-            ranking = self.retriever.retrieve([query], depth)[0]
-            kept = [
-                place
-                for place in ranking
-                if self.collection.get(place.passage_id) is not None and (mask is None or mask.get(place.passage_id))
-            ]
-            if len(kept) >= k or len(ranking) < depth:
-                return kept[:k]
-            depth *= 4
+    def _sifted(self, queries: list[str], k: int, allowed: frozenset[str], until: float) -> list[Found]:
+        """Rankings of what is allowed: all queries' first places before any query's later ones."""
+        rankings: list[list[ScoredPassage]] = [[] for _ in queries]
+        wanted = min(k, len(allowed))
+        pending = list(range(len(queries))) if wanted else []
+        there, _, removed = self.collection.counts
+        # So deep the last of them stands where they are spread evenly.
+        depth = math.ceil(k * (there + removed) / max(1, len(allowed)))
+        while pending:
+            lacking: list[int] = []
+            size = max(1, _MOST_PLACES // depth)
+            for start in range(0, len(pending), size):
+                if time.perf_counter() >= until:
+                    late = {*lacking, *pending[start:]}
+                    return [(ranking, number in late) for number, ranking in enumerate(rankings)]
+                numbers = pending[start : start + size]
+                found = self.retriever.retrieve([queries[number] for number in numbers], depth)
+                for number, ranking in zip(numbers, found, strict=True):
+                    rankings[number] = [place for place in ranking if place.passage_id in allowed][:k]
+                    if len(rankings[number]) < wanted and len(ranking) >= depth:
+                        lacking.append(number)
+            pending, depth = lacking, 4 * depth
+        return [(ranking, False) for ranking in rankings]
 
     def _mask(self, text: str) -> Any:
         """A filter as the retriever takes it; the last ones are kept."""
@@ -121,7 +154,13 @@ class Searcher:
 
     def _applied(self, predicate: Predicate) -> Any:
         ids = self.collection.ids()
-        return dict(zip(ids, leaf_mask(predicate, self.collection.metadata(ids)).tolist(), strict=True))
+        return frozenset(compress(ids, leaf_mask(predicate, self._metadata(ids)).tolist()))
+
+    def _metadata(self, ids: Sequence[str]) -> list[Mapping[str, Any]]:
+        """The metadata of passages: read once, and not for each filter."""
+        new = [passage_id for passage_id in ids if passage_id not in self._known]
+        self._known.update(zip(new, self.collection.metadata(new), strict=True))
+        return [self._known[passage_id] for passage_id in ids]
 
 
 class Bm25Searcher(Searcher):
@@ -136,12 +175,17 @@ class Bm25Searcher(Searcher):
         other.retriever = self.retriever.changed(change.added, change.removed, self.collection.table)
         return other
 
-    def _rank(self, queries: list[str], k: int, mask: Any) -> list[list[ScoredPassage]]:
-        return self.retriever.find(queries, k, mask)
+    def _rank(self, queries: list[str], k: int, mask: Any, until: float) -> list[Found]:
+        if mask is not None and not mask.any():
+            return [([], False) for _ in queries]
+        return [
+            (self.retriever.find([query], k, mask)[0], False) if time.perf_counter() < until else ([], True)
+            for query in queries
+        ]
 
     def _applied(self, predicate: Predicate) -> Any:
         ids = [self.retriever.passage_id(row) for row in range(len(self.retriever))]
-        return leaf_mask(predicate, self.collection.metadata(ids))
+        return leaf_mask(predicate, self._metadata(ids))
 
 
 def open_bm25(store: RunStore, version: Version, name: str) -> Searcher:

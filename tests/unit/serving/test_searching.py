@@ -1,10 +1,13 @@
 """Searchers: filters, deadlines, additions, removals, probes."""
 
 import itertools
+import json
 import shutil
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -12,14 +15,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from genret.config import RetrievalConfig
+from genret.decoding.filters import Predicate
 from genret.decoding.hypotheses import Batch
 from genret.errors import InputError
 from genret.retrieval.bm25 import Bm25Retriever
+from genret.retrieval.generative import GenerativeRetriever
 from genret.retrieval.opening import load_retriever
 from genret.runs import RunStore
 from genret.serving.asks import Answer, Ask, canonical_filter, grouped
 from genret.serving.documents import Editor, as_document
-from genret.serving.generating import open_searcher
+from genret.serving.generating import GenerativeSearcher, open_searcher
 from genret.serving.searching import Searcher, open_bm25, probe
 from genret.serving.versions import Change, check_files, find_version, metadata_fields, read_config
 from genret.types import ScoredPassage
@@ -100,6 +105,125 @@ def test_a_deadline_between_two_passes_gives_what_was_found(
         cut_off.append(searcher.answer([query])[0])
     assert any(answer.places and not answer.exact for answer in cut_off)
     assert whole.exact and cut_off[-1].exact and ids(cut_off[-1]) == ids(whole)
+
+
+class Endless:
+    """Finds as many passages as are asked for, of which the collection has the first; counts how often it is asked."""
+
+    name = "dense"
+
+    def __init__(self, seconds: float = 0.0) -> None:
+        self.calls, self._seconds = 0, seconds
+
+    def retrieve(self, queries: Sequence[str], k: int) -> list[list[ScoredPassage]]:
+        self.calls += 1
+        assert self.calls < 50
+        time.sleep(self._seconds)
+        return [[ScoredPassage(f"x{number}" if number else "d1", -number) for number in range(k)]
+                for _ in queries]  # fmt: skip
+
+
+def test_where_a_filter_leaves_nothing_nothing_is_searched(small_run: RunStore) -> None:
+    retriever, nothing = Endless(), canonical_filter({"field": "topic", "equals": "nothing"})
+    searcher = Searcher(retriever, opened(small_run, "bm25").collection)
+    *answers, neighbour = searcher.answer([*(ask(f"{number}", 5, nothing) for number in range(64)), ask("b")])
+    assert [(answer.places, answer.exact, answer.timed_out) for answer in answers] == [([], True, False)] * 64
+    assert len(neighbour.places) == 5 and retriever.calls == 1
+    (answer,) = opened(small_run, "bm25").answer([ask("river", 5, nothing)])
+    assert (answer.places, answer.exact, answer.timed_out) == ([], True, False)
+
+
+def test_a_filter_that_finds_too_little_ends_with_its_deadline_and_lets_others_by(small_run: RunStore) -> None:
+    retriever, oven = Endless(0.05), canonical_filter({"field": "topic", "equals": "oven"})
+    searcher = Searcher(retriever, opened(small_run, "bm25").collection)
+    asks = [ask(f"{number}", 5, oven, timeout=0.2) for number in range(64)]
+    *answers, neighbour = searcher.answer([*asks, ask("b", timeout=0.2)])
+    assert retriever.calls <= 1 + 4
+    assert {(tuple(ids(answer)), answer.exact, answer.timed_out) for answer in answers} <= {
+        (("d1",), False, True),
+        ((), False, True),
+    }
+    assert len(neighbour.places) == 5 and not neighbour.timed_out
+
+
+def test_after_a_removal_queries_still_go_together(small_run: RunStore) -> None:
+    class Listed(Endless):
+        def retrieve(self, queries: Sequence[str], k: int) -> list[list[ScoredPassage]]:
+            self.calls += 1
+            return [[ScoredPassage(f"d{number}", -number) for number in range(min(k, 40))] for _ in queries]
+
+    retriever = Listed()
+    searcher = Searcher(retriever, opened(small_run, "bm25").collection).changed(Change(1, removed=("d0",)))
+    answers = searcher.answer([ask(f"{number}", 3) for number in range(64)])
+    assert [ids(answer) for answer in answers] == [["d1", "d2", "d3"]] * 64 and retriever.calls == 1
+
+
+def test_words_are_looked_up_until_the_deadline(small_run: RunStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    searcher = opened(small_run, "bm25")
+    assert isinstance(searcher.retriever, Bm25Retriever)
+    find = searcher.retriever.find
+
+    def slow(queries: list[str], *more: Any) -> list[list[ScoredPassage]]:
+        time.sleep(0.05)
+        return find(queries, *more)
+
+    monkeypatch.setattr(searcher.retriever, "find", slow)
+    answers = searcher.answer([ask("river", timeout=0.12) for _ in range(8)])
+    assert sum(answer.timed_out for answer in answers) >= 5
+    assert all(answer.timed_out == (not answer.places) == (not answer.exact) for answer in answers)
+
+
+def test_explanations_end_with_the_deadline(small_run: RunStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    searcher = opened(small_run, "sft")
+    explain = GenerativeRetriever.explain
+
+    def slow(*arguments: Any) -> Any:
+        time.sleep(0.6)
+        return explain(*arguments)
+
+    monkeypatch.setattr(GenerativeRetriever, "explain", slow)
+    answers = searcher.answer([ask(f"river model{number}x", timeout=0.5, explain=True) for number in range(3)])
+    assert sum(answer.tokens is not None for answer in answers) <= 1
+    assert all(answer.timed_out for answer in answers if answer.tokens is None)
+
+
+def test_the_time_that_a_filter_takes_is_the_querys(small_run: RunStore) -> None:
+    class Slow(GenerativeSearcher):
+        def _applied(self, predicate: Predicate) -> Any:
+            time.sleep(0.5)
+            return super()._applied(predicate)
+
+    whole = opened(small_run, "sft")
+    assert isinstance(whole, GenerativeSearcher)
+    searcher = Slow(whole.retriever, whole.collection, whole._beam)
+    query = ask("river", 5, canonical_filter({"field": "topic", "equals": "river"}), timeout=0.4)
+    (answer,) = searcher.answer([query])
+    assert (answer.places, answer.exact, answer.timed_out) == ([], False, True)
+    (answer,) = searcher.answer([replace(query, timeout=60.0)])  # its mask is kept
+    assert len(answer.places) == 5
+
+
+@pytest.mark.parametrize("name", ["sft", "bm25", "dense"])
+def test_metadata_are_read_once_and_anew_where_they_change(
+    dense_run: RunStore, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    searcher, read, loads = opened(dense_run, name), list[str](), json.loads
+
+    def counted(text: str) -> Any:
+        read.append(text)
+        return loads(text)
+
+    monkeypatch.setattr(json, "loads", counted)
+    for topic in ("river", "oven"):
+        searcher.answer([ask("near", 40, canonical_filter({"field": "topic", "equals": topic}))])
+    assert len(read) == 40 + 2  # and the filters
+    passage = searcher.collection.get("d1")
+    assert passage is not None
+    change = Change(1, (replace(passage, metadata={"topic": "river"}),), ("zeppelin gondola",), ("d1",))
+    for state, found in ((searcher.changed(change), True), (searcher, False)):
+        answer = state.answer([ask("near the model1x", 40, canonical_filter({"field": "topic", "equals": "river"}))])[0]
+        assert ("d1" in ids(answer)) is found
+    assert len(read) == 40 + 2 + 1 + 1  # d1 by this test, and the filter by the new state
 
 
 def test_queries_go_together_unless_that_changes_what_they_find() -> None:
