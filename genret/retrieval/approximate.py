@@ -108,12 +108,13 @@ class ApproximateIndex:
             )
         return cls(lists, vectors, probes)
 
-    def search(self, queries: Tensor, k: int) -> list[tuple[np.ndarray, np.ndarray]]:
+    def search(self, queries: Tensor, k: int, allowed: np.ndarray | None = None) -> list[tuple[np.ndarray, np.ndarray]]:
         """The k vectors with the largest inner product with each query among those of its lists.
 
         Args:
             queries: float32 `(q, dimensions)`.
             k: How many, at least 1; fewer are found where the lists hold fewer.
+            allowed: bool `[len(self)]`: others are not found; None: all may be.
 
         Returns:
             Places (int64) and scores (float32) a query, best first; equal ones in the order of their places.
@@ -123,9 +124,14 @@ class ApproximateIndex:
         """
         self._vectors.check_width(queries)
         if self._lists is None:
-            return self._vectors.search(queries, k)
+            return self._vectors.search(queries, k, allowed)
         rows = np.ascontiguousarray(queries.cpu().float().numpy())
-        _, found = self._lists.search(rows, min(len(self), _OVERSAMPLING * k))
+        parameters = None
+        if allowed is not None:
+            faiss = _faiss()
+            chosen = faiss.IDSelectorBitmap(np.packbits(allowed, bitorder="little"))
+            parameters = faiss.SearchParametersIVF(sel=chosen, nprobe=self._lists.nprobe)
+        _, found = self._lists.search(rows, min(len(self), _OVERSAMPLING * k), params=parameters)
         results = []
         for query, places in zip(rows, found, strict=True):
             kept = np.sort(places[places >= 0])

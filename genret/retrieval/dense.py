@@ -86,7 +86,23 @@ class DenseRetriever(BatchedRetriever):
         )
         return cls(place.open(records), index, ids, name, config.batch_size)
 
-    def _retrieve_batch(self, queries: list[str], k: int) -> list[list[ScoredPassage]]:
+    @property
+    def passage_ids(self) -> list[str]:
+        """The passage of each row of the index."""
+        names: list[str] = self._passage_ids.to_pylist()
+        return names
+
+    def find(self, queries: list[str], k: int, allowed: np.ndarray | None = None) -> list[list[ScoredPassage]]:
+        """Rank passages for one batch.
+
+        Args:
+            queries: At most `batch_size`.
+            k: How many passages a query, at least 1.
+            allowed: bool by row of the index: others are not returned. Scores are the same with and without.
+
+        Returns:
+            A ranking a query.
+        """
         # White space is no query: a transformer would give it a vector nevertheless.
         known = [row for row, query in enumerate(queries) if query.strip()]
         rankings: list[list[ScoredPassage]] = [[] for _ in queries]
@@ -94,7 +110,7 @@ class DenseRetriever(BatchedRetriever):
             return rankings
         vectors = self._encoder.encode([queries[row] for row in known], queries=True)
         read = vectors.any(dim=1) & vectors.isfinite().all(dim=1)
-        found = self._index.search(vectors.nan_to_num(), k)
+        found = self._index.search(vectors.nan_to_num(), k, allowed)
         names = take_rows(self._passage_ids, np.concatenate([places for places, _ in found])).to_pylist()
         start = 0
         for row, is_read, (_, scores) in zip(known, read.tolist(), found, strict=True):
@@ -102,6 +118,9 @@ class DenseRetriever(BatchedRetriever):
                 rankings[row] = list(map(ScoredPassage, names[start : start + len(scores)], scores.tolist()))
             start += len(scores)
         return rankings
+
+    def _retrieve_batch(self, queries: list[str], k: int) -> list[list[ScoredPassage]]:
+        return self.find(queries, k)
 
 
 # --- embedding, in blocks ---

@@ -32,8 +32,8 @@ class VectorIndex(Protocol):
     def __len__(self) -> int:
         """Number of vectors."""
 
-    def search(self, queries: Tensor, k: int) -> list[tuple[np.ndarray, np.ndarray]]:
-        """Places and scores of at most k vectors a query, best first."""
+    def search(self, queries: Tensor, k: int, allowed: np.ndarray | None = None) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Places and scores of at most k vectors a query, best first, of those at which `allowed` is true."""
 
 
 @dataclass(frozen=True)
@@ -129,12 +129,13 @@ class DenseIndex:
             raise InputError(f"dense index: expected {self.dimensions} dimensions, found {queries.shape[1]}")
 
     @torch.inference_mode()
-    def search(self, queries: Tensor, k: int) -> list[tuple[np.ndarray, np.ndarray]]:
+    def search(self, queries: Tensor, k: int, allowed: np.ndarray | None = None) -> list[tuple[np.ndarray, np.ndarray]]:
         """The k vectors with the largest inner product with each query.
 
         Args:
             queries: float32 `(q, dimensions)`.
             k: How many, at least 1.
+            allowed: bool `[len(self)]`: others are not found; None: all may be.
 
         Returns:
             Places (int64) and scores (float32) a query, best first; equal ones in the order of their places. What is
@@ -146,7 +147,15 @@ class DenseIndex:
         self.check_width(queries)
         device = choose_device()
         queries = queries.to(device, torch.float32)
-        found = [_best_columns(products, k, start) for start, products in self._products(queries, device)]
+        found = []
+        for start, products in self._products(queries, device):
+            kept = np.arange(products.shape[1])
+            if allowed is not None:
+                kept = np.flatnonzero(allowed[start : start + len(kept)])
+                products = products[:, torch.from_numpy(kept).to(device)]
+            if len(kept):
+                columns, values = _best_columns(products, k)
+                found.append((start + kept[columns], values))
         if not found:
             return [(np.empty(0, dtype=np.int64), np.empty(0, dtype=np.float32)) for _ in range(len(queries))]
         places, scores = (np.concatenate(parts, axis=1) for parts in zip(*found, strict=True))
@@ -169,8 +178,8 @@ class DenseIndex:
             yield start, queries @ vectors.T * torch.tensor(self._vectors.scales[block], device=device)
 
 
-def _best_columns(products: Tensor, k: int, first: int) -> tuple[np.ndarray, np.ndarray]:
-    """Columns, counted from `first`, and values of the k highest numbers of each row `(rows, at most k)`.
+def _best_columns(products: Tensor, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """Columns and values of the k highest numbers of each row `(rows, at most k)`.
 
     The highest comes first, and of equal ones the one that stands first in the row.
     """
@@ -187,4 +196,4 @@ def _best_columns(products: Tensor, k: int, first: int) -> tuple[np.ndarray, np.
         everything = products[row].cpu().numpy()
         columns[row] = np.argsort(-everything, kind="stable")[:k]
         values[row] = everything[columns[row]]
-    return columns + first, values
+    return columns, values

@@ -1,4 +1,4 @@
-"""Retrievers that take a model: the generative one, and any other that a run has.
+"""Retrievers that take a model: the generative one, the dense one, and any other that a run has.
 
 PyTorch and transformers are imported by the replicas alone: whoever deploys them does not wait for that too.
 """
@@ -7,6 +7,8 @@ import os
 import time
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from genret.cluster import NO_GPU
 from genret.config import ReplicasConfig
 from genret.decoding.filters import Predicate, leaf_mask
@@ -14,10 +16,11 @@ from genret.retrieval.opening import load_retriever
 from genret.runs import RunStore
 from genret.serving.asks import Answer, Ask
 from genret.serving.members import RetrieverReplica
-from genret.serving.searching import Searcher
+from genret.serving.searching import Found, Searcher
 from genret.serving.versions import Change, Collection, Version, version_records
 
 if TYPE_CHECKING:
+    from genret.retrieval.dense import DenseRetriever
     from genret.retrieval.generative import GenerativeRetriever
 
 
@@ -70,12 +73,36 @@ class GenerativeSearcher(Searcher):
         return self.retriever.filter_of(mask)
 
 
+class DenseSearcher(Searcher):
+    """The dense retriever, which takes masks over the rows of its index. It never finds added passages."""
+
+    retriever: "DenseRetriever"
+
+    def __init__(self, retriever: "DenseRetriever", collection: Collection) -> None:
+        """Take a retriever that was opened."""
+        super().__init__(retriever, collection)
+        self._names = retriever.passage_ids
+
+    def _sifted(self, queries: list[str], k: int, allowed: frozenset[str], until: float) -> list[Found]:
+        rows = np.fromiter((name in allowed for name in self._names), np.bool_, len(self._names))
+        if not rows.any():
+            return [([], False) for _ in queries]
+        found: list[Found] = []
+        for start in range(0, len(queries), self.retriever.batch_size):
+            batch = queries[start : start + self.retriever.batch_size]
+            late = time.perf_counter() >= until
+            rankings = [[] for _ in batch] if late else self.retriever.find(batch, k, rows)
+            found += [(ranking, late) for ranking in rankings]
+        return found
+
+
 def open_searcher(store: RunStore, version: Version, name: str) -> Searcher:
     """Load a retriever of a version.
 
     Raises:
         InputError: A file is missing or damaged.
     """
+    from genret.retrieval.dense import DenseRetriever
     from genret.retrieval.generative import GenerativeRetriever
 
     records, settings = version_records(store, version), version.settings
@@ -83,6 +110,8 @@ def open_searcher(store: RunStore, version: Version, name: str) -> Searcher:
     collection = Collection(store.read_table(records["corpus"], "passages"))
     if isinstance(retriever, GenerativeRetriever):
         return GenerativeSearcher(retriever, collection, settings.beam if settings.search == "beam" else 1)
+    if isinstance(retriever, DenseRetriever):
+        return DenseSearcher(retriever, collection)
     return Searcher(retriever, collection)
 
 

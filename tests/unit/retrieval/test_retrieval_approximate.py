@@ -61,6 +61,18 @@ def test_few_lists_find_most_and_more_find_more(tmp_path) -> None:
     assert recall(8) > 0.95
 
 
+@pytest.mark.parametrize("left", [0, 3, 1500])
+def test_a_mask_leaves_the_exact_ranking_without_the_others(tmp_path, left) -> None:
+    exact = saved(tmp_path / "index")
+    allowed = np.zeros(COUNT, dtype=np.bool_)
+    allowed[np.random.default_rng(0).permutation(COUNT)[:left]] = True
+    index = ApproximateIndex.load(tmp_path / "index", tmp_path / "index", probes=65_536)
+    queries = clustered(20)
+    found = index.search(queries, 10, allowed)
+    for (places, _), (expected, _) in zip(found, exact.search(queries, 10, allowed), strict=True):
+        assert places.tolist() == expected.tolist() and len(places) == min(10, left) and allowed[places].all()
+
+
 def test_a_retriever_says_whether_its_rankings_are_exact(tmp_path) -> None:
     every = saved(tmp_path / "index")
     some = ApproximateIndex.load(tmp_path / "index", tmp_path / "index", 8)

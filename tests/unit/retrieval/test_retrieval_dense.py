@@ -70,6 +70,23 @@ def test_ties_rank_in_the_order_of_the_passages(numbers, k, block, most_kept) ->
     assert (index._multiply is None) == (len(numbers) > block or not most_kept)
 
 
+@settings(deadline=None, max_examples=100)
+@given(
+    st.lists(st.tuples(st.integers(-2, 2), st.booleans()), min_size=1, max_size=30),
+    st.integers(1, 40),
+    st.integers(1, 40),
+)
+def test_a_mask_leaves_the_ranking_without_the_others(numbers, k, block) -> None:
+    values = np.array([[number] for number, _ in numbers], dtype=np.float16)
+    index = DenseIndex(QuantisedVectors(values, np.ones(len(values), dtype=np.float32)))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(vectors, "_SEARCH_BLOCK", block)
+        ((places, scores),) = index.search(torch.ones(1, 1), k, np.array([allowed for _, allowed in numbers]))
+    kept = [place for place, (_, allowed) in enumerate(numbers) if allowed]
+    assert places.tolist() == sorted(kept, key=lambda place: (-numbers[place][0], place))[:k]
+    assert scores.tolist() == [numbers[place][0] for place in places]
+
+
 def test_an_empty_index_finds_nothing() -> None:
     index = DenseIndex(quantise(torch.empty(0, 3), "fp16"))
     assert [(len(places), len(scores)) for places, scores in index.search(torch.ones(2, 3), 4)] == [(0, 0)] * 2

@@ -21,6 +21,7 @@ from genret.errors import InputError
 from genret.retrieval.bm25 import Bm25Retriever
 from genret.retrieval.generative import GenerativeRetriever
 from genret.retrieval.opening import load_retriever
+from genret.retrieval.vectors import DenseIndex
 from genret.runs import RunStore
 from genret.serving.asks import Answer, Ask, canonical_filter, grouped
 from genret.serving.documents import Editor, as_document
@@ -156,6 +157,26 @@ def test_after_a_removal_queries_still_go_together(small_run: RunStore) -> None:
     searcher = Searcher(retriever, opened(small_run, "bm25").collection).changed(Change(1, removed=("d0",)))
     answers = searcher.answer([ask(f"{number}", 3) for number in range(64)])
     assert [ids(answer) for answer in answers] == [["d1", "d2", "d3"]] * 64 and retriever.calls == 1
+
+
+def test_a_filter_costs_the_dense_retriever_no_longer_rankings(
+    dense_run: RunStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    searcher, asked, search = opened(dense_run, "dense"), list[tuple[int, int]](), DenseIndex.search
+
+    def counted(index: DenseIndex, queries: Any, k: int, *more: Any) -> Any:
+        asked.append((len(queries), k))
+        return search(index, queries, k, *more)
+
+    monkeypatch.setattr(DenseIndex, "search", counted)
+    removed = searcher.changed(Change(1, removed=("d0",)))
+    oven = canonical_filter({"field": "topic", "equals": "oven"})
+    nothing = canonical_filter({"field": "topic", "equals": "nothing"})
+    for state, text, found in ((searcher, oven, 10), (removed, oven, 10), (removed, "", 12), (searcher, nothing, 0)):
+        answers = state.answer([ask(f"the model{number}x", 12, text) for number in range(8)])
+        assert [len(answer.places) for answer in answers] == [found] * 8
+        assert all(answer.exact and not answer.timed_out and "d0" not in ids(answer) for answer in answers)
+    assert asked == [(8, 12)] * 3
 
 
 def test_words_are_looked_up_until_the_deadline(small_run: RunStore, monkeypatch: pytest.MonkeyPatch) -> None:
