@@ -110,6 +110,7 @@ class Bm25Retriever(BatchedRetriever):
         name: str,
         batch_size: int,
         variant: str,
+        mean_length: float | None,
     ) -> None:
         """Wrap a finished index; `build` and `load` are the ways to get one.
 
@@ -120,10 +121,12 @@ class Bm25Retriever(BatchedRetriever):
             name: What the tables call this retriever.
             batch_size: Most queries analysed together.
             variant: Whose scores the index holds, `lucene` or `okapi`.
+            mean_length: Words a passage of the index; None where it is not known, and `changed` has to count them.
         """
         super().__init__(name, batch_size)
         self._index = index
         self._variant = variant
+        self._mean_length = mean_length
         self._passage_ids = passage_ids
         self._analyzer = analyzer
         self._late: _Late | None = None
@@ -143,8 +146,7 @@ class Bm25Retriever(BatchedRetriever):
         """
         analyzer = WordAnalyzer(config.language, config.stemming)
         passages = check_table("passages", passages)
-        titles, texts = passages.column("title").to_pylist(), passages.column("text").to_pylist()
-        documents = analyzer.words(f"{title}\n{text}" for title, text in zip(titles, texts, strict=True))
+        documents = _documents(analyzer, passages)
         # Sorted, so that the same passages always give the same files.
         vocabulary = {word: number for number, word in enumerate(sorted(set().union(*documents)))}
         if not vocabulary:
@@ -158,7 +160,8 @@ class Bm25Retriever(BatchedRetriever):
         if config.variant == "okapi":
             _to_okapi(index.scores, len(documents), config.k1)
         passage_ids = pa.chunked_array([passages.column("passage_id").combine_chunks()])
-        return cls(index, passage_ids, analyzer, name, config.batch_size, config.variant)
+        mean_length = _mean_length(documents)
+        return cls(index, passage_ids, analyzer, name, config.batch_size, config.variant, mean_length)
 
     def save(self, folder: Path) -> None:
         """Write the index to a folder: NumPy arrays, JSON and one Arrow file, no pickle.
@@ -179,6 +182,7 @@ class Bm25Retriever(BatchedRetriever):
             "stemming": self._analyzer.stemming,
             "batch_size": self.batch_size,
             "variant": self._variant,
+            "mean_length": self._mean_length,
         }
         (folder / _SETTINGS_FILE).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
 
@@ -199,8 +203,8 @@ class Bm25Retriever(BatchedRetriever):
             raise InputError(f"BM25 index {folder}: expected {index.scores['num_docs']} passage ids, found {len(ids)}")
         analyzer = WordAnalyzer(settings["language"], settings["stemming"])
         # An index of a version that did not keep its variant is taken for one of the default's.
-        variant = settings.get("variant", "lucene")
-        return cls(index, ids, analyzer, settings["name"], settings["batch_size"], variant)
+        variant, mean_length = settings.get("variant", "lucene"), settings.get("mean_length")
+        return cls(index, ids, analyzer, settings["name"], settings["batch_size"], variant, mean_length)
 
     def __len__(self) -> int:
         """Rows: the index's, and those of added passages; removed ones with them."""
@@ -275,12 +279,10 @@ class Bm25Retriever(BatchedRetriever):
     def _nothing_late(self, indexed: pa.Table) -> _Late:
         least_idf = _least_okapi_idf(self._index.scores["num_docs"], np.diff(self._index.scores["indptr"]))
         gone = np.zeros(len(self._passage_ids), dtype=np.bool_)
-        return _Late((), (), (), self._mean_length(indexed), least_idf, gone)
-
-    def _mean_length(self, passages: pa.Table) -> float:
-        titles, texts = passages.column("title").to_pylist(), passages.column("text").to_pylist()
-        documents = self._analyzer.words(f"{title}\n{text}" for title, text in zip(titles, texts, strict=True))
-        return sum(map(len, documents)) / len(documents)
+        mean_length = self._mean_length
+        if mean_length is None:  # minutes for a large corpus: an index of a version that did not keep it
+            mean_length = _mean_length(_documents(self._analyzer, indexed))
+        return _Late((), (), (), mean_length, least_idf, gone)
 
     def _scores(self, words: list[str]) -> np.ndarray:
         scores = self._index.get_scores_from_ids(self._index.get_tokens_ids(words))
@@ -316,6 +318,16 @@ class Bm25Retriever(BatchedRetriever):
 
     def _retrieve_batch(self, queries: list[str], k: int) -> list[list[ScoredPassage]]:
         return self.find(queries, k)
+
+
+def _documents(analyzer: WordAnalyzer, passages: pa.Table) -> list[list[str]]:
+    """The words of each passage: of title and text together."""
+    titles, texts = passages.column("title").to_pylist(), passages.column("text").to_pylist()
+    return analyzer.words(f"{title}\n{text}" for title, text in zip(titles, texts, strict=True))
+
+
+def _mean_length(documents: Sequence[Sequence[str]]) -> float:
+    return sum(map(len, documents)) / len(documents)
 
 
 def _to_okapi(scores: dict[str, np.ndarray], n_documents: int, k1: float) -> None:

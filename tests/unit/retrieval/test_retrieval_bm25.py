@@ -315,12 +315,25 @@ def test_added_passages_have_the_scores_of_rank_bm25(tmp_path: Path) -> None:
         assert score == pytest.approx(okapi.get_scores(analyzer.words([query])[0])[-1], rel=1e-5)
 
 
-def test_an_index_that_does_not_tell_its_variant_is_of_the_default_one(tmp_path: Path) -> None:
+@pytest.mark.parametrize("is_saved", [False, True])
+def test_a_change_does_not_cut_the_whole_corpus_into_words_again(tmp_path: Path, is_saved: bool) -> None:
+    passages = passages_of(TEXTS)
+    built = retriever = Bm25Retriever.build(passages, RetrievalConfig())
+    if is_saved:
+        built.save(tmp_path)
+        retriever = Bm25Retriever.load(tmp_path)
+    late = [Passage(passage_id="late", doc_id="late", text="A cat in a garden.")]
+    # Texts that are not there cannot be read.
+    changed, expected = retriever.changed(late, [], passages.slice(0, 0)), built.changed(late, [], passages)
+    assert changed.retrieve(["cats in the garden"], 9) == expected.retrieve(["cats in the garden"], 9)
+
+
+def test_an_index_that_does_not_tell_its_variant_and_mean_length_is_of_the_default_one(tmp_path: Path) -> None:
     passages = passages_of(TEXTS)
     built = Bm25Retriever.build(passages, RetrievalConfig())
     built.save(tmp_path)
     settings = json.loads((tmp_path / "retriever.json").read_text(encoding="utf-8"))
-    assert settings.pop("variant") == "lucene"
+    assert settings.pop("variant") == "lucene" and settings.pop("mean_length") > 0
     (tmp_path / "retriever.json").write_text(json.dumps(settings), encoding="utf-8")
     late = [Passage(passage_id="late", doc_id="late", text="A cat in a garden.")]
     old, new = (retriever.changed(late, [], passages) for retriever in (Bm25Retriever.load(tmp_path), built))
