@@ -61,21 +61,23 @@ def make_run(
     k1: float = 1.2,
     scoring: str = "trie",
     dense: bool = False,
+    count: int = 40,
 ) -> RunStore:
     """A run with the stages that a service reads; another k1 makes another version of the same run.
 
+    Its corpus has `count` passages, the first so many that there are.
     With `dense` it has such a retriever too, whose encoder is one from scratch as it is before training.
     """
     text = SETTINGS.replace("IDENTIFIERS", identifiers).replace("SEARCH", search).replace("K1", str(k1))
     text = text.replace("SCORING", scoring)
     config = parse_config(text, "small")
     store, mark = RunStore(folder), f"k{int(k1 * 1000):015x}"
-    passages = passages_to_table(small_passages())
+    passages = passages_to_table(small_passages(count))
     queries = table_from_rows(
         "test_queries", [{"query_id": f"q{n}", "text": f"what is near the model{n}x"} for n in range(12)]
     )
     assert isinstance(config.llm, ExtractiveConfig)
-    engine = ExtractiveEngine(config.llm, CorpusStatistics.fit(small_passages()), config.seed)
+    engine = ExtractiveEngine(config.llm, CorpusStatistics.fit(small_passages(count)), config.seed)
     tables = build_identifiers(config.identifiers, passages, engine)
     examples = table_from_rows(
         "sft_examples",

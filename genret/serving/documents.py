@@ -18,7 +18,7 @@ from genret.llm.extractive import CorpusStatistics, ExtractiveEngine
 from genret.llm.filters import Limits
 from genret.llm.http import HttpSender
 from genret.runs import RunStore, fingerprint
-from genret.serving.versions import Change, Collection, Version, read_config, version_records
+from genret.serving.versions import Change, Collection, Version, mark_after, read_config, version_records
 from genret.tables import passages_from_table, passages_to_table
 from genret.types import Document, Passage
 
@@ -36,13 +36,16 @@ class Changes:
         service: The service that wrote this, as soon as it began; another one begins with the run's current version.
         version: The version that is served.
         previous: The one before, for a way back.
-        changes: Since that version was made, in order.
+        changes: What the version differs in from its run, in order.
+        history: Everything that was ever added and removed, in order, also what this version has or lacks by itself:
+            another one may not.
     """
 
     service: str
     version: Version
     previous: Version | None
     changes: tuple[Change, ...]
+    history: tuple[Change, ...]
 
 
 _CHANGES = TypeAdapter(Changes)
@@ -65,6 +68,8 @@ def read_changes(store: RunStore) -> Changes | None:
         data = json.loads(text)
         if not isinstance(data, dict) or data.pop("format", None) != _FORMAT:
             raise ValueError(f"expected format {_FORMAT}")
+        # A file from before there was a history: what it still knows of it.
+        data.setdefault("history", data.get("changes"))
         return _CHANGES.validate_python(data)
     except (ValueError, ValidationError) as error:
         raise InputError(
@@ -79,22 +84,38 @@ def write_changes(store: RunStore, changes: Changes) -> None:
 
 
 class Editor:
-    """Makes changes of one version: passages of documents, and their identifiers by the run's own stage."""
+    """Makes changes of one version: passages of documents, and their identifiers by the run's own stage.
 
-    def __init__(self, store: RunStore, version: Version, changes: Sequence[Change] = ()) -> None:
-        """Open a version with changes that were made to it."""
+    Attributes:
+        version: The version.
+        changes: What was changed in it.
+        marks: What stands for it without changes, with the first, and so on (`mark_after`).
+        history: What was ever added and removed, by whichever version.
+        collection: Its passages.
+    """
+
+    def __init__(
+        self, store: RunStore, version: Version, changes: Sequence[Change] = (), history: Sequence[Change] = ()
+    ) -> None:
+        """Open a version with changes that were made to it, and the history that they come from."""
         records = version_records(store, version)
-        self.version, self.changes = version, list(changes)
+        self.version, self.history = version, list(history)
         self._store, self._config = store, read_config(store)
         passages = store.read_table(records["corpus"], "passages")
         self.collection = Collection(passages)
         identifiers = store.read_table(records["identifiers"], "identifiers")
         self._identifiers: list[str] = identifiers.column("identifier").to_pylist()
+        self.changes: list[Change] = []
+        self.marks = [version.id]
         for change in changes:
-            self.collection = self.collection.changed(change)
-            self._identifiers += change.identifiers or ()
+            self._take(change)
         self._passages = passages
         self._engine: Engine | None = None
+
+    @property
+    def mark(self) -> str:
+        """Stands for the version with its changes."""
+        return self.marks[-1]
 
     def add(self, document: Document) -> Change:
         """The change that adds a document.
@@ -119,17 +140,23 @@ class Editor:
 
     def keep(self, change: Change) -> None:
         """Take a change that `add` or `remove` made as done."""
-        self.changes.append(change)
-        self.collection = self.collection.changed(change)
-        self._identifiers += change.identifiers or ()
+        self.history.append(change)
+        self._take(change)
 
-    def replay(self, changes: Sequence[Change]) -> None:
-        """Make the changes of another version again: what this one's corpus has or lacks already is left out."""
-        for change in changes:
+    def replay(self, history: Sequence[Change]) -> None:
+        """Make the history of another version this one's: what its corpus has or lacks already is not changed."""
+        self.history = list(history)
+        for change in history:
             removed = tuple(name for name in change.removed if self.collection.get(name) is not None)
             added = [passage for passage in change.added if self.collection.get(passage.passage_id) is None]
             if removed or added:
-                self.keep(self._made(added, removed))
+                self._take(self._made(added, removed))
+
+    def _take(self, change: Change) -> None:
+        self.changes.append(change)
+        self.marks.append(mark_after(self.mark, change))
+        self.collection = self.collection.changed(change)
+        self._identifiers += change.identifiers or ()
 
     @property
     def _number(self) -> int:

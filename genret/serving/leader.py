@@ -11,7 +11,7 @@ from genret.errors import EngineError, InputError
 from genret.runs import RunStore
 from genret.serving.documents import Changes, Editor, as_document, read_changes, write_changes
 from genret.serving.metrics import Family, exposition
-from genret.serving.plans import GONE_SECONDS, POLL_SECONDS, Plan, Report, Setup
+from genret.serving.plans import GONE_SECONDS, POLL_SECONDS, Edition, Plan, Report, Setup
 from genret.serving.versions import Change, Version, find_version
 
 # How long a version stays loaded after the next took over, for requests that began with it.
@@ -44,7 +44,7 @@ class Versions:
         kept = read_changes(self._store)
         if kept is not None and kept.service == self._setup.service:
             self._previous = kept.previous
-            return Editor(self._store, kept.version, kept.changes)
+            return Editor(self._store, kept.version, kept.changes, kept.history)
         editor = self._current(kept)
         try:
             # From now on: a leader that starts again must not take a newer version, which nobody has checked.
@@ -57,10 +57,10 @@ class Versions:
         """The run's current version, with the changes that another service has kept."""
         found = find_version(self._store, self._names)
         if kept is not None and kept.version.id == found.id:
-            return Editor(self._store, found, kept.changes)
+            return Editor(self._store, found, kept.changes, kept.history)
         editor = Editor(self._store, found)
         if kept is not None:
-            editor.replay(kept.changes)
+            editor.replay(kept.history)
         return editor
 
     async def beat(self, report: Report) -> Plan:
@@ -79,14 +79,16 @@ class Versions:
         return self._plan(report)
 
     def _plan(self, report: Report) -> Plan:
-        wanted = [editor for editor in (self._editor, self._candidate, self._fading) if editor is not None]
+        wanted: dict[str, Editor] = {}
+        for editor in (self._editor, self._candidate, self._fading):
+            if editor is not None:
+                # One that comes back while it fades is loaded with the changes that it comes back with.
+                wanted.setdefault(editor.version.id, editor)
         return Plan(
             self._revision,
             self._editor.version.id,
             self._previous.id if self._previous else None,
-            tuple(
-                (editor.version, tuple(editor.changes[report.loaded.get(editor.version.id, 0) :])) for editor in wanted
-            ),
+            tuple(_edition(editor, report.loaded.get(name, "")) for name, editor in wanted.items()),
             self._counts(),
         )
 
@@ -163,7 +165,7 @@ class Versions:
         if target.id == old.version.id:
             return self._outcome(changed=False, begin=begin)
         try:
-            candidate = await asyncio.to_thread(self._prepared, target, old.changes)
+            candidate = await asyncio.to_thread(self._prepared, target, old.history)
             await self._have_loaded(candidate)
             # Kept before anybody answers from it: a leader that starts again must not go back.
             await asyncio.to_thread(self._write, candidate, old.version)
@@ -182,9 +184,9 @@ class Versions:
         self._keep(asyncio.create_task(self._fade(old)))
         return self._outcome(changed=True, begin=begin)
 
-    def _prepared(self, target: Version, changes: Sequence[Change]) -> Editor:
+    def _prepared(self, target: Version, history: Sequence[Change]) -> Editor:
         editor = Editor(self._store, target)
-        editor.replay(changes)
+        editor.replay(history)
         return editor
 
     async def _have_loaded(self, candidate: Editor) -> None:
@@ -193,23 +195,22 @@ class Versions:
         Raises:
             InputError: One cannot, or has not in time.
         """
-        self._candidate, name = candidate, candidate.version.id
+        self._candidate, mark = candidate, candidate.mark
         await self._tell(new=True)
 
         def settled(reports: Sequence[Report]) -> bool:
-            return any(name in report.failed for report in reports) or self._all_have(candidate, reports)
+            return any(mark in report.failed for report in reports) or self._all_have(candidate, reports)
 
         in_time = await self._until(settled, self._setup.config.load_seconds)
         for report in self._live():
-            if name in report.failed:
-                raise InputError(report.failed[name])
+            if mark in report.failed:
+                raise InputError(report.failed[mark])
         if not in_time:
             raise InputError(f"not loaded within {self._setup.config.load_seconds:g} s")
 
     def _all_have(self, editor: Editor, reports: Sequence[Report]) -> bool:
         there = {report.name for report in reports} >= {"", *self._names}
-        number, name = len(editor.changes), editor.version.id
-        return there and all(report.loaded.get(name, -1) >= number for report in reports)
+        return there and all(report.loaded.get(editor.version.id) == editor.mark for report in reports)
 
     async def _fade(self, old: Editor) -> None:
         await asyncio.sleep(_FADE_SECONDS)
@@ -263,8 +264,8 @@ class Versions:
 
     def _write(self, editor: Editor, previous: Version | None, *more: Change) -> None:
         """Keep what is served: a version with its changes, those that are about to be made too."""
-        changes = (*editor.changes, *more)
-        write_changes(self._store, Changes(self._setup.service, editor.version, previous, changes))
+        changes, history = (*editor.changes, *more), (*editor.history, *more)
+        write_changes(self._store, Changes(self._setup.service, editor.version, previous, changes, history))
 
     async def _watch(self) -> None:
         while True:
@@ -284,3 +285,10 @@ class Versions:
     def _keep(self, task: asyncio.Task[None]) -> None:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+
+def _edition(editor: Editor, mark: str) -> Edition:
+    """What a replica shall have loaded of a version, for one that has what a mark stands for; empty: nothing of it."""
+    anew = mark not in editor.marks
+    lacking = editor.changes if anew else editor.changes[editor.marks.index(mark) :]
+    return Edition(editor.version, editor.mark, anew, tuple(lacking))

@@ -21,13 +21,22 @@ from genret.retrieval.fusion import FUSION, fuse, fusion_depth
 from genret.runs import RunStore
 from genret.serving.asks import Answer, Ask
 from genret.serving.metrics import Family
-from genret.serving.plans import GONE_SECONDS, POLL_SECONDS, Plan, Report, Setup
+from genret.serving.plans import GONE_SECONDS, POLL_SECONDS, Edition, Plan, Report, Setup
 from genret.serving.searching import Searcher, open_bm25, probe
-from genret.serving.versions import Change, Version, check_files
+from genret.serving.versions import Change, Version, check_files, mark_after
 from genret.types import ScoredPassage
 
 _LEAVE_SECONDS = 1.0
 _logger = logging.getLogger("ray.serve")
+
+
+@dataclass(frozen=True)
+class _Loaded:
+    """A version that is loaded: as its run made it, and as it is with the changes that a mark stands for."""
+
+    original: Any
+    state: Any
+    mark: str
 
 
 @dataclass
@@ -48,13 +57,14 @@ class Member(ABC):
         """
         self.store = RunStore.open_existing(self.setup.run_url)
         self.member = secrets.token_hex(8)
-        self._loaded: dict[str, tuple[Any, int]] = {}
-        self._failed: dict[str, str] = {}
+        self._loaded: dict[str, _Loaded] = {}
+        # The mark of what could not be loaded, and why, by version.
+        self._failed: dict[str, tuple[str, str]] = {}
         self.plan = Plan(0, "", None, (), {})
         plan = await self.versions.beat.remote(self._report())
         await self._follow(plan)
         if plan.active in self._failed:
-            raise InputError(self._failed[plan.active])
+            raise InputError(self._failed[plan.active][1])
         self._following = asyncio.create_task(self._go_on())
 
     async def leave(self) -> None:
@@ -67,7 +77,7 @@ class Member(ABC):
     def loaded(self, version: str) -> Any | None:
         """What `load` made of a version, with its changes; None where it is not here."""
         entry = self._loaded.get(version)
-        return None if entry is None else entry[0]
+        return None if entry is None else entry.state
 
     @abstractmethod
     def load(self, found: Version) -> Any:
@@ -79,8 +89,9 @@ class Member(ABC):
 
     def _report(self) -> Report:
         active = self.plan.active if self.plan.active in self._loaded else ""
-        numbers = {name: number for name, (_, number) in self._loaded.items()}
-        return Report(self.member, self.name, self.plan.revision, active, numbers, dict(self._failed), self.counted())
+        marks = {name: entry.mark for name, entry in self._loaded.items()}
+        failed = dict(self._failed.values())
+        return Report(self.member, self.name, self.plan.revision, active, marks, failed, self.counted())
 
     async def _go_on(self) -> None:
         while True:
@@ -102,25 +113,35 @@ class Member(ABC):
         return task.result()
 
     async def _follow(self, plan: Plan) -> None:
-        for found, changes in plan.editions:
-            if found.id in self._failed:
+        for edition in plan.editions:
+            name = edition.version.id
+            if name in self._failed and self._failed[name][0] == edition.mark:
                 continue
+            self._failed.pop(name, None)
             try:
-                if found.id not in self._loaded:
-                    self._loaded[found.id] = (await self._while_alive(asyncio.to_thread(self.load, found)), 0)
-                for change in changes:
-                    state, number = self._loaded[found.id]
-                    if change.number == number + 1:
-                        self._loaded[found.id] = (await asyncio.to_thread(state.changed, change), number + 1)
+                self._loaded[name] = await self._brought(edition)
             except Exception as error:  # a damaged file may break in any way: it is told, and the old version stays
-                _logger.exception("version %s cannot be loaded", found.id)
-                self._failed[found.id] = str(error) or type(error).__name__
-        wanted = {found.id for found, _ in plan.editions}
+                _logger.exception("version %s cannot be loaded", name)
+                self._failed[name] = (edition.mark, str(error) or type(error).__name__)
+        wanted = {edition.version.id for edition in plan.editions}
         # Where the version to answer from could not be loaded, the one before it serves on.
         active = plan.active if plan.active in self._loaded else self.plan.active
         self._loaded = {name: entry for name, entry in self._loaded.items() if name in wanted or name == active}
         self._failed = {name: reason for name, reason in self._failed.items() if name in wanted}
         self.plan = replace(plan, active=active)
+
+    async def _brought(self, edition: Edition) -> _Loaded:
+        """A version with its changes, from what is loaded of it."""
+        entry = self._loaded.get(edition.version.id)
+        if entry is None:
+            original = await self._while_alive(asyncio.to_thread(self.load, edition.version))
+            entry = _Loaded(original, original, edition.version.id)
+        if edition.anew:
+            entry = replace(entry, state=entry.original, mark=edition.version.id)
+        for change in edition.changes:
+            state = await asyncio.to_thread(entry.state.changed, change)
+            entry = replace(entry, state=state, mark=mark_after(entry.mark, change))
+        return entry
 
 
 class RetrieverReplica:

@@ -36,8 +36,8 @@ class Report:
         name: The retriever's name, or "" of an ingress.
         revision: The plan that it follows.
         active: The version that it answers from.
-        loaded: Number of the last change by version.
-        failed: Why it could not load a version, by version.
+        loaded: The mark of what it has loaded, by version.
+        failed: Why it could not load a version with its changes, by the mark of these.
         families: Its counters.
     """
 
@@ -45,9 +45,26 @@ class Report:
     name: str
     revision: int
     active: str
-    loaded: dict[str, int]
+    loaded: dict[str, str]
     failed: dict[str, str]
     families: tuple[Family, ...] = ()
+
+
+@dataclass(frozen=True)
+class Edition:
+    """A version with its changes, to have loaded.
+
+    Attributes:
+        version: The version.
+        mark: Stands for it with all its changes (`versions.mark_after`).
+        anew: Whether `changes` are all of them; what the replica has of others it shall leave.
+        changes: Those that the replica lacks, in order.
+    """
+
+    version: Version
+    mark: str
+    anew: bool
+    changes: tuple[Change, ...]
 
 
 @dataclass(frozen=True)
@@ -58,12 +75,12 @@ class Plan:
         revision: Grows with every change of the rest.
         active: The version to answer from.
         previous: The one before, if there is a way back.
-        editions: Versions to have loaded, each with its changes that the replica lacks.
+        editions: What to have loaded.
         replicas: Replicas that follow, by retriever.
     """
 
     revision: int
     active: str
     previous: str | None
-    editions: tuple[tuple[Version, tuple[Change, ...]], ...]
+    editions: tuple[Edition, ...]
     replicas: dict[str, int]

@@ -4,7 +4,7 @@ import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from copy import copy
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import Any
 
@@ -67,6 +67,16 @@ class Change:
     added: tuple[Passage, ...] = ()
     identifiers: tuple[str, ...] | None = None
     removed: tuple[str, ...] = ()
+
+
+def mark_after(mark: str, change: Change) -> str:
+    """The mark of a version after a change: it stands for the version and all changes until then, in their order.
+
+    Args:
+        mark: The one before; of a version without changes its id.
+        change: The change.
+    """
+    return fingerprint(mark, asdict(change))
 
 
 def read_config(store: RunStore) -> RunConfig:

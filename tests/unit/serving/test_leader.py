@@ -3,7 +3,7 @@
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,7 +20,7 @@ from genret.serving.asks import Ask
 from genret.serving.documents import FILE, Changes, read_changes, write_changes
 from genret.serving.leader import Versions
 from genret.serving.members import Member
-from genret.serving.plans import Plan, Report, Setup
+from genret.serving.plans import Edition, Plan, Report, Setup
 from genret.serving.searching import Searcher, open_bm25, probe
 from genret.serving.versions import Version, find_version
 
@@ -33,10 +33,10 @@ New = Callable[..., RunStore]
 class History:
     """A run with several versions, of which one is current."""
 
-    def __init__(self, new_run: New, *k1: float) -> None:
+    def __init__(self, new_run: New, *k1: float, counts: Sequence[int] = ()) -> None:
         self.marks = []
-        for value in k1:
-            self.store = new_run(k1=value)
+        for value, count in zip(k1, counts or [40] * len(k1), strict=True):
+            self.store = new_run(k1=value, count=count)
             self.marks.append({stage: record.fingerprint for stage, record in self.store.current().items()})
         self.ids = [self.go(number).id for number in range(len(k1))]
         self.go(0)
@@ -145,7 +145,7 @@ def test_a_service_that_starts_anew_keeps_the_documents(new_run: New) -> None:
         first = await lead(history.store)
         change = first._editor.add(leading.as_document("new", "A zeppelin floats.", "", {}))
         before = history.go(0)
-        write_changes(history.store, Changes("one", before, None, (change,)))
+        write_changes(history.store, Changes("one", before, None, (change,), (change,)))
         for number, service in enumerate(("two", "three")):
             history.go(number)
             leader = await lead(history.store, service)
@@ -252,7 +252,7 @@ def test_a_member_serves_on_where_the_version_to_answer_from_cannot_be_loaded(ne
         async def beat(self, report: Report) -> Plan:
             await asyncio.sleep(0.02)
             found = versions[self.number]
-            return Plan(self.number + 1, found.id, None, ((found, ()),), {"bm25": 1})
+            return Plan(self.number + 1, found.id, None, (Edition(found, found.id, True, ()),), {"bm25": 1})
 
         async def leave(self, _: str) -> None:
             return
@@ -396,6 +396,68 @@ def test_what_was_reloaded_and_left_stays_left(new_run: New) -> None:
             assert (await leader.rollback())["changed"] is True
             await asyncio.sleep(1.2)
             assert active(leader) == history.ids[0]
+
+    run(work())
+
+
+async def back(leader: Versions, handle: Handle, followers: list[Follower]) -> None:
+    """To the version before, while its replicas still have it; one more joins, which has not."""
+    found = (await leader.rollback())["version"]
+    followers.append(Follower(followers[0].setup, "bm25", handle))
+    await followers[-1].join()
+    await until(lambda: {follower.plan.active for follower in followers} == {found})
+
+
+def test_what_was_removed_does_not_come_back_with_the_version_before(new_run: New) -> None:
+    history = History(new_run, 1.2, 0.9, counts=(40, 39))
+
+    async def work() -> None:
+        async with served(history.store) as (leader, handle, followers):
+            assert [follower.finds("the model39x")[0] for follower in followers] == ["d39", "d39"]
+            await leader.remove("d39")
+            history.go(1)
+            assert (await leader.reload())["changed"] is True
+            await back(leader, handle, followers)
+            assert not any("d39" in follower.finds("the model39x") for follower in followers)
+            assert "passages" in await leader.add("new", "A zeppelin floats.", "", {})
+            assert [follower.finds("zeppelin") for follower in followers] == [["new"]] * 3
+        # Nor with another service.
+        history.go(1)
+        await lead(history.store, "two")
+        history.go(0)
+        collection = (await lead(history.store, "three"))._editor.collection
+        assert collection.get("d39") is None and collection.get("new") is not None
+
+    run(work())
+
+
+def test_what_was_added_stays_with_the_version_before(new_run: New) -> None:
+    history = History(new_run, 1.2, 0.9, counts=(39, 40))
+
+    async def work() -> None:
+        async with served(history.store) as (leader, handle, followers):
+            await leader.add("d39", "A zeppelin floats.", "", {})
+            history.go(1)
+            assert (await leader.reload())["changed"] is True
+            await back(leader, handle, followers)
+            assert [follower.finds("zeppelin") for follower in followers] == [["d39"]] * 3
+
+    run(work())
+
+
+def test_a_member_that_made_other_changes_begins_again(new_run: New) -> None:
+    history = History(new_run, 1.2)
+
+    async def work() -> None:
+        async with served(history.store) as (leader, handle, followers):
+            await leader.add("lost", "A zeppelin floats.", "", {})
+            # A leader that starts again and knows of another change than the one that was made.
+            write_changes(history.store, Changes("one", history.go(0), None, (), ()))
+            handle.leader = again = await lead(history.store)
+            await until(lambda: len(again._members) == 2)
+            assert "passages" in await again.add("kept", "A submarine dives.", "", {})
+            for follower in followers:
+                assert (follower.finds("zeppelin"), follower.finds("submarine")) == ([], ["kept"])
 
     run(work())
 

@@ -49,10 +49,11 @@ def test_changes_are_remembered(new_run: New) -> None:
     removal = editor.remove("d1")
     assert removal is not None
     editor.keep(removal)
-    write_changes(store, Changes("s", found, None, tuple(editor.changes)))
+    write_changes(store, Changes("s", found, None, tuple(editor.changes), tuple(editor.history)))
     kept = read_changes(store)
-    assert kept is not None and kept.changes == tuple(editor.changes) and kept.version == found
-    again = Editor(store, kept.version, kept.changes)
+    assert kept is not None and kept.changes == kept.history == tuple(editor.changes) and kept.version == found
+    again = Editor(store, kept.version, kept.changes, kept.history)
+    assert (again.marks, again.history) == (editor.marks, editor.history)
     assert again.collection.get("new") == editor.collection.get("new")
     assert again.collection.get("d1") is None
     assert again.collection.counts == (40, 1, 1)
@@ -89,6 +90,18 @@ def test_json_is_kept_as_far_as_there_is_room(small_run: RunStore, monkeypatch: 
     assert len(collection._base._kept) <= 4 and collection._base._size == sum(map(len, collection._base._kept.values()))
 
 
+def test_a_file_from_before_there_was_a_history_is_read(new_run: New) -> None:
+    store = new_run()
+    editor = Editor(store, find_version(store))
+    editor.keep(editor.add(as_document("new", "A zeppelin floats.", "", {})))
+    write_changes(store, Changes("s", editor.version, None, tuple(editor.changes), ()))
+    content = json.loads(store.read_file(FILE))
+    del content["history"]
+    store.write_file(FILE, json.dumps(content))
+    kept = read_changes(store)
+    assert kept is not None and kept.history == kept.changes == tuple(editor.changes)
+
+
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"format": 2}', '{"format": 1, "service": 1}'])
 def test_a_damaged_file_is_an_error_that_says_what_to_do(new_run: New, text: str) -> None:
     store = new_run()
@@ -115,11 +128,11 @@ def test_changes_go_along_to_the_next_version(new_run: New) -> None:
     found = find_version(store)
     assert found.id != old.version.id
     editor = Editor(store, found)
-    editor.replay(old.changes)
+    editor.replay(old.history)
     assert editor.collection.get("new") is not None and editor.collection.get("d1") is None
     assert [change.number for change in editor.changes] == [1, 2]
     before = json.dumps([change.number for change in editor.changes])
-    editor.replay(old.changes)
+    editor.replay(old.history)
     assert json.dumps([change.number for change in editor.changes]) == before
 
 
