@@ -102,7 +102,7 @@ class Editor:
         self.version, self.history = version, list(history)
         self._store, self._config = store, read_config(store)
         passages = store.read_table(records["corpus"], "passages")
-        self.collection = Collection(passages)
+        self._original = self.collection = Collection(passages)
         identifiers = store.read_table(records["identifiers"], "identifiers")
         self._identifiers: list[str] = identifiers.column("identifier").to_pylist()
         self.changes: list[Change] = []
@@ -142,6 +142,15 @@ class Editor:
         """Take a change that `add` or `remove` made as done."""
         self.history.append(change)
         self._take(change)
+
+    def withdraw(self) -> None:
+        """Take back what `keep` took last."""
+        self.history.pop()
+        self.marks.pop()
+        del self._identifiers[len(self._identifiers) - len(self.changes.pop().identifiers or ()) :]
+        self.collection = self._original
+        for change in self.changes:
+            self.collection = self.collection.changed(change)
 
     def replay(self, history: Sequence[Change]) -> None:
         """Make the history of another version this one's: what its corpus has or lacks already is not changed."""

@@ -4,12 +4,12 @@ import asyncio
 import logging
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from ray import serve
-from ray.exceptions import RayActorError
+from ray.exceptions import RayActorError, RayTaskError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 from starlette.types import ASGIApp
@@ -198,6 +198,8 @@ class Ingress:
                     return served, answers
             except TimeoutError:
                 break
+            except RayTaskError as error:
+                raise error.cause from error
             except (RayActorError, BackPressureError, DeploymentUnavailableError) as error:
                 _logger.warning("%s: asked again: %s", name, type(error).__name__)
             await asyncio.sleep(_RETRY_SECONDS)
@@ -252,28 +254,28 @@ class Ingress:
 
     async def reload(self) -> dict[str, Any]:
         """Load the run's current version."""
-        return _accepted(await self._versions.reload.remote())
+        return await accepted(self._versions.reload.remote())
 
     async def rollback(self) -> dict[str, Any]:
         """Go back to the version before."""
-        return _accepted(await self._versions.rollback.remote())
+        return await accepted(self._versions.rollback.remote())
 
     async def add(self, document: DocumentRequest) -> dict[str, Any]:
         """Add a document."""
-        outcome = _accepted(
-            await self._versions.add.remote(document.doc_id, document.text, document.title, document.metadata)
+        outcome = await accepted(
+            self._versions.add.remote(document.doc_id, document.text, document.title, document.metadata)
         )
         served = self.served()
-        reasons = {name: _lack(name, served.lacking) for name in served.names}
+        reasons = lacks(served.names, served.parts, served.lacking, outcome.pop("late"))
         return outcome | {
             "doc_id": document.doc_id,
-            "found_by": [name for name, reason in reasons.items() if not reason],
-            "not_found_by": {name: reason for name, reason in reasons.items() if reason},
+            "found_by": [name for name in served.names if name not in reasons],
+            "not_found_by": reasons,
         }
 
     async def remove(self, doc_id: str) -> list[str] | None:
         """Remove a document."""
-        removed: list[str] | None = await self._versions.remove.remote(doc_id)
+        removed: list[str] | None = (await accepted(self._versions.remove.remote(doc_id)))["passages"]
         return removed
 
 
@@ -285,15 +287,40 @@ def _direct(handle: DeploymentHandle) -> DeploymentHandle:
     return handle.options(_by_reference=False, request_serialization="pickle", response_serialization="pickle")
 
 
+def lacks(names: Sequence[str], parts: Sequence[str], atomic: bool, late: Sequence[str]) -> dict[str, str]:
+    """Which retrievers do not find a document that was added, and why.
+
+    Args:
+        names: All retrievers.
+        parts: What the fusion joins.
+        atomic: Whether identifiers are.
+        late: Retrievers that have not taken it in yet; "" is the ingress, without which nobody finds it.
+    """
+    reasons = {}
+    for name in names:
+        if reason := _lack(name, atomic):
+            reasons[name] = reason
+        elif name in late or "" in late:
+            reasons[name] = "not yet: it takes the change in more slowly than this answer could wait"
+    if FUSION in names and reasons.keys() >= set(parts):
+        reasons[FUSION] = "none of its parts finds it"
+    return reasons
+
+
 def _lack(name: str, atomic: bool) -> str:
-    """Why a retriever does not find added documents; empty where it does."""
+    """Why a retriever never finds added documents; empty where it does."""
     kind = retriever_kind(name)
     if kind == "generative" and atomic:
         return "an atomic identifier is a token that only training can add"
     return "its index is made by a run" if kind == "dense" else ""
 
 
-def _accepted(outcome: dict[str, Any]) -> dict[str, Any]:
+async def accepted(answer: Awaitable[dict[str, Any]]) -> dict[str, Any]:
+    """What the leader answers, or its error: as it told it, without where Ray found it."""
+    try:
+        outcome = await answer
+    except RayTaskError as error:
+        raise error.cause from error
     if "refused" in outcome:
         raise InputError(outcome["refused"])
     if "unavailable" in outcome:

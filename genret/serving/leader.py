@@ -102,7 +102,7 @@ class Versions:
         return [report for report, _ in self._members.values()]
 
     async def alive(self, member: str) -> None:
-        """A replica is loading, and cannot report yet: others wait for it."""
+        """A replica is loading or changing a version, and cannot report yet: others wait for it."""
         if member in self._members:
             self._members[member] = (self._members[member][0], time.monotonic())
 
@@ -195,18 +195,27 @@ class Versions:
         Raises:
             InputError: One cannot, or has not in time.
         """
-        self._candidate, mark = candidate, candidate.mark
+        self._candidate, seconds = candidate, self._setup.config.load_seconds
+        if not await self._taken(candidate, seconds):
+            raise InputError(f"not loaded within {seconds:g} s")
+
+    async def _taken(self, editor: Editor, seconds: float) -> bool:
+        """Have all replicas take a version with its changes; False where they have not in time.
+
+        Raises:
+            InputError: One cannot.
+        """
+        mark = editor.mark
         await self._tell(new=True)
 
         def settled(reports: Sequence[Report]) -> bool:
-            return any(mark in report.failed for report in reports) or self._all_have(candidate, reports)
+            return any(mark in report.failed for report in reports) or self._all_have(editor, reports)
 
-        in_time = await self._until(settled, self._setup.config.load_seconds)
+        in_time = await self._until(settled, seconds)
         for report in self._live():
             if mark in report.failed:
                 raise InputError(report.failed[mark])
-        if not in_time:
-            raise InputError(f"not loaded within {self._setup.config.load_seconds:g} s")
+        return in_time
 
     def _all_have(self, editor: Editor, reports: Sequence[Report]) -> bool:
         there = {report.name for report in reports} >= {"", *self._names}
@@ -227,39 +236,71 @@ class Versions:
         }
 
     async def add(self, doc_id: str, text: str, title: str, metadata: dict[str, Any]) -> dict[str, Any]:
-        """Add a document, and wait until it can be found."""
+        """Add a document, and wait until it can be found; `late` are the replicas by whom it cannot yet."""
         async with self._lock:
             try:
                 document = as_document(doc_id, text, title, metadata)
                 change = await asyncio.to_thread(self._editor.add, document)
+                late = await self._make(change)
             except InputError as error:
                 return {"refused": str(error)}
             except EngineError as error:
                 return {"unavailable": str(error)}
-            await self._make(change)
             identifiers = change.identifiers or [None] * len(change.added)
             return {
                 "passages": {
                     passage.passage_id: identifier
                     for passage, identifier in zip(change.added, identifiers, strict=True)
-                }
+                },
+                "late": late,
             }
 
-    async def remove(self, doc_id: str) -> list[str] | None:
-        """Remove a document, and wait until it is found no more."""
+    async def remove(self, doc_id: str) -> dict[str, Any]:
+        """Remove a document, and wait until it is found no more; of one that there is not, `passages` is None."""
         async with self._lock:
             change = await asyncio.to_thread(self._editor.remove, doc_id)
             if change is None:
-                return None
-            await self._make(change)
-            return list(change.removed)
+                return {"passages": None}
+            try:
+                late = await self._make(change)
+            except InputError as error:
+                return {"refused": str(error)}
+            # What other replicas still find, the ingress leaves out of its answers.
+            if "" in late:
+                return {"unavailable": "the document is removed, but not yet from the answers of every process"}
+            return {"passages": list(change.removed)}
 
-    async def _make(self, change: Change) -> None:
+    async def _make(self, change: Change) -> list[str]:
+        """Make a change, and wait until all replicas have.
+
+        Returns:
+            The names of replicas that have not in time.
+
+        Raises:
+            InputError: It cannot be kept, or a replica cannot make it, for which it was withdrawn.
+        """
         editor = self._editor
         # Kept before anybody sees it: a service that starts again must not have lost what was found.
         await asyncio.to_thread(self._write, editor, self._previous, change)
         editor.keep(change)
+        try:
+            if await self._taken(editor, GONE_SECONDS):
+                return []
+        except InputError as error:
+            await self._withdraw(editor)
+            raise InputError(f"the change is withdrawn, as a replica cannot make it: {error}") from error
+        return [
+            name
+            for name in ("", *self._names)
+            if {report.loaded.get(editor.version.id) for report in self._live() if report.name == name} != {editor.mark}
+        ]
+
+    async def _withdraw(self, editor: Editor) -> None:
+        """Take the last change back, from replicas that could make it too."""
+        editor.withdraw()
         await self._tell(new=True)
+        await asyncio.to_thread(self._write, editor, self._previous)
+        # The same change again is another attempt: nobody must still tell of this one's failure.
         await self._until(lambda reports: self._all_have(editor, reports), GONE_SECONDS)
 
     def _write(self, editor: Editor, previous: Version | None, *more: Change) -> None:

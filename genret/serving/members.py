@@ -104,7 +104,7 @@ class Member(ABC):
                 await asyncio.sleep(1)
 
     async def _while_alive(self, loading: Coroutine[Any, Any, Any]) -> Any:
-        """Wait for a version, which may take minutes, and keep the leader from taking this process for gone."""
+        """Wait for a version or a change, which may take minutes, and keep the leader from taking this for gone."""
         task = asyncio.create_task(loading)
         while not (await asyncio.wait([task], timeout=POLL_SECONDS))[0]:
             with suppress(TimeoutError, RayError, RayServeException):
@@ -139,7 +139,7 @@ class Member(ABC):
         if edition.anew:
             entry = replace(entry, state=entry.original, mark=edition.version.id)
         for change in edition.changes:
-            state = await asyncio.to_thread(entry.state.changed, change)
+            state = await self._while_alive(asyncio.to_thread(entry.state.changed, change))
             entry = replace(entry, state=state, mark=mark_after(entry.mark, change))
         return entry
 

@@ -1,10 +1,15 @@
 """What the ingress decides without asking anybody."""
 
-import pytest
+import asyncio
+from typing import Any
 
+import pytest
+from ray.exceptions import RayTaskError
+
+from genret.errors import InputError
 from genret.retrieval.fusion import FUSION
 from genret.serving.asks import Answer
-from genret.serving.ingress import is_lost, workers_of
+from genret.serving.ingress import accepted, is_lost, lacks, workers_of
 
 
 def test_the_fusion_works_on_as_many_batches_as_its_slowest_part() -> None:
@@ -26,3 +31,33 @@ def test_the_fusion_works_on_as_many_batches_as_its_slowest_part() -> None:
 )
 def test_only_who_waited_and_got_nothing_is_lost(answer: Answer, seconds: float, lost: bool) -> None:
     assert is_lost(answer, seconds) is lost
+
+
+@pytest.mark.parametrize(
+    ("parts", "atomic", "late", "expected"),
+    [
+        (("sft", "bm25"), False, [], {"dense"}),
+        (("sft", "bm25"), True, [], {"sft", "dense"}),
+        (("sft", "bm25"), False, ["bm25"], {"bm25", "dense"}),
+        (("sft", "bm25"), True, ["bm25"], {"sft", "bm25", "dense", FUSION}),
+        (("bm25", "dense"), False, ["bm25"], {"bm25", "dense", FUSION}),
+        (("sft", "bm25"), False, [""], {"sft", "bm25", "dense", FUSION}),
+    ],
+)
+def test_who_does_not_find_an_added_document(
+    parts: tuple[str, ...], atomic: bool, late: list[str], expected: set[str]
+) -> None:
+    reasons = lacks(("sft", "bm25", "dense", FUSION), parts, atomic, late)
+    assert set(reasons) == expected and all(reasons.values())
+    if "bm25" in late:
+        assert reasons["bm25"].startswith("not yet: ")
+
+
+def test_an_error_of_the_leader_is_told_as_it_told_it() -> None:
+    async def fail() -> dict[str, Any]:
+        # As Ray gives what another process raised, with that one's traceback in its text.
+        raise RayTaskError("remove", "a traceback", InputError("serving.json: cannot be written")).as_instanceof_cause()
+
+    with pytest.raises(InputError) as caught:
+        asyncio.run(accepted(fail()))
+    assert type(caught.value) is InputError and str(caught.value) == "serving.json: cannot be written"

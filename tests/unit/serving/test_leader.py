@@ -5,6 +5,7 @@ import json
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,13 +17,13 @@ from genret.errors import InputError
 from genret.runs import RunStore
 from genret.serving import leader as leading
 from genret.serving import members
-from genret.serving.asks import Ask
+from genret.serving.asks import Answer, Ask
 from genret.serving.documents import FILE, Changes, read_changes, write_changes
 from genret.serving.leader import Versions
 from genret.serving.members import Member
 from genret.serving.plans import Edition, Plan, Report, Setup
 from genret.serving.searching import Searcher, open_bm25, probe
-from genret.serving.versions import Version, find_version
+from genret.serving.versions import Change, Version, find_version
 
 NAMES = ("bm25",)
 WATCH_SECONDS = 0.05
@@ -166,7 +167,12 @@ def test_a_run_that_may_only_be_read_is_served(new_run: New, monkeypatch: pytest
     monkeypatch.setattr(leading, "write_changes", refuse)
 
     async def work() -> None:
-        assert active(await lead(store)) == find_version(store, NAMES).id
+        leader = await lead(store)
+        assert active(leader) == find_version(store, NAMES).id
+        for refused in (await leader.add("new", "A zeppelin floats.", "", {}), await leader.remove("d1")):
+            assert refused == {"refused": "serving.json: cannot be written"}
+        collection = leader._editor.collection
+        assert collection.get("new") is None and collection.get("d1") is not None
 
     run(work())
     assert read_changes(store) is None
@@ -210,13 +216,48 @@ def test_a_swap_that_cannot_be_kept_is_refused(new_run: New, monkeypatch: pytest
 
 
 class Slow(Follower):
-    """Takes long for versions that come later."""
+    """Takes long for versions and changes that come later."""
 
     seconds = 0.0
 
-    def load(self, found: Version) -> Searcher:
+    def load(self, found: Version) -> Any:
         time.sleep(self.seconds)
-        return super().load(found)
+        return Stubborn(super().load(found), self)
+
+    def change(self) -> None:
+        time.sleep(self.seconds)
+
+
+class Sour(Slow):
+    """Cannot make changes that come later."""
+
+    reason = ""
+
+    def change(self) -> None:
+        if self.reason:
+            raise RuntimeError(self.reason)
+
+
+@dataclass
+class Stubborn:
+    """A searcher that changes as its owner can."""
+
+    searcher: Searcher
+    owner: Slow
+
+    def changed(self, change: Change) -> "Stubborn":
+        self.owner.change()
+        return replace(self, searcher=self.searcher.changed(change))
+
+    def answer(self, asks: list[Ask]) -> list[Answer]:
+        return self.searcher.answer(asks)
+
+
+@asynccontextmanager
+async def joined(follower: Follower) -> AsyncIterator[None]:
+    await follower.join()
+    yield
+    await follower.leave()
 
 
 def test_a_swap_waits_for_who_loads_longer_than_a_silence_may_be(new_run: New, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -228,12 +269,90 @@ def test_a_swap_waits_for_who_loads_longer_than_a_silence_may_be(new_run: New, m
     async def work() -> None:
         async with served(history.store) as (leader, handle, _):
             late = Slow(Setup(history.store.url, ServingConfig(), "one"), "bm25", handle)
-            await late.join()
-            late.seconds = 1.5
-            history.go(1)
-            assert (await leader.reload())["changed"] is True
-            assert late.loaded(history.ids[1]) is not None
-            await late.leave()
+            async with joined(late):
+                late.seconds = 1.5
+                history.go(1)
+                assert (await leader.reload())["changed"] is True
+                assert late.loaded(history.ids[1]) is not None
+
+    run(work())
+
+
+@pytest.mark.parametrize("name", ["bm25", ""])
+def test_who_changes_longer_than_a_silence_may_be_is_told_of_and_stays(
+    new_run: New, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    store = new_run()
+    monkeypatch.setattr(leading, "GONE_SECONDS", 0.4)
+    for module in (leading, members):
+        monkeypatch.setattr(module, "POLL_SECONDS", 0.05)
+
+    async def work() -> None:
+        leader = await lead(store)
+        handle, setup = Handle(leader), Setup(store.url, ServingConfig(), "one")
+        slow, other = Slow(setup, name, handle), Follower(setup, "" if name else "bm25", handle)
+        async with joined(slow), joined(other):
+            slow.seconds = 1.5
+            added = await leader.add("new", "A zeppelin floats.", "", {})
+            assert added["late"] == [name] and other.finds("zeppelin") == ["new"] and slow.finds("zeppelin") == []
+            assert leader._counts() == {"bm25": 1} and len(leader._members) == 2
+            await until(lambda: slow.finds("zeppelin") == ["new"])
+            # It has passed the silence that it would have been taken for gone by.
+            assert leader._counts() == {"bm25": 1} and len(leader._members) == 2
+            removed = await leader.remove("new")
+            assert list(removed) == (["passages"] if name else ["unavailable"])
+            await until(lambda: slow.finds("zeppelin") == [])
+            slow.seconds = 0.0
+            assert (await leader.add("more", "A submarine dives.", "", {}))["late"] == []
+
+    run(work())
+
+
+def test_a_change_that_a_replica_cannot_make_is_withdrawn(new_run: New) -> None:
+    store = new_run()
+
+    async def work() -> None:
+        async with served(store) as (leader, handle, followers):
+            sour = Sour(Setup(store.url, ServingConfig(), "one"), "bm25", handle)
+            async with joined(sour):
+                assert (await leader.add("first", "A kayak glides.", "", {}))["late"] == []
+                sour.reason = "no room"
+                # The same again as well: a failure is not remembered.
+                for _ in range(2):
+                    refused = await leader.add("new", "A zeppelin floats.", "", {})
+                    assert refused == {"refused": "the change is withdrawn, as a replica cannot make it: no room"}
+                    for follower in (*followers, sour):
+                        assert (follower.finds("zeppelin"), follower.finds("kayak")) == ([], ["first"])
+                assert "no room" in (await leader.remove("d1"))["refused"]
+                kept = read_changes(store)
+                assert kept is not None and [change.number for change in kept.changes + kept.history] == [1, 1]
+                sour.reason = ""
+                assert (await leader.add("new", "A zeppelin floats.", "", {}))["late"] == []
+                for follower in (*followers, sour):
+                    assert (follower.finds("zeppelin"), follower.finds("kayak")) == (["new"], ["first"])
+                    assert follower.finds("the model1x")[0] == "d1"
+        # Who starts after that has what was found.
+        collection = (await lead(store))._editor.collection
+        assert collection.get("new") is not None and collection.get("d1") is not None
+
+    run(work())
+
+
+def test_who_starts_after_a_withdrawn_change_starts(new_run: New) -> None:
+    store = new_run()
+
+    async def work() -> None:
+        leader = await lead(store)
+        handle, setup = Handle(leader), Setup(store.url, ServingConfig(), "one")
+        sour, ingress = Sour(setup, "bm25", handle), Follower(setup, "", handle)
+        async with joined(sour), joined(ingress):
+            sour.reason = "no room"
+            assert "no room" in (await leader.add("new", "A zeppelin floats.", "", {}))["refused"]
+        handle.leader = await lead(store)
+        again = Sour(setup, "bm25", handle)
+        again.reason = "no room"
+        async with joined(again):
+            assert again.finds("the model7x")[0] == "d7"
 
     run(work())
 
