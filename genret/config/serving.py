@@ -93,7 +93,8 @@ class ServingConfig(Section):
     log_queries: bool = False
     """Whether the log says what was asked. Queries may be personal: they are left out by default."""
     watch_seconds: float = Field(0.0, ge=0.0, le=86_400.0)
-    """How often to look whether the run has new retrievers and to load them; 0: only when asked to."""
+    """How often to look whether the run has new retrievers and to load them, as soon as it is through with them, and
+    with their evaluation where those before were evaluated; 0: only when asked to."""
     probe_queries: int = Field(8, ge=1, le=1000)
     """Queries that a new version must answer before it takes over."""
     load_seconds: float = Field(600.0, gt=0.0, le=86_400.0)

@@ -2,7 +2,7 @@
 
 from collections.abc import Container, Mapping
 
-from genret.config import RetrievalConfig
+from genret.config import RetrievalConfig, RunConfig
 from genret.retrieval.fusion import FUSION
 from genret.runs import StageRecord
 
@@ -47,3 +47,17 @@ def retriever_stages(name: str, records: Container[str]) -> tuple[str, ...]:
         # Where preference learning had a second round, its model is the one that is asked.
         stages = ("rpo_2" if name == "rpo" and "rpo_2" in records else name,)
     return tuple(stage for stage in stages if stage in records)
+
+
+def last_stage(name: str, config: RunConfig) -> str:
+    """The stage after which a retriever is what the configuration makes of it: until then, it is one of fewer stages.
+
+    Args:
+        name: Any but the fusion.
+        config: The run's configuration.
+    """
+    if name == "rpo" and config.preference.rounds == 2:
+        return "rpo_2"
+    if name == "dense" and config.dense.index == "lists":
+        return LISTS
+    return INDEXES.get(name, name)

@@ -12,7 +12,7 @@ from genret.runs import RunStore
 from genret.serving.documents import Changes, Editor, as_document, read_changes, write_changes
 from genret.serving.metrics import Family, exposition
 from genret.serving.plans import GONE_SECONDS, POLL_SECONDS, Edition, Plan, Report, Setup
-from genret.serving.versions import Change, Version, find_version
+from genret.serving.versions import EVALUATED, Change, Version, find_version
 
 # How long a version stays loaded after the next took over, for requests that began with it.
 _FADE_SECONDS = 10.0
@@ -318,9 +318,12 @@ class Versions:
 
     async def _look(self) -> None:
         async with self._lock:
-            found = await asyncio.to_thread(find_version, self._store, self._names)
+            found, served = await asyncio.to_thread(find_version, self._store, self._names), self._editor.version
+            # A run that is still on its way to what the last one ended with.
+            if any(stage in served.stages and stage not in found.stages for stage in EVALUATED):
+                return
             # One that was refused, and the one that somebody went back from, are not tried again: a reload does that.
-            if found.id not in (self._tried, self._editor.version.id):
+            if found.id not in (self._tried, served.id):
                 _logger.info("a new version of the run: %s", await self._try(found))
 
     def _keep(self, task: asyncio.Task[None]) -> None:

@@ -14,12 +14,15 @@ from pydantic_core import to_json
 from genret.config import RetrievalConfig, RunConfig, parse_config
 from genret.errors import InputError
 from genret.retrieval.fusion import FUSION
-from genret.retrieval.names import GENERATIVE, LISTS, TRAINED, retriever_names, retriever_stages
+from genret.retrieval.names import GENERATIVE, LISTS, TRAINED, last_stage, retriever_names, retriever_stages
 from genret.runs import RunStore, StageRecord, fingerprint
 from genret.types import Passage
 
+EVALUATED = ("retrieval", "evaluation")
+"""The stages that come after all retrievers: what they find, and how good that is."""
+
 READ = (
-    *("corpus", "identifiers", "retrieval", "evaluation"),
+    *("corpus", "identifiers", *EVALUATED),
     *(*TRAINED, "bm25", "encoder", "dense", "embedding", LISTS),
 )
 """The stages that a service reads."""
@@ -92,9 +95,12 @@ def find_version(store: RunStore, wanted: Sequence[str] = ()) -> Version:
         wanted: Retrievers that must be in it; none: all that there are.
 
     Raises:
-        InputError: The run has no retriever yet, or lacks one.
+        InputError: The run has no retriever yet, lacks one, or is not through with one.
     """
-    records, retrieval = store.current(), read_config(store).retrieval
+    # In this order: a run writes its configuration first, which so is never older than the stages.
+    records = store.current()
+    config = read_config(store)
+    retrieval = config.retrieval
     names = retriever_names(records, retrieval)
     if not names or "corpus" not in records:
         raise InputError(f"{store.address()}: no retriever in this run yet; expected a run that was trained")
@@ -103,6 +109,11 @@ def find_version(store: RunStore, wanted: Sequence[str] = ()) -> Version:
     chosen = tuple(name for name in names if name in wanted) if wanted else tuple(names)
     if FUSION in chosen and (missing := [part for part in retrieval.fusion.parts if part not in chosen]):
         raise InputError(f"serving.retrievers: fusion needs {missing} served too, found {list(chosen)}")
+    # Each stage is told as it finishes; a retriever of several is not what was asked for before the last.
+    last = {name: last_stage(name, config) for name in chosen if name != FUSION}
+    if unfinished := {name: stage for name, stage in last.items() if stage not in records}:
+        named = ", ".join(f"{stage} (of {name})" for name, stage in unfinished.items())
+        raise InputError(f"{store.address()}: expected all stages of what is served, still missing: {named}")
     stages = {stage: records[stage].fingerprint for stage in READ if stage in records}
     settings = retrieval.model_dump(mode="json")
     return Version(fingerprint(stages, list(chosen), settings), stages, chosen, settings)

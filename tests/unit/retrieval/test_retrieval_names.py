@@ -2,7 +2,8 @@
 
 import pytest
 
-from genret.retrieval.names import retriever_stages
+from genret.config import RunConfig, load_config
+from genret.retrieval.names import last_stage, retriever_stages
 
 
 @pytest.mark.parametrize(
@@ -22,3 +23,21 @@ from genret.retrieval.names import retriever_stages
 )
 def test_a_retriever_is_opened_from_its_own_stages(name: str, records: set[str], expected: tuple[str, ...]) -> None:
     assert retriever_stages(name, records) == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "expected"),
+    [
+        ("sft", [], "sft"),
+        ("rpo", [], "rpo"),
+        ("rpo", ["preference.rounds=2"], "rpo_2"),
+        ("bm25", ["preference.rounds=2", "dense.index=lists"], "bm25"),
+        ("dense", [], "embedding"),
+        ("dense", ["dense.index=lists"], "lists"),
+    ],
+)
+def test_a_retriever_is_what_its_configuration_asks_for_after_its_last_stage(
+    name: str, settings: list[str], expected: str
+) -> None:
+    config: RunConfig = load_config("scratch-semantic", ["corpus.path=nowhere", *settings])
+    assert last_stage(name, config) == expected

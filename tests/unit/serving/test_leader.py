@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from genret.config import ServingConfig
+from genret.config import ServingConfig, resolved_yaml
 from genret.errors import InputError
 from genret.runs import RunStore
 from genret.serving import leader as leading
@@ -23,7 +23,7 @@ from genret.serving.leader import Versions
 from genret.serving.members import Member
 from genret.serving.plans import Edition, Plan, Report, Setup
 from genret.serving.searching import Searcher, open_bm25, probe
-from genret.serving.versions import Change, Version, find_version
+from genret.serving.versions import Change, Version, find_version, read_config
 
 NAMES = ("bm25",)
 WATCH_SECONDS = 0.05
@@ -77,10 +77,10 @@ class Handle:
         return SimpleNamespace(remote=getattr(self.leader, name))
 
 
-async def lead(store: RunStore, service: str = "one", **serving: Any) -> Versions:
+async def lead(store: RunStore, service: str = "one", names: tuple[str, ...] = NAMES, **serving: Any) -> Versions:
     leader = Versions.__new__(Versions)
     start: Any = leader.__init__  # type: ignore[misc]
-    await start(Setup(store.url, ServingConfig(**serving), service), NAMES)
+    await start(Setup(store.url, ServingConfig(**serving), service), names)
     return leader
 
 
@@ -410,6 +410,41 @@ def test_a_watched_run_is_swapped_by_itself(new_run: New) -> None:
             # The run may go back as well.
             history.go(0)
             await until(lambda: {follower.plan.active for follower in followers} == {history.ids[0]})
+
+    run(work())
+
+
+@pytest.mark.parametrize("stage", ["rpo_2", "retrieval"])
+def test_a_watched_run_is_not_swapped_before_it_is_through(
+    new_run: New, monkeypatch: pytest.MonkeyPatch, stage: str
+) -> None:
+    history, names, looks = History(new_run, 1.2, 0.9), ("rpo", "bm25"), 0
+    # Of the trained model nothing is read here.
+    for number, marks in enumerate(history.marks):
+        history.store.begin("rpo", marks["sft"]).commit({})
+        history.store.begin("rpo_2", marks["sft"]).commit({})
+        history.marks[number] = {"rpo": marks["sft"], **marks}
+    history.go(0)
+
+    def look(*arguments: Any) -> Version:
+        nonlocal looks
+        looks += 1
+        return find_version(*arguments)
+
+    async def work() -> None:
+        leader = await lead(history.store, names=names, watch_seconds=WATCH_SECONDS)
+        versions = tried(leader, monkeypatch)
+        config = read_config(history.store)
+        preference = config.preference.model_copy(update={"rounds": 2})
+        history.store.write_file("config.yaml", resolved_yaml(config.model_copy(update={"preference": preference})))
+        through = history.marks[1] | {"rpo_2": history.marks[1]["rpo"]}
+        history.store.set_current({name: mark for name, mark in through.items() if name != stage})
+        monkeypatch.setattr(leading, "find_version", look)
+        await until(lambda: looks >= 3 or bool(versions))
+        assert not versions
+        history.store.set_current(through)
+        await until(lambda: bool(versions))
+        assert versions == [find_version(history.store, names).id]
 
     run(work())
 

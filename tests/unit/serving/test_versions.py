@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 
+from genret.config import resolved_yaml
 from genret.errors import InputError
 from genret.runs import RunStore
 from genret.serving import versions
 from genret.serving.documents import FILE, Changes, Editor, as_document, read_changes, write_changes
-from genret.serving.versions import find_version, version_records
+from genret.serving.versions import find_version, read_config, version_records
 
 New = Callable[..., RunStore]
 
@@ -29,6 +30,30 @@ def test_what_is_not_there_is_named(small_run: RunStore) -> None:
         find_version(small_run, ["rpo"])
     with pytest.raises(InputError, match=r"fusion needs \['sft'\]"):
         find_version(small_run, ["bm25", "fusion"])
+
+
+def configure(store: RunStore, **sections: dict[str, object]) -> None:
+    """Change sections of a run's configuration."""
+    config = read_config(store)
+    changed = {name: getattr(config, name).model_copy(update=fields) for name, fields in sections.items()}
+    store.write_file("config.yaml", resolved_yaml(config.model_copy(update=changed)))
+
+
+def test_a_retriever_that_the_run_is_not_through_with_is_no_version(new_run: New) -> None:
+    store = new_run(dense=True)
+    marks = {stage: record.fingerprint for stage, record in store.current().items()}
+    for stage in ("rpo", "rpo_2", "lists"):
+        store.begin(stage, marks["sft"]).commit({})
+    configure(store, preference={"rounds": 2}, dense={"index": "lists"})
+    store.set_current(marks | {"rpo": marks["sft"], "lists": marks["sft"]})
+    with pytest.raises(InputError, match=r"expected all stages of what is served, still missing: rpo_2 \(of rpo\)$"):
+        find_version(store)
+    assert find_version(store, ["sft", "bm25"]).retrievers == ("sft", "bm25")
+    store.set_current(marks | {"rpo": marks["sft"], "rpo_2": marks["sft"]})
+    with pytest.raises(InputError, match=r"still missing: lists \(of dense\)$"):
+        find_version(store)
+    store.set_current(marks | dict.fromkeys(("rpo", "rpo_2", "lists"), marks["sft"]))
+    assert {"rpo_2", "lists"} <= find_version(store).stages.keys()
 
 
 def test_a_version_whose_stage_is_gone_is_an_error(new_run: New) -> None:
