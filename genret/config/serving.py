@@ -87,7 +87,8 @@ class ServingConfig(Section):
     drain_seconds: float = Field(20.0, ge=0.0, le=3600.0)
     """How long a replica that stops may take over requests that it has begun."""
     api_key_variable: str = Field("GENRET_API_KEY", pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")
-    """Environment variable with the key that requests to /v1 must show; where it is not set they need none."""
+    """Environment variable with the key that requests to /v1 must show; where it is not set they need none. It is that
+    of `genret serve`, wherever its cluster is; by `serve deploy` that of the nodes."""
     admin_key_variable: str = Field("GENRET_ADMIN_KEY", pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")
     """Environment variable with the key of /v1/admin, in place of the other one. Without either, nobody may."""
     log_queries: bool = False

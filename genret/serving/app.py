@@ -36,6 +36,7 @@ from genret.runs import RunStore
 from genret.serving.batching import BATCHES_A_WORKER
 from genret.serving.generating import ModelReplica
 from genret.serving.ingress import Ingress, replicas_of
+from genret.serving.keys import own_keys, sealed
 from genret.serving.leader import Versions
 from genret.serving.members import FusionReplica, RetrieverReplica
 from genret.serving.plans import Setup
@@ -125,7 +126,9 @@ def _check_proxied(config: ServingConfig) -> None:
 def _application(store: RunStore, config: ServingConfig, listens: bool) -> Any:
     """The deployments; where the ingress `listens`, it answers HTTP itself at the head of the cluster."""
     names = find_version(store, config.retrievers).retrievers
-    setup = Setup(store.url, config, secrets.token_hex(8))
+    # Who starts a service in a shell gives the keys there, and the ingress may be on another machine.
+    keys = sealed(own_keys(config)) if listens else None
+    setup = Setup(store.url, config, secrets.token_hex(8), keys)
     one = ReplicasConfig()
     versions = _deployment(Versions, "versions", one, config).options(max_ongoing_requests=10_000).bind(setup, names)
     handles = {

@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-import os
 import time
 from collections.abc import Awaitable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -20,7 +19,8 @@ from genret.installed import installed_versions
 from genret.retrieval.fusion import FUSION
 from genret.serving.asks import Answer, Ask
 from genret.serving.batching import Batcher, UnavailableError
-from genret.serving.gates import Gate, Keys
+from genret.serving.gates import Gate
+from genret.serving.keys import own_keys
 from genret.serving.listening import Listener
 from genret.serving.logs import request_log
 from genret.serving.members import Member
@@ -118,7 +118,7 @@ class Ingress:
 
     def _build(self) -> ASGIApp:
         config = self._setup.config
-        keys = Keys(os.environ.get(config.api_key_variable, ""), os.environ.get(config.admin_key_variable, ""))
+        keys = self._setup.keys or own_keys(config)
         return Gate(build_app(self, config), config, keys, self._meters.request, self._log.write)
 
     def __serve_build_asgi_app__(self) -> ASGIApp:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from genret.config import ServingConfig
+from genret.serving.keys import SealedKeys
 from genret.serving.metrics import Family
 from genret.serving.versions import Change, Version
 
@@ -20,11 +21,13 @@ class Setup:
         run_url: The run.
         config: The `serving` section.
         service: A name that no other start of a service has.
+        keys: Those that requests must show; None: those in the environment of the process that takes them.
     """
 
     run_url: str
     config: ServingConfig
     service: str
+    keys: SealedKeys | None = None
 
 
 @dataclass(frozen=True)

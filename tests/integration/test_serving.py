@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from service import KEY, Service, start, stop
+from ray.cluster_utils import Cluster
+from service import KEY, Service, free_port, start, stop
 from small_run import make_run
 
 from genret.retrieval.opening import load_retriever
@@ -234,3 +235,25 @@ def test_a_broken_version_is_refused_and_the_old_one_serves_on(service: Service,
     assert reason in answer.json()["error"]["message"]
     assert {retriever: first(retriever) for retriever in NAMES} == before
     assert before["bm25"] == (old, "d7")
+
+
+def test_the_keys_are_those_of_who_started_the_service_on_a_cluster(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("GENRET_API_KEY", raising=False)
+    head = {"num_cpus": 4, "include_dashboard": False, "dashboard_agent_listen_port": free_port()}
+    cluster = Cluster(initialize_head=True, head_node_args=head)
+    try:
+        monkeypatch.setenv("GENRET_API_KEY", "of the shell")
+        service = start(make_run(tmp_path / "run"), tmp_path, f"compute.address={cluster.address}")
+        try:
+            body = {"query": "water", "retriever": "bm25"}
+            assert service.call("POST", "/v1/retrieve", body).status_code == 401
+            for key, status in (("of nobody", 401), ("of the shell", 200), ("master", 200)):
+                shown = {"authorization": f"Bearer {key}"}
+                assert service.call("POST", "/v1/retrieve", body, headers=shown).status_code == status
+            assert service.call("POST", "/v1/admin/reload", headers=KEY).status_code == 200
+        finally:
+            stop(service)
+    finally:
+        cluster.shutdown()
