@@ -16,7 +16,7 @@ import os
 import secrets
 import signal
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from threading import Event
 from typing import Any
@@ -220,8 +220,25 @@ def running(run: str, config: RunConfig) -> Iterator[str]:
     application = _application(RunStore.open_existing(run), serving, listens=True)
     if not (config.compute.address or os.environ.get("RAY_ADDRESS")):
         check_free(serving.host, serving.port)
-    with connected(config.compute), deployed(application, run, serving.drain_seconds):
+    with ExitStack() as stack:
+        with _deaf_children():
+            stack.enter_context(connected(config.compute))
+        stack.enter_context(deployed(application, run, serving.drain_seconds))
         yield _url(serving)
+
+
+@contextmanager
+def _deaf_children() -> Iterator[None]:
+    """What is started meanwhile does not hear SIGTERM, nor does what that starts.
+
+    A signal to all of a service's processes, as supervisors send it, is then for this one alone, which has what has
+    begun answered before it ends the others. Ray itself keeps SIGINT from them.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @contextmanager
@@ -248,8 +265,9 @@ def deployed(application: Any, run: str, drain_seconds: float) -> Iterator[None]
         finally:
             _drain(drain_seconds)
     finally:
-        # Not all of Serve: the cluster may serve other things.
-        serve.delete(APPLICATION)
+        # Not all of Serve: the cluster may serve other things. One that is gone has nothing to delete.
+        with suppress(RayServeException, RayError):
+            serve.delete(APPLICATION)
 
 
 def _url(config: ServingConfig) -> str:
@@ -272,13 +290,13 @@ def serve_until_stopped(run: str, config: RunConfig, ready: Callable[[str], None
         ready: Called with the address when the service answers.
     """
     stop = Event()
-    with running(run, config) as address:
-        before = {number: signal.signal(number, lambda *_: stop.set()) for number in (signal.SIGINT, signal.SIGTERM)}
+    with ExitStack() as stack, running(run, config) as address:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            # Until all has ended: with Ray's own handler a second signal would cut off what the first has answered.
+            stack.callback(signal.signal, number, signal.signal(number, lambda *_: stop.set()))
         ready(address)
         while not stop.wait(1):
             continue
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def write_serve_config(path: Path, run: str, config: ServingConfig) -> None:

@@ -1,7 +1,9 @@
 """The service on real Ray Serve, asked over real HTTP: answers, versions, documents, limits, hang-ups."""
 
 import json
+import os
 import select
+import signal
 import socket
 import subprocess
 import sys
@@ -175,7 +177,8 @@ def test_a_reload_swaps_under_load_and_can_be_undone(service: Service) -> None:
     assert (back["version"], back["changed"]) == (old, True)
 
 
-def test_what_has_begun_is_answered_when_the_service_is_stopped(tmp_path: Path) -> None:
+@pytest.mark.parametrize("is_told_alone", [True, False])
+def test_what_has_begun_is_answered_when_the_service_is_stopped(tmp_path: Path, is_told_alone: bool) -> None:
     service = start(make_run(tmp_path / "run"), tmp_path)
     host, port = service.url.removeprefix("http://").split(":")
     queries = [f"what is near the model{number}x" for number in range(32)]
@@ -190,7 +193,13 @@ def test_what_has_begun_is_answered_when_the_service_is_stopped(tmp_path: Path) 
     assert 'genret_queue{retriever="sft"}' in service.call("GET", "/metrics").text
     answered, _, _ = select.select(clients, [], [], 0)
     assert len(answered) < len(clients), "nothing is left to be answered when it stops"
+    if not is_told_alone:
+        # All processes of its group, and then once more while it answers.
+        os.killpg(service.process.pid, signal.SIGTERM)
+        time.sleep(0.5)
+        os.killpg(service.process.pid, signal.SIGTERM)
     stop(service)
+    assert service.process.returncode == 0 and "Traceback" not in service.log.read_text()
     for number, client in enumerate(clients):
         with client, client.makefile("rb") as answer:
             head, _, content = answer.read().partition(b"\r\n\r\n")

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import yaml
 from ray import serve
+from ray.exceptions import RayActorError
 from ray.serve.exceptions import RayServeException
 from small_run import make_run
 
@@ -192,6 +193,19 @@ def test_an_error_while_it_serves_is_told_as_it_is_after_what_has_begun(
     with pytest.raises(type(error)) as caught, deployed(None, "a run", 1.0):
         raise error
     assert caught.value is error and calls.made == ["start", "run", "drain", "delete"]
+
+
+def test_a_cluster_that_is_gone_has_nothing_to_delete(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = Calls(monkeypatch)
+
+    def gone(_: str) -> None:
+        calls.made.append("delete")
+        raise RayActorError
+
+    monkeypatch.setattr(serve, "delete", gone)
+    with deployed(None, "a run", 1.0):
+        pass
+    assert calls.made == ["start", "run", "drain", "delete"]
 
 
 def test_what_cannot_be_built_says_why(small_run: RunStore, tmp_path: Path) -> None:
