@@ -25,8 +25,9 @@ CLOCKS = {
 }
 
 
-# What a stage that goes on where it was killed keeps in its scratch folder.
-KEPT = dict.fromkeys(("sft", "rpo", "dense"), "train/checkpoint_*") | {"embedding": "block-*.npz"}
+# What a stage that goes on where it was killed keeps in its scratch folder. Of a training that is Ray Train's list of
+# checkpoints: a checkpoint's folder is there before all of its files are.
+KEPT = dict.fromkeys(("sft", "rpo", "dense"), "train/checkpoint_manager_snapshot.json") | {"embedding": "block-*.npz"}
 
 GENRET = ("-m", "genret")
 # A block a passage: otherwise the whole corpus is one, and no kill could leave some of the blocks behind.
@@ -63,11 +64,11 @@ def kill_in(stage: str, settings: list[str], folder: Path, log: Path, program: S
 
 
 def _wait_until_kept(folder: Path, stage: str, process: subprocess.Popen) -> None:
-    """Kill a stage only once it has something to resume from, or has finished meanwhile."""
-    deadline = time.monotonic() + 120
-    while process.poll() is None and time.monotonic() < deadline:
-        if any(folder.glob(f"scratch/{stage}-*/{KEPT[stage]}")):
-            return
+    """Kill a stage only once it has something to resume from."""
+    deadline = time.monotonic() + 240
+    while not any(folder.glob(f"scratch/{stage}-*/{KEPT[stage]}")):
+        assert process.poll() is None, f"the run ended, and {stage} was not seen to keep anything"
+        assert time.monotonic() < deadline, f"{stage} kept nothing in time"
         time.sleep(0.005)
 
 
