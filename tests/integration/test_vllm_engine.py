@@ -152,7 +152,7 @@ with connected(ComputeConfig(), demands(VllmConfig(model={str(model)!r}))):
 assert "vllm" not in sys.modules
 print(sum(bool(response.items) for response in responses))
 """
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *filter(None, sys.path)])}
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, timeout=600)
     assert result.stdout.strip().isdigit() and int(result.stdout) > 0, result.stderr
 
