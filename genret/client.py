@@ -297,7 +297,7 @@ class Client:
 
     def rollback(self) -> VersionResponse:
         """Go back to the version before; raises as `reload` does."""
-        return self._ask("POST", "/v1/admin/rollback", VersionResponse, repeatable=False)
+        return self._ask("POST", "/v1/admin/rollback", VersionResponse, repeatable=False, seconds=_LOAD_SECONDS)
 
     def _ask(
         self,

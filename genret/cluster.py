@@ -344,6 +344,8 @@ class ActorPool:
         if self._job is not None:
             raise RuntimeError("expected one function after another, found that the pool is at work")
         self._jobs += 1
+        # What killed actors while they started may be gone.
+        self._lost_starts = 0
         try:
             # In a tuple, a reference stays one: each actor fetches the arguments once, and not with every batch.
             self._job = _Job(self._jobs, factory, (ray.put(arguments),))

@@ -63,8 +63,8 @@ class ServingConfig(Section):
     """Processes that take requests, check them and write answers; by `genret serve` they share its port. Where the only
     one dies, nobody listens for some seconds."""
     queue: int = Field(512, ge=1, le=1_000_000)
-    """Queries that may wait for one retriever in one of these processes, at least as many as a request may have; more
-    are turned away with 429."""
+    """Queries that may wait for one retriever in one of these processes, or as many as a request may have if those are
+    more; others are turned away with 429."""
     max_requests: int = Field(1024, ge=1, le=1_000_000)
     """Requests that may be open in one of these processes; more are turned away with 503."""
     max_k: int = Field(100, ge=1, le=1000)
@@ -101,6 +101,11 @@ class ServingConfig(Section):
     load_seconds: float = Field(600.0, gt=0.0, le=86_400.0)
     """How long all replicas together may take to load a new version before it is refused."""
 
+    @property
+    def places(self) -> int:
+        """Queries that may wait for one retriever in one process: no request is larger than an empty queue."""
+        return max(self.queue, self.max_queries)
+
     @model_validator(mode="after")
     def _check_together(self) -> "ServingConfig":
         if bool(self.tls_certificate) != bool(self.tls_key):
@@ -110,6 +115,4 @@ class ServingConfig(Section):
                 f"timeout_seconds: expected at most max_timeout_seconds ({self.max_timeout_seconds:g}), "
                 f"found {self.timeout_seconds:g}"
             )
-        if self.queue < self.max_queries:
-            raise ValueError(f"queue: expected at least max_queries ({self.max_queries}), found {self.queue}")
         return self

@@ -84,15 +84,23 @@ class CompletionEngine:
         journal: Local path or URL of the journal's folder.
         scratch: Local path or URL of a folder for the files in between; on a cluster readable by all nodes.
         progress: Called with the prompts that are settled, and the number of those that were to be sent.
+        must_answer: Whether it is an error that none of the prompts is answered, and not a matter of each.
     """
 
-    def __init__(self, sender: Sender, journal: str, scratch: str, progress: Callable[[int, int], None]) -> None:
+    def __init__(
+        self,
+        sender: Sender,
+        journal: str,
+        scratch: str,
+        progress: Callable[[int, int], None],
+        must_answer: bool = True,
+    ) -> None:
         self.name = sender.model
         self.counts = Counts()
         self._sender = sender
         self._journal = journal
         self._scratch = Storage(scratch)
-        self._progress = progress
+        self._progress, self._must_answer = progress, must_answer
 
     def generate(self, requests: Iterable[Request]) -> Iterator[Response]:
         """One response for each request, in their order; see `genret.llm.base.Engine`.
@@ -157,7 +165,7 @@ class CompletionEngine:
         lost = waiting.rows - counts.answered - counts.failed
         if lost:
             raise self._given_up(f"{lost:,} prompts got lost on the way to their actors", False)
-        if counts.failed and not counts.answered + counts.reused:
+        if self._must_answer and counts.failed and not counts.answered + counts.reused:
             # Not the prompts' fault, as it seems: what is made without an answer would be taken for done.
             reason = max(counts.reasons, key=counts.reasons.__getitem__, default="no reason")
             raise self._given_up(f"{self.name} answered none of {counts.failed:,} prompts, mostly: {reason}", False)

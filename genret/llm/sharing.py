@@ -17,6 +17,8 @@ _LOOK_SECONDS = 0.5
 # How long a node may take to answer at all, its first worker process included; one that does not is not judged.
 _START_SECONDS = 60.0
 _MOST_NAMED = 3
+# Folders, and the nodes that were seen to share them.
+_SHARED: set[tuple[str, frozenset[str]]] = set()
 
 
 def check_shared(url: str) -> None:
@@ -32,7 +34,8 @@ def check_shared(url: str) -> None:
     if storage.local is None or not ray.is_initialized():
         return
     nodes = {node["NodeID"]: node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]}
-    if len(nodes) < 2:
+    known = (url, frozenset(nodes))
+    if len(nodes) < 2 or known in _SHARED:
         return
     token = f".shared-{secrets.token_hex(8)}"
     storage.put(token, b"")
@@ -48,6 +51,7 @@ def check_shared(url: str) -> None:
             f"object store), found {storage.address('')}, which {len(blind)} of them do not see "
             f"({', '.join(blind[:_MOST_NAMED])})"
         )
+    _SHARED.add(known)
 
 
 def _look(node: str, path: Path) -> ray.ObjectRef:

@@ -200,6 +200,8 @@ def open_engine(config: RunConfig, passages: pa.Table, store: RunStore) -> Engin
             store.shared_folder("completions"),
             store.scratch("serving", fingerprint("serving")),
             lambda done, total: None,
+            # There may be one prompt, and nothing to say against the model that it refuses it.
+            must_answer=False,
         )
     raise InputError(
         f"llm.type: expected extractive or http to add documents while serving, found {config.llm.type}; "

@@ -83,15 +83,17 @@ class DenseSearcher(Searcher):
         super().__init__(retriever, collection)
         self._names = retriever.passage_ids
 
-    def _sifted(self, queries: list[str], k: int, allowed: frozenset[str], until: float) -> list[Found]:
-        rows = np.fromiter((name in allowed for name in self._names), np.bool_, len(self._names))
-        if not rows.any():
+    def _allowing(self, ids: frozenset[str]) -> Any:
+        return np.fromiter((name in ids for name in self._names), np.bool_, len(self._names))
+
+    def _sifted(self, queries: list[str], k: int, allowed: Any, until: float) -> list[Found]:
+        if not allowed.any():
             return [([], False) for _ in queries]
         found: list[Found] = []
         for start in range(0, len(queries), self.retriever.batch_size):
             batch = queries[start : start + self.retriever.batch_size]
             late = time.perf_counter() >= until
-            rankings = [[] for _ in batch] if late else self.retriever.find(batch, k, rows)
+            rankings = [[] for _ in batch] if late else self.retriever.find(batch, k, allowed)
             found += [(ranking, late) for ranking in rankings]
         return found
 

@@ -118,7 +118,9 @@ class Ingress:
 
     def _build(self) -> ASGIApp:
         config = self._setup.config
-        keys = self._setup.keys or own_keys(config)
+        own = own_keys(config)
+        # A key that is set where the ingress is, and was not where the service was started, guards it too.
+        keys = own if self._setup.keys is None else self._setup.keys.completed(own)
         return Gate(build_app(self, config), config, keys, self._meters.request, self._log.write)
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
@@ -151,7 +153,7 @@ class Ingress:
         return Batcher(
             send,
             config.batch_size,
-            self._setup.config.queue,
+            self._setup.config.places,
             lambda: self._workers(name),
         )
 
@@ -198,10 +200,11 @@ class Ingress:
                     return served, answers
             except TimeoutError:
                 break
-            except RayTaskError as error:
-                raise error.cause from error
+            # Before what a replica raised itself, which has the classes of its cause too: the fusion asks others.
             except (RayActorError, BackPressureError, DeploymentUnavailableError) as error:
                 _logger.warning("%s: asked again: %s", name, type(error).__name__)
+            except RayTaskError as error:
+                raise error.cause from error
             await asyncio.sleep(_RETRY_SECONDS)
             if (spent := time.monotonic() - begin) >= most:
                 break
@@ -273,10 +276,14 @@ class Ingress:
             "not_found_by": reasons,
         }
 
-    async def remove(self, doc_id: str) -> list[str] | None:
-        """Remove a document."""
-        removed: list[str] | None = (await accepted(self._versions.remove.remote(doc_id)))["passages"]
-        return removed
+    async def remove(self, doc_id: str) -> dict[str, Any] | None:
+        """Remove a document; None where there is none."""
+        outcome = await accepted(self._versions.remove.remote(doc_id))
+        if outcome["passages"] is None:
+            return None
+        # What replicas still find, the ingress leaves out of its answers.
+        late = "" in outcome.pop("late")
+        return outcome | {"doc_id": doc_id, "still_found_by": list(self.served().names) if late else []}
 
 
 def _direct(handle: DeploymentHandle) -> DeploymentHandle:

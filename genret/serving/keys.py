@@ -20,6 +20,11 @@ class SealedKeys(Keys):
 
     salt: str
 
+    def completed(self, others: Keys) -> "SealedKeys":
+        """These keys, and of others those that are not set here."""
+        api, admin = (_digest(key, self.salt) if key else "" for key in (others.api, others.admin))
+        return SealedKeys(self.api or api, self.admin or admin, self.salt)
+
     def problem(self, path: str, shown: str) -> str:
         """As of `Keys`."""
         return super().problem(path, _digest(shown, self.salt))

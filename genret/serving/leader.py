@@ -256,7 +256,10 @@ class Versions:
             }
 
     async def remove(self, doc_id: str) -> dict[str, Any]:
-        """Remove a document, and wait until it is found no more; of one that there is not, `passages` is None."""
+        """Remove a document, and wait until it is found no more; of one that there is not, `passages` is None.
+
+        `late` are the replicas by whom it is still found, "" for those of the ingress.
+        """
         async with self._lock:
             change = await asyncio.to_thread(self._editor.remove, doc_id)
             if change is None:
@@ -265,10 +268,7 @@ class Versions:
                 late = await self._make(change)
             except InputError as error:
                 return {"refused": str(error)}
-            # What other replicas still find, the ingress leaves out of its answers.
-            if "" in late:
-                return {"unavailable": "the document is removed, but not yet from the answers of every process"}
-            return {"passages": list(change.removed)}
+            return {"passages": list(change.removed), "late": late}
 
     async def _make(self, change: Change) -> list[str]:
         """Make a change, and wait until all replicas have.

@@ -76,7 +76,7 @@ class Backend(Protocol):
     async def add(self, document: schemas.DocumentRequest) -> dict[str, Any]:
         """Add a document; as `schemas.AddedResponse` has it."""
 
-    async def remove(self, doc_id: str) -> list[str] | None:
+    async def remove(self, doc_id: str) -> dict[str, Any] | None:
         """Remove a document: the ids of its passages, or None where there is none."""
 
 
@@ -399,7 +399,7 @@ def _add_admin(app: APIRouter, backend: Backend) -> None:
         tags=["admin"],
     )
     async def add(document: schemas.DocumentRequest) -> Response:
-        """Add a document; when this answers, it can be found."""
+        """Add a document; when this answers, it can be found by all in `found_by`."""
         return _json(await backend.add(document) | {"request_id": request_id.get("")}, 201)
 
     @app.delete(
@@ -409,11 +409,11 @@ def _add_admin(app: APIRouter, backend: Backend) -> None:
         tags=["admin"],
     )
     async def remove(doc_id: str) -> Response:
-        """Remove a document; when this answers, it is found no more."""
+        """Remove a document; when this answers, it is found no more but by those in `still_found_by`."""
         removed = await backend.remove(doc_id)
         if removed is None:
             return _problem(404, f"there is no document {doc_id[:200]!r}")
-        return _json({"request_id": request_id.get(""), "doc_id": doc_id, "passages": removed})
+        return _json(removed | {"request_id": request_id.get("")})
 
 
 def _add_page(app: FastAPI) -> None:

@@ -259,6 +259,9 @@ class RemovedResponse(BaseModel):
     request_id: RequestId
     doc_id: str
     passages: list[str]
+    still_found_by: list[str] = Field(
+        default_factory=list, description="Retrievers that some process may still answer with it, for a moment."
+    )
 
 
 class ErrorDetail(BaseModel):

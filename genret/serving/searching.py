@@ -21,6 +21,8 @@ Found: TypeAlias = tuple[list[ScoredPassage], bool]
 """A ranking, and whether the deadline cut it off."""
 
 _MOST_MASKS = 64
+# Passages whose metadata are kept as they were read, some kB each.
+_MOST_KNOWN = 200_000
 # Places of rankings that a retriever which knows no filter is asked for at a time.
 _MOST_PLACES = 65_536
 _PROBE_DEPTH = 10
@@ -46,7 +48,7 @@ class Searcher:
         self._exact = bool(getattr(retriever, "exact", True))
         self._masks: OrderedDict[str, Any] = OrderedDict()
         self._known: dict[str, Mapping[str, Any]] = {}
-        self._there: frozenset[str] | None = None
+        self._there: Any = None
 
     def changed(self, change: Change) -> "Searcher":
         """This searcher after a change.
@@ -111,7 +113,7 @@ class Searcher:
     def _rank(self, queries: list[str], k: int, mask: Any, until: float) -> list[Found]:
         if mask is None and self.collection.counts[2]:
             if self._there is None:
-                self._there = frozenset(self.collection.ids())
+                self._there = self._allowing(frozenset(self.collection.ids()))
             mask = self._there
         if mask is not None:
             return self._sifted(queries, k, mask, until)
@@ -154,10 +156,16 @@ class Searcher:
 
     def _applied(self, predicate: Predicate) -> Any:
         ids = self.collection.ids()
-        return frozenset(compress(ids, leaf_mask(predicate, self._metadata(ids)).tolist()))
+        return self._allowing(frozenset(compress(ids, leaf_mask(predicate, self._metadata(ids)).tolist())))
+
+    def _allowing(self, ids: frozenset[str]) -> Any:
+        """A set of passages as `_sifted` takes it, which is kept."""
+        return ids
 
     def _metadata(self, ids: Sequence[str]) -> list[Mapping[str, Any]]:
-        """The metadata of passages: read once, and not for each filter."""
+        """The metadata of passages: of as many as there is room for, read once and not for each filter."""
+        if len(ids) > _MOST_KNOWN:
+            return self.collection.metadata(ids)
         new = [passage_id for passage_id in ids if passage_id not in self._known]
         self._known.update(zip(new, self.collection.metadata(new), strict=True))
         return [self._known[passage_id] for passage_id in ids]

@@ -186,7 +186,10 @@ def _load_weights(pretrained: PretrainedModel, dtype: torch.dtype, attention: st
             use_safetensors=True,
         )
     except (OSError, ValueError) as error:
-        found = sorted(path.name for path in Path(pretrained.name).glob("pytorch_model*.bin"))
+        folder = Path(pretrained.name)
+        found = sorted(path.name for path in folder.glob("pytorch_model*.bin"))
+        if any(folder.glob("*.safetensors")):
+            found = []
         if found or LACKS_SAFETENSORS in str(error):
             found = found or [f"none at {pretrained.revision!r}"]
             raise lacks_safetensors("sft.model", pretrained.name, found[0], pretrained.revision) from error

@@ -323,7 +323,6 @@ def test_values_are_refused_with_what_was_expected_and_found(text, message):
             "corpus: {type: beir, path: x, qrels_path: y}",
             "corpus.qrels_path: expected nothing with the type beir, found 'y'",
         ),
-        ("serving: {max_queries: 600}", "serving.queue: expected at least max_queries (600), found 512"),
     ],
 )
 def test_values_that_do_not_go_together_are_refused_with_both(text, message):

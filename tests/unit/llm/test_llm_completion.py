@@ -263,6 +263,9 @@ def test_an_engine_that_answers_nothing_ends_the_stage(tmp_path):
     sender.answer = lambda row: Completion(row["id"], error="HTTP 400: too long")
     responses = list(engine.generate([*asked, request(3)]))
     assert [bool(response.error) for response in responses] == [False, False, False, True]
+    # As of documents that are added one by one.
+    patient = CompletionEngine(sender, str(tmp_path / "more"), str(tmp_path / "scratch"), lambda *_: None, False)
+    assert [bool(response.error) for response in patient.generate(asked)] == [True] * 3
 
 
 def test_completions_that_are_kept_elsewhere_are_missed(tmp_path):

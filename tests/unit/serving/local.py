@@ -46,7 +46,7 @@ class LocalBackend:
         async def send(asks: list[Ask]) -> tuple[Here, list[Answer]]:
             return self.served(), self.searchers[name].answer(asks)
 
-        return Batcher(send, 16, self._config.queue, lambda: 1)
+        return Batcher(send, 16, self._config.places, lambda: 1)
 
     async def ask(self, retriever: str, asks: Sequence[Ask]) -> tuple[Here, list[Answer]]:
         begin = time.monotonic()
@@ -102,11 +102,12 @@ class LocalBackend:
             "not_found_by": {},
         }
 
-    async def remove(self, doc_id: str) -> list[str] | None:
+    async def remove(self, doc_id: str) -> dict[str, Any] | None:
         change = self.editor.remove(doc_id)
-        if change is not None:
-            self._make(change)
-        return None if change is None else list(change.removed)
+        if change is None:
+            return None
+        self._make(change)
+        return {"doc_id": doc_id, "passages": list(change.removed), "still_found_by": []}
 
     def _make(self, change: Any) -> None:
         self.editor.keep(change)

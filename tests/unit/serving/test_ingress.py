@@ -1,15 +1,16 @@
 """What the ingress decides without asking anybody."""
 
 import asyncio
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from ray.exceptions import RayTaskError
+from ray.exceptions import ActorDiedError, RayTaskError
 
 from genret.errors import InputError
 from genret.retrieval.fusion import FUSION
-from genret.serving.asks import Answer
-from genret.serving.ingress import accepted, is_lost, lacks, workers_of
+from genret.serving.asks import Answer, Ask
+from genret.serving.ingress import Ingress, accepted, is_lost, lacks, workers_of
 
 
 def test_the_fusion_works_on_as_many_batches_as_its_slowest_part() -> None:
@@ -51,6 +52,26 @@ def test_who_does_not_find_an_added_document(
     assert set(reasons) == expected and all(reasons.values())
     if "bm25" in late:
         assert reasons["bm25"].startswith("not yet: ")
+
+
+@pytest.mark.parametrize("raised", ["by Ray", "by the fusion, which asks others"])
+def test_where_a_replica_dies_another_is_asked(raised: str) -> None:
+    asked: list[str] = []
+
+    class Replica:
+        """In the place of Ray's handle."""
+
+        async def remote(self, version: str, asks: list[Ask]) -> list[Answer]:
+            asked.append(version)
+            if len(asked) > 1:
+                return [Answer([("d1", 1.0)], exact=True)]
+            error = ActorDiedError()
+            raise error if raised == "by Ray" else RayTaskError("answer", "a traceback", error).as_instanceof_cause()
+
+    served = SimpleNamespace(version="v")
+    ingress: Any = SimpleNamespace(_answer={FUSION: Replica()}, served=lambda: served)
+    found, answers = asyncio.run(Ingress._send(ingress, FUSION, [Ask("river", 1, "", 60.0, False)]))
+    assert found is served and [answer.places for answer in answers] == [[("d1", 1.0)]] and asked == ["v", "v"]
 
 
 def test_an_error_of_the_leader_is_told_as_it_told_it() -> None:

@@ -21,6 +21,16 @@ def test_they_let_through_who_the_keys_let_through(api: str, admin: str) -> None
             assert found.problem(path, shown) == keys.problem(path, shown), (path, shown)
 
 
+def test_a_key_that_is_missing_is_another_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    for keys, whole in ((Keys("", ""), ("there", "admin there")), (Keys("here", ""), ("here", "admin there"))):
+        found = sealed(keys).completed(Keys("there", "admin there"))
+        for path in PATHS:
+            for shown in ("", "here", "there", "admin there"):
+                assert found.problem(path, shown) == Keys(*whole).problem(path, shown), (path, shown)
+    keys = sealed(Keys("here", ""))
+    assert keys.completed(Keys("", "")) == keys
+
+
 def test_they_do_not_hold_the_keys_and_differ_with_every_start() -> None:
     keys = Keys("of all", "of all")
     one, other = sealed(keys), sealed(keys)

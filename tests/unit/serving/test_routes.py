@@ -221,7 +221,8 @@ def test_long_bodies_and_slow_ones_are_refused(small_run: RunStore) -> None:
 
 
 def test_a_full_queue_says_when_to_come_again(small_run: RunStore) -> None:
-    app, _ = local_app(small_run, ServingConfig(queue=64))
+    # There is room for the queries of one request at least.
+    app, _ = local_app(small_run, ServingConfig(queue=16, max_queries=64))
 
     async def send() -> list[httpx.Response]:
         async with httpx.AsyncClient(transport=httpx.ASGITransport(app=app), base_url="http://test") as client:

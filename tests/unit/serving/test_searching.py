@@ -177,6 +177,10 @@ def test_a_filter_costs_the_dense_retriever_no_longer_rankings(
         assert [len(answer.places) for answer in answers] == [found] * 8
         assert all(answer.exact and not answer.timed_out and "d0" not in ids(answer) for answer in answers)
     assert asked == [(8, 12)] * 3
+    # What all of the index has been compared with is kept.
+    monkeypatch.setattr(removed, "_names", None)
+    assert all(len(state.answer([ask("river", 5, oven)])[0].places) == 5 for state in (searcher, removed))
+    assert len(removed.answer([ask("river", 5)])[0].places) == 5
 
 
 def test_words_are_looked_up_until_the_deadline(small_run: RunStore, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -75,7 +75,8 @@ def test_documents_come_go_and_outlive_the_service(service: Service) -> None:
         service.handle.add.remote(document).result()
     kept = read_changes(RunStore(service.folder))
     assert kept is not None and kept.changes[0].added[0].passage_id == "new"
-    assert service.handle.remove.remote("new").result() == ["new"]
+    removed = service.handle.remove.remote("new").result()
+    assert removed == {"doc_id": "new", "passages": ["new"], "still_found_by": []}
     assert service.handle.remove.remote("new").result() is None
     for name in NAMES:
         assert "new" not in service.ids(name, "zeppelin gondola", 41), name

@@ -106,7 +106,7 @@ class Held(LocalBackend):
                 await self.left.wait()
             return self.served(), self.searchers[name].answer(asks)
 
-        return Batcher(send, 16, self._config.queue, lambda: 1)
+        return Batcher(send, 16, self._config.places, lambda: 1)
 
     def app(self) -> ASGIApp:
         """As it is behind Ray Serve, which cancels with a request all that was called in its context."""
