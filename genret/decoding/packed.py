@@ -92,7 +92,15 @@ def multiplication(rows: Tensor, bias: Tensor | None = None) -> Callable[[Tensor
 def precise_linear(states: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """A linear layer, with its outputs in single precision at least, whatever the type of its weights.
 
-    As logits they differ by as much as logarithms of probabilities do: in bf16 by multiples of 1/8 from 16 on.
+    Two logits of low precision differ by whole steps, and so do logarithms of probabilities: in bf16 by 1/8 from 16 on.
+
+    Args:
+        states: `[states, width]`, in the type of the weights, or, but on CUDA, in that of the outputs.
+        weight: `[out, width]`.
+        bias: `[out]`, if there is one.
+
+    Returns:
+        `[states, out]`: float64 for weights in float64, float32 for all others.
     """
     dtype = torch.promote_types(weight.dtype, torch.float32)
     if weight.dtype == dtype:

@@ -21,7 +21,8 @@ class Setup:
         run_url: The run.
         config: The `serving` section.
         service: A name that no other start of a service has.
-        keys: Those that requests must show; None: those in the environment of the process that takes them.
+        keys: Those that requests must show. Where one is not set, or there are none, that in the environment of the
+            process that takes requests counts.
     """
 
     run_url: str

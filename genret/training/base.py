@@ -187,12 +187,10 @@ def _load_weights(pretrained: PretrainedModel, dtype: torch.dtype, attention: st
         )
     except (OSError, ValueError) as error:
         folder = Path(pretrained.name)
-        found = sorted(path.name for path in folder.glob("pytorch_model*.bin"))
-        if any(folder.glob("*.safetensors")):
-            found = []
-        if found or LACKS_SAFETENSORS in str(error):
-            found = found or [f"none at {pretrained.revision!r}"]
-            raise lacks_safetensors("sft.model", pretrained.name, found[0], pretrained.revision) from error
+        pickles = [] if any(folder.glob("*.safetensors")) else sorted(folder.glob("pytorch_model*.bin"))
+        if pickles or LACKS_SAFETENSORS in str(error):
+            found = pickles[0].name if pickles else f"none at {pretrained.revision!r}"
+            raise lacks_safetensors("sft.model", pretrained.name, found, pretrained.revision) from error
         raise cannot_load("sft.model", pretrained.name, pretrained.revision, error) from error
 
 

@@ -164,6 +164,10 @@ def test_pickled_weights_are_refused(build, checkpoint: Path, tmp_path: Path) ->
     )
     with pytest.raises(InputError, match=says):
         load_for_training(tmp_path / "bundle", config.model, "sft")
+    (checkpoint / "model-00001-of-00001.safetensors").write_bytes(b"")
+    with pytest.raises(InputError, match=r"sft\.model\.name: cannot load"):  # the pickle is not to blame
+        load_for_training(tmp_path / "bundle", config.model, "sft")
+    (checkpoint / "model-00001-of-00001.safetensors").unlink()
     assert convert_model(str(checkpoint), "main", tmp_path / "copy") == ["model.safetensors"]
     load_for_training(tmp_path / "bundle", PretrainedModel(name=str(tmp_path / "copy")), "sft")
 
