@@ -152,6 +152,7 @@ class _TimedSlab:
 
     def __init__(self, slab: Any, record: Record) -> None:
         self._multiply, self.padded, self.follow = record.around("head", slab), slab.padded, slab.follow
+        self.summed = record.around("head", slab.summed)
 
     def __call__(self, states: torch.Tensor) -> torch.Tensor:
         return self._multiply(states)

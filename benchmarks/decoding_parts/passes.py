@@ -50,9 +50,9 @@ def passes_alone(search: TrieSearch, find: Callable[[], Any]) -> Callable[[], li
                 states.append(forward(*arguments))
                 if search.scorer.over_vocabulary:
                     for some in asked.split(CHUNK_STATES):
-                        reading = search.decoder.slabs[0].padded(some)
                         for slab in search.decoder.slabs:
-                            slab(reading)
+                            if slab.summed(some) is None:
+                                slab(slab.padded(some))
         return states
 
     return repeat

@@ -1,10 +1,12 @@
 """One query at a time on the large model: how long its weights take to arrive, and to be multiplied with.
 
 A pass of a single query reads a few dozen tokens: too few for the weights to come out of memory unnoticed, too many for
-that to be all. Where the processor does not fetch the next weights while it multiplies, products take both together.
+that to be all. Products that do not fetch the next weights while they multiply, such as torch's, take both together.
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
 from typing import Any
 from unittest import mock
 
@@ -15,7 +17,8 @@ from decoding_parts.data import keyword_identifiers, prompts, random_model, shap
 from decoding_parts.settings import Settings
 from decoding_parts.tables import Table
 from decoding_parts.timing import interleave
-from genret.decoding.packed import PackedMatrix, can_pack
+from genret.decoding import packed
+from genret.decoding.packed import PackedMatrix, can_pack, padded
 from genret.decoding.search import TrieSearch
 from genret.decoding.trie import Trie
 
@@ -25,8 +28,10 @@ sides take turns. "passes": a query, on average; "states": a pass, on average, p
 products with its weights, those of the output layer among them, once more and with nothing between them. "reading":
 the bytes of the weights of all these products by the rate at which a sum reads a tensor as large as the weights of a
 pass; "multiplying": their operations by the rate of one product of 2,048 states with a laid-out matrix of 2,048
-rows. "generate by products": how many times as fast as `generate` a search would be that does nothing but these
-products."""
+rows. "oneDNN": products of as many states with random matrices of the same shapes, laid out for oneDNN, which torch
+uses; without norms, gates and sums of exponentials, which are among those of the search where they are its own, and
+with as many states as oneDNN's are compiled for. "generate by products": how many times as fast as `generate` a search
+would be that does nothing but these products."""
 
 LARGE, SMALL = (12, 768), (2, 256)
 COUNT = 5_000
@@ -36,8 +41,22 @@ ROWS = 2048
 # Calls of what takes a few milliseconds in each turn.
 CALLS = 10
 
-# A laid-out matrix, the states `[states, width]` that it is multiplied with, and how many products each of them gets.
-Call = tuple[PackedMatrix, torch.Tensor, int]
+
+@dataclass(frozen=True)
+class Call:
+    """A product of the search.
+
+    Attributes:
+        again: Makes it once more.
+        matrix: The laid-out matrix.
+        states: What it is multiplied with, `[states, width]`.
+        rows: How many rows the matrix has.
+    """
+
+    again: Callable[[], Any]
+    matrix: PackedMatrix
+    states: torch.Tensor
+    rows: int
 
 
 def run(settings: Settings) -> list[Table]:
@@ -70,8 +89,9 @@ def add_row(table: Table, vocabulary: int, search: TrieSearch, generate: Generat
         "search": find,
         "generate": lambda: [generate.search([query]) for query in queries],
         "products": lambda: repeat(calls),
+        "oneDNN": one_dnn(calls),
         "sum": lambda: [of_pass.sum() for _ in range(CALLS)],
-        "product": lambda: repeat([(laid_out, square, ROWS)] * CALLS),
+        "product": lambda: [laid_out.product(square) for _ in range(CALLS)],
     }
     runs = interleave(sides, settings.limits)
     median = {name: run.median for name, run in runs.items()}
@@ -80,9 +100,10 @@ def add_row(table: Table, vocabulary: int, search: TrieSearch, generate: Generat
     table.add(
         vocabulary=vocabulary,
         passes=passes / QUERIES,
-        states=sum(len(states) for matrix, states, _ in calls if matrix is calls[0][0]) / passes,
+        states=sum(len(call.states) for call in calls if call.matrix is calls[0].matrix) / passes,
         search_ms=1000 * median["search"] / QUERIES,
         products_ms=1000 * median["products"] / QUERIES,
+        oneDNN_ms=1000 * median["oneDNN"] / QUERIES,
         reading_ms=1000 * reading / QUERIES,
         multiplying_ms=1000 * multiplying / QUERIES,
         generate_ms=1000 * median["generate"] / QUERIES,
@@ -95,15 +116,23 @@ def add_row(table: Table, vocabulary: int, search: TrieSearch, generate: Generat
 def recorded(search: TrieSearch, find: Callable[[], Any]) -> tuple[list[Call], int]:
     """Search once: the products with laid-out weights, and how many passes there were."""
     calls: list[Call] = []
-    product = PackedMatrix.product
-
-    def taken(self: PackedMatrix, states: torch.Tensor) -> torch.Tensor:
-        products = product(self, states)
-        calls.append((self, states, products.shape[1]))
-        return products
-
     forward = mock.Mock(side_effect=search.decoder.forward)
-    with mock.patch.object(PackedMatrix, "product", taken), mock.patch.object(search.decoder, "forward", forward):
+
+    def taken(name: str) -> Callable[..., Any]:
+        plain = getattr(PackedMatrix, name)
+
+        def again(self: PackedMatrix, states: torch.Tensor, *others: Any, **more: Any) -> Any:
+            made = plain(self, states, *others, **more)
+            if made is not None:
+                calls.append(Call(lambda: plain(self, states, *others, **more), self, states, self.rows))
+            return made
+
+        return again
+
+    with ExitStack() as stack:
+        for name in ("product", "summed"):
+            stack.enter_context(mock.patch.object(PackedMatrix, name, taken(name)))
+        stack.enter_context(mock.patch.object(search.decoder, "forward", forward))
         find()
     return calls, forward.call_count
 
@@ -111,12 +140,27 @@ def recorded(search: TrieSearch, find: Callable[[], Any]) -> tuple[list[Call], i
 def repeat(calls: Sequence[Call]) -> None:
     """The same products once more."""
     with torch.inference_mode():
-        for matrix, states, _ in calls:
-            matrix.product(states)
+        for call in calls:
+            call.again()
+
+
+def one_dnn(calls: Sequence[Call]) -> Callable[[], None]:
+    """What makes as large products by oneDNN."""
+    shapes = {id(call.matrix): (call.rows, call.states.shape[1]) for call in calls}
+    with mock.patch.object(packed, "kernels", lambda: None):
+        matrices = {key: PackedMatrix(torch.randn(shape)) for key, shape in shapes.items()}
+        states = [padded(call.states) for call in calls]
+
+    def multiply() -> None:
+        with torch.inference_mode():
+            for call, some in zip(calls, states, strict=True):
+                matrices[id(call.matrix)].product(some)
+
+    return multiply
 
 
 def work(calls: Sequence[Call]) -> tuple[int, int]:
     """The bytes of the weights of all products, and the operations that these take."""
-    weights = [states.shape[1] * n_products for _, states, n_products in calls]
-    operations = [2 * count * len(states) for count, (_, states, _) in zip(weights, calls, strict=True)]
+    weights = [call.states.shape[1] * call.rows for call in calls]
+    operations = [2 * count * len(call.states) for count, call in zip(weights, calls, strict=True)]
     return 4 * sum(weights), sum(operations)

@@ -16,7 +16,8 @@ from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaMod
 from transformers.models.mistral.modeling_mistral import MistralDecoderLayer, MistralModel
 from transformers.models.qwen2.modeling_qwen2 import Qwen2DecoderLayer, Qwen2Model
 
-from genret.decoding.packed import Projections, can_pack, evened, keeps_parameters, padded
+from genret.decoding.norm import Norm
+from genret.decoding.packed import Projections, can_pack, keeps_parameters, padded
 
 Attend: TypeAlias = Callable[[int, Tensor, Tensor, Tensor, float], Tensor]
 """Layer, queries `[tokens, heads, head_dim]`, keys and values `[tokens, key_heads, head_dim]`, factor of the scores;
@@ -39,7 +40,7 @@ class BareDecoder:
         self._packed = can_pack([module.weight for module in modules if type(module) is nn.Linear])
         self._rotations = _Rotations(decoder.rotary_emb, self._packed)
         self._layers = [_Layer(layer, number, self._packed) for number, layer in enumerate(decoder.layers)]
-        self._norm = _Norm(decoder.norm)
+        self._norm = Norm(decoder.norm)
 
     def follow(self) -> None:
         """Lay out anew what training has changed since the last time."""
@@ -116,23 +117,22 @@ class _Layer:
     def __init__(self, layer: Any, number: int, packed: bool) -> None:
         """Take a layer, and whether to lay weights out, with norms' factors in them and rotated pairs side by side."""
         self._number = number
-        norms = _Norm(layer.input_layernorm), _Norm(layer.post_attention_layernorm)
-        self._before, self._between = (norm.evened if packed else norm.scaled for norm in norms)
         attention, feed_forward = layer.self_attn, layer.mlp
         self._head_dim, self._scaling = attention.head_dim, attention.scaling
         features = [linear.out_features for linear in (attention.q_proj, attention.k_proj, attention.v_proj)]
         self._heads = [size // attention.head_dim for size in features]
-        # Without what else a call does, such as to look for hooks: there were none.
-        self._activation = feed_forward.act_fn.forward
         self._to_heads = Projections(
             [attention.q_proj, attention.k_proj, attention.v_proj],
             packed,
-            norm=layer.input_layernorm,
+            norm=Norm(layer.input_layernorm),
             order=_paired(self._heads, attention.head_dim) if packed else None,
         )
         self._from_heads = Projections([attention.o_proj], packed)
         self._widen = Projections(
-            [feed_forward.gate_proj, feed_forward.up_proj], packed, norm=layer.post_attention_layernorm
+            [feed_forward.gate_proj, feed_forward.up_proj],
+            packed,
+            norm=Norm(layer.post_attention_layernorm),
+            gate=feed_forward.act_fn,
         )
         self._narrow = Projections([feed_forward.down_proj], packed)
 
@@ -143,12 +143,10 @@ class _Layer:
 
     def forward(self, states: Tensor, rotation: Rotation, attend: Attend, wanted: Tensor | None = None) -> Tensor:
         """States after this layer, of all tokens or those `wanted`, from the states `[tokens, width]` before it."""
-        mixed = self._attention(self._before(states), rotation, attend)
+        mixed = self._attention(states, rotation, attend)
         if wanted is not None:
             mixed, states = mixed.index_select(0, wanted), states.index_select(0, wanted)
-        # In place, into what the products have just made.
-        states = self._from_heads(mixed).add_(states)
-        return self._feed_forward(self._between(states)).add_(states)
+        return self._feed_forward(self._from_heads(mixed, added=states))
 
     def _attention(self, states: Tensor, rotation: Rotation, attend: Attend) -> Tensor:
         asking, keyed, _ = self._heads
@@ -159,31 +157,8 @@ class _Layer:
         return mixed.flatten(1)
 
     def _feed_forward(self, states: Tensor) -> Tensor:
-        """The gated layer (arXiv 2002.05202, equation 6), with the model's own activation."""
-        gate, up = self._widen.apart(states)
-        return self._narrow(self._activation(gate).mul_(up))
-
-
-class _Norm:
-    """RMSNorm in 32 bits whatever the model's type, as these models have it (arXiv 1910.07467, equation 4)."""
-
-    def __init__(self, norm: Any) -> None:
-        self._norm, self._epsilon = norm, torch.tensor([norm.variance_epsilon], dtype=torch.float32, device="cpu")
-
-    def scaled(self, states: Tensor) -> Tensor:
-        """States `[tokens, width]` after the norm."""
-        norm, width = self._norm, states.shape[-1:]
-        if states.device.type != "cpu":
-            # One kernel, which rounds once where the model's own norm rounds twice.
-            return nn.functional.rms_norm(states, width, norm.weight, norm.variance_epsilon)
-        if states.dtype == torch.float32:
-            return self.evened(states).mul_(norm.weight)
-        normed = nn.functional.rms_norm(states.float(), width, eps=norm.variance_epsilon)
-        return norm.weight * normed.to(states.dtype)
-
-    def evened(self, states: Tensor) -> Tensor:
-        """The same but for the norm's factors: for single precision on a CPU."""
-        return evened(states, self._epsilon)
+        """States, and the gated layer of them (arXiv 2002.05202, equation 6), with the model's own activation."""
+        return self._narrow(self._widen.gated(states), added=states)
 
 
 def is_bare(decoder: Any) -> bool:

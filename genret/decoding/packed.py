@@ -1,8 +1,9 @@
 """Matrices and linear layers with their weights laid out once for the CPU's matrix product.
 
 A pass of a search multiplies a few dozen states with each weight matrix. Where weights stand as the model has them, a
-product reads them in an order that does not suit it, or lays them out anew each time. oneDNN can lay them out once
-(https://uxlfoundation.github.io/oneDNN/dev_guide_inference.html), layers that read the same states become one product,
+product reads them in an order that does not suit it, or lays them out anew each time. Here they are laid out once, for
+products of our own (`native`) or, where those cannot be compiled, for oneDNN's
+(https://uxlfoundation.github.io/oneDNN/dev_guide_inference.html). Layers that read the same states become one product,
 and the factors of a norm before them become part of the weights. The price is a copy of the weights.
 """
 
@@ -12,8 +13,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers.activations import SiLUActivation
 
 from genret.decoding.limits import LARGEST_COPY
+from genret.decoding.native import kernels
+from genret.decoding.norm import Norm
 
 # oneDNN compiles a product for each number of states, in about 0.5 ms and 0.3 MB. Numbers are rounded up to a multiple
 # of this, and large ones further, by a sixteenth at most: up to 4,096 there are 127 of them for each shape of weights.
@@ -23,7 +27,7 @@ LEAST_STATES = 4
 
 
 def can_pack(weights: Sequence[Tensor]) -> bool:
-    """Whether weights can be laid out for oneDNN, and a copy is not too large: single precision on a CPU.
+    """Whether weights can be laid out, and a copy is not too large: single precision on a CPU.
 
     `LARGEST_COPY` bounds what is asked for in one call: a model's layers and its head, asked for apart, may each have a
     copy as large.
@@ -33,14 +37,25 @@ def can_pack(weights: Sequence[Tensor]) -> bool:
 
 
 def _has_products() -> bool:
-    """Whether this build of torch has the products that its own compiler uses for frozen weights."""
+    """Whether there are our own products, or those that torch's compiler uses for frozen weights."""
+    return kernels() is not None or _has_one_dnn()
+
+
+def _has_one_dnn() -> bool:
     if not (torch.backends.mkldnn.is_available() and torch.backends.cpu.get_cpu_capability().startswith("AVX")):
         return False
     return all(hasattr(torch.ops.mkldnn, name) for name in ("_reorder_linear_weight", "_linear_pointwise"))
 
 
+def gates(activation: Any) -> bool:
+    """Whether products can have this activation of a gate among them: SiLU, in our own."""
+    return isinstance(activation, (nn.SiLU, SiLUActivation)) and kernels() is not None
+
+
 def rounded_up(count: int) -> int:
-    """The number of states that a product of `count` states is made for."""
+    """The number of states that a product of `count` states is made for: our own are for any."""
+    if kernels() is not None:
+        return count
     step = max(LEAST_STEP, (1 << max(0, count - 1).bit_length()) >> 5)
     return max(LEAST_STATES, -(-count // step) * step)
 
@@ -62,26 +77,55 @@ def keeps_parameters(module: nn.Module) -> bool:
 
 
 class PackedMatrix:
-    """A matrix of which `can_pack` is true, laid out. It does not follow changes of the matrix that it was made of."""
+    """A matrix of which `can_pack` is true, laid out. It does not follow changes of the matrix that it was made of.
 
-    def __init__(self, rows: Tensor, bias: Tensor | None = None) -> None:
+    Attributes:
+        rows: How many rows it has.
+    """
+
+    def __init__(self, rows: Tensor, bias: Tensor | None = None, gated: bool = False) -> None:
         """Lay out a matrix.
 
         Args:
             rows: float32 `[out, width]`.
             bias: float32 `[out]`, added to every product.
+            gated: Whether products with the first half of the rows become, by SiLU, the factors of the others; only
+                where `gates`.
         """
-        self._rows = torch.ops.mkldnn._reorder_linear_weight(rows.detach(), None)
-        self._bias = None if bias is None else bias.detach()
+        self._kernels, self.rows = kernels(), len(rows)
+        if self._kernels is not None:
+            self._panels = self._kernels.laid_out(rows, bias, gated)
+        else:
+            self._laid_out = torch.ops.mkldnn._reorder_linear_weight(rows.detach(), None)
+            self._bias = None if bias is None else bias.detach()
 
     def __call__(self, states: Tensor) -> Tensor:
         """The products of all rows with each of some states: float32 `[states, out]` for `[states, width]`."""
         return self.product(padded(states))[: states.shape[0]]
 
-    def product(self, states: Tensor) -> Tensor:
-        """The same for states that are `padded` already."""
-        products: Tensor = torch.ops.mkldnn._linear_pointwise(states, self._rows, self._bias, "none", [], "")
-        return products
+    def product(self, states: Tensor, added: Tensor | None = None, norm: Norm | None = None) -> Tensor:
+        """The same for states that are `padded` already.
+
+        Args:
+            states: float32 `[states, width]`.
+            added: float32 `[states, out]`, added to the products.
+            norm: Whose `evened` states are multiplied in their place.
+        """
+        if self._kernels is not None:
+            return self._kernels.product(states, self._panels, added, 0.0 if norm is None else norm.epsilon)
+        reading = states if norm is None else norm.evened(states)
+        products: Tensor = torch.ops.mkldnn._linear_pointwise(reading, self._laid_out, self._bias, "none", [], "")
+        return products if added is None else products.add_(added)
+
+    def summed(self, states: Tensor) -> tuple[Tensor, Tensor] | None:
+        """Products, and the sum of the exponentials of each state's, `[states]`; None where that takes two steps.
+
+        Sums are infinite where a product is larger than 88.
+        """
+        if self._kernels is None:
+            return None
+        sums = states.new_empty(states.shape[0])
+        return self._kernels.product(states, self._panels, sums=sums), sums
 
 
 def multiplication(rows: Tensor, bias: Tensor | None = None) -> Callable[[Tensor], Tensor]:
@@ -143,8 +187,9 @@ class Projections:
         linears: Sequence[nn.Linear],
         packed: bool,
         rows: slice | None = None,
-        norm: Any = None,
+        norm: Norm | None = None,
         order: Tensor | None = None,
+        gate: nn.Module | None = None,
         multiply: Callable[..., Tensor] = nn.functional.linear,
     ) -> None:
         """Take layers, and lay their weights out.
@@ -153,34 +198,51 @@ class Projections:
             linears: Of one width.
             packed: Whether to lay weights out: then `can_pack` is true of them, and `keeps_parameters` of the layers.
             rows: Which outputs of each layer are wanted; None for all.
-            norm: An RMSNorm whose output they read. Weights that are laid out include its factors: what they read are
-                the states that `evened` makes.
+            norm: Whose output they read. Weights that are laid out include its factors.
             order: int64 `[out]`, in which order weights that are laid out give their outputs; None for that of the
                 layers.
+            gate: The activation of the first of two layers, whose outputs then are the factors of the other's.
             multiply: What makes outputs of states, a weight and a bias where weights are as they are.
         """
         self._multiply = multiply
-        self._linears, self._rows, self._norm, self._order = linears, rows, norm, order
+        self._linears, self._rows, self._norm, self._order, self._gate = linears, rows, norm, order, gate
         self._packed: PackedMatrix | None = None
         if packed:
             self._pack()
 
-    def __call__(self, states: Tensor) -> Tensor:
-        """The outputs of all layers side by side, `[states, out]`, for states `[states, width]`.
+    def __call__(self, states: Tensor, added: Tensor | None = None) -> Tensor:
+        """The outputs of all layers side by side, in the order that was asked for where weights are laid out.
 
-        Of weights that are laid out: in the order that was asked for; for states that are `padded`, and what `evened`
-        makes of them if there is a norm.
+        Args:
+            states: `[states, width]`, before the norm if there is one; `padded` for weights that are laid out.
+            added: `[states, out]`, added to them.
         """
         if self._packed is not None:
-            return self._packed.product(states)
-        outputs = self.apart(states)
-        return outputs[0] if len(outputs) == 1 else torch.cat(outputs, -1)
+            return self._packed.product(states, added, self._norm)
+        found = self._apart(states)
+        outputs = found[0] if len(found) == 1 else torch.cat(found, -1)
+        return outputs if added is None else outputs.add_(added)
 
-    def apart(self, states: Tensor) -> list[Tensor]:
-        """The same for layers of as many outputs each, layer by layer."""
+    def gated(self, states: Tensor) -> Tensor:
+        """The outputs of the second of two layers, times the activations of those of the first (the gate)."""
+        if self._packed is not None and gates(self._gate):
+            return self._packed.product(states, norm=self._norm)
+        assert self._gate is not None
+        gate, up = self._apart(states)
+        # Without what else a call does, such as to look for hooks: there were none.
+        factors: Tensor = self._gate.forward(gate)
+        return factors.mul_(up)
+
+    def _apart(self, states: Tensor) -> list[Tensor]:
+        """The outputs of layers of as many each, layer by layer."""
         if self._packed is not None:
-            return list(self._packed.product(states).chunk(len(self._linears), -1))
-        return [self._multiply(states, *self._weights(linear)) for linear in self._linears]
+            return list(self._packed.product(states, norm=self._norm).chunk(len(self._linears), -1))
+        reading = states if self._norm is None else self._norm.scaled(states)
+        return [self._multiply(reading, *self._weights(linear)) for linear in self._linears]
+
+    def summed(self, states: Tensor) -> tuple[Tensor, Tensor] | None:
+        """As `PackedMatrix.summed` has it; None where weights are as they are."""
+        return None if self._packed is None else self._packed.summed(states)
 
     def padded(self, states: Tensor) -> Tensor:
         """States as the layers read them fast: `padded` for weights that are laid out."""
@@ -205,29 +267,18 @@ class Projections:
             together = torch.cat([weight.new_zeros(len(weight)) if bias is None else bias for weight, bias in pairs])
         rows = torch.cat(weights)
         if self._norm is not None:
-            rows = rows * self._norm.weight
+            rows = rows * self._norm.factors()
         if self._order is not None:
             rows, together = rows[self._order], None if together is None else together[self._order]
-        self._packed = PackedMatrix(rows, together)
+        self._packed = PackedMatrix(rows, together, gates(self._gate))
         self._seen = seen
 
     def _tensors(self) -> list[Tensor]:
-        modules = self._linears if self._norm is None else [*self._linears, self._norm]
         # A module's attributes are looked up through Python, which takes several times as long.
-        return [tensor for module in modules for tensor in module._parameters.values() if tensor is not None]
-
-
-def evened(states: Tensor, epsilon: Tensor) -> Tensor:
-    """RMSNorm (arXiv 1910.07467, equation 4) of states `[states, width]`, but for its factors.
-
-    On a CPU this takes half as long as torch's own, which is made of more operations.
-
-    Args:
-        states: Whose squares are to have a mean of about 1.
-        epsilon: `[1]`, what is added to that mean before.
-    """
-    length = torch.linalg.vector_norm(states, dim=-1, keepdim=True)
-    return states * torch.addcmul(epsilon, length, length, value=1 / states.shape[-1]).rsqrt_()
+        tensors: list[Tensor] = [
+            tensor for linear in self._linears for tensor in linear._parameters.values() if tensor is not None
+        ]
+        return tensors if self._norm is None else [*tensors, self._norm.factors()]
 
 
 def _writes(tensor: Tensor) -> int:

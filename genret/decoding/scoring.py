@@ -280,6 +280,28 @@ class Scorer:
         """
         if states.device.type != "cpu":
             return self._summed_safely(states, wanted)
+        found = self._summed_at_once(states, wanted)
+        if found is None:
+            found = self._summed_in_place(states, wanted)
+        total, taken = found
+        # False also where something is not a number.
+        if not ((total > LEAST_SUM) & (total < np.inf)).all():
+            return self._summed_safely(states, wanted)
+        return np.log(total), taken.logit, taken.of_root()
+
+    def _summed_at_once(self, states: torch.Tensor, wanted: _Wanted) -> tuple[Floats, "_Taken"] | None:
+        """The sums of exponentials, made with the logits; None where products do not make both."""
+        reading, sums, taken = states.to(self.dtype), [], _Taken(self, wanted)
+        for slab in self.decoder.slabs:
+            found = slab.summed(reading)
+            if found is None:
+                return None
+            taken.take(found[0])
+            sums.append(found[1])
+        return _numpy(sums[0] if len(sums) == 1 else torch.stack(sums).sum(0)), taken
+
+    def _summed_in_place(self, states: torch.Tensor, wanted: _Wanted) -> tuple[Floats, "_Taken"]:
+        """The sums of exponentials, which take the place of the logits."""
         # torch makes powers of two faster on a CPU than exponentials, which are MKL's, and here in place. Their
         # exponents are found by the same product, from states that are as much longer; biases come afterwards.
         head = self.decoder.head
@@ -287,18 +309,14 @@ class Scorer:
         longer = head.bias is None
         reading = states.to(self.dtype)
         reading = self.decoder.slabs[0].padded(reading * LOG2_E if longer else reading)
-        sums, taken = [], _Taken(self, wanted)
+        sums, taken = [], _Taken(self, wanted, 1 / LOG2_E)
         for slab in self.decoder.slabs:
             powers = slab(reading)[: len(states)]
             if not longer:
                 powers.mul_(LOG2_E)
             taken.take(powers)
             sums.append(powers.exp2_().sum(-1))
-        total = _numpy(sums[0] if len(sums) == 1 else torch.stack(sums).sum(0))
-        # False also where something is not a number.
-        if not ((total > LEAST_SUM) & (total < np.inf)).all():
-            return self._summed_safely(states, wanted)
-        return np.log(total), taken.logit / LOG2_E, [logits / LOG2_E for logits in taken.of_root()]
+        return _numpy(sums[0] if len(sums) == 1 else torch.stack(sums).sum(0)), taken
 
     def _summed_safely(self, states: torch.Tensor, wanted: _Wanted) -> tuple[Floats, Floats, list[torch.Tensor]]:
         """As `_summed`, for logits of any size."""
@@ -386,10 +404,11 @@ class _Taken:
         logit: float64 `[len(wanted.owner)]`.
     """
 
-    def __init__(self, scorer: Scorer, wanted: _Wanted) -> None:
+    def __init__(self, scorer: Scorer, wanted: _Wanted, factor: float = 1.0) -> None:
+        """Begin, and tell what logits are still to be multiplied with."""
         self.logit = np.zeros(len(wanted.owner))
         self._of_root: list[torch.Tensor] = []
-        self._scorer, self._wanted, self._end = scorer, wanted, 0
+        self._scorer, self._wanted, self._factor, self._end = scorer, wanted, factor, 0
 
     def take(self, logits: torch.Tensor) -> None:
         """Go on with the next part: logits `[states, part]`."""
@@ -401,12 +420,12 @@ class _Taken:
             here = ((token >= begin) & (token < self._end)).nonzero()[0]
             owner, token = owner[here], token[here] - begin
         if len(owner):
-            self.logit[here] = _numpy(logits[tensor(owner), tensor(token)])
+            self.logit[here] = self._factor * _numpy(logits[tensor(owner), tensor(token)])
         if len(wanted.at_root):
             children = self._scorer.root_parts[len(self._of_root)]
             if len(wanted.at_root) < len(logits):
                 logits = logits.index_select(0, tensor(wanted.at_root))
-            self._of_root.append(logits.index_select(1, children))
+            self._of_root.append(logits.index_select(1, children).mul_(self._factor))
 
     def of_root(self) -> list[torch.Tensor]:
         """Logits `[len(wanted.at_root), children]` of all children of the root; empty where none are wanted."""

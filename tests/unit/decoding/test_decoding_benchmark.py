@@ -5,8 +5,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from test_decoding_packed import PACKS
 from test_decoding_search import record_passes
+from ways import packed_ways
 
 from genret.decoding.packed import rounded_up
 from genret.decoding.search import TrieSearch
@@ -202,8 +202,8 @@ def test_necessary_choices_are_those_that_an_exact_search_expands(part: Any, sma
             assert share < 1 or necessary <= found.expansions
 
 
-@pytest.mark.skipif(not PACKS, reason="this build of torch has no products of weights that are laid out")
-def test_products_are_those_of_every_pass(part: Any, small: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+@packed_ways
+def test_products_are_those_of_every_pass(part: Any, small: Any, way: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model, identifiers, prompts = small
     weights = part("weights")
     finder = TrieSearch(model.float(), Trie.from_sequences(identifiers), "vocabulary")
@@ -218,3 +218,4 @@ def test_products_are_those_of_every_pass(part: Any, small: Any, monkeypatch: py
     states = [rounded_up(tokens) for _, tokens in passes]
     assert 2 * min(states) * parameters * count <= operations <= 2 * max(states) * parameters * count
     weights.repeat(calls)
+    weights.one_dnn(calls)()

@@ -8,17 +8,17 @@ import pytest
 import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, LlamaConfig
+from transformers.activations import SiLUActivation
+from ways import ONE_DNN, OWN, PLAIN, all_ways, packed_ways
 
 from genret.decoding import attention, packed, scoring
 from genret.decoding.attention import TreeDecoder
 from genret.decoding.explain import token_log_probs
-from genret.decoding.packed import PackedMatrix, Projections, can_pack, evened, multiplication, padded, rounded_up
+from genret.decoding.norm import Norm
+from genret.decoding.packed import PackedMatrix, Projections, can_pack, multiplication, padded, rounded_up
 from genret.decoding.search import TrieSearch
 from genret.decoding.trie import Trie
 
-PACKS = can_pack([torch.zeros(2, 2)])
-needs_packing = pytest.mark.skipif(not PACKS, reason="this torch has no packed products")
-BOTH_WAYS = [pytest.param(True, marks=needs_packing), False]
 VOCABULARY = 64
 SCORINGS: tuple[scoring.Scoring, ...] = ("trie", "vocabulary")
 
@@ -40,19 +40,32 @@ def farthest(projections: Projections, linears: list[nn.Linear], states: torch.T
 
 @pytest.mark.parametrize("rows", [None, slice(3, 11)])
 @pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize("packs", BOTH_WAYS)
-def test_outputs_are_those_of_the_layers(packs: bool, bias: bool, rows: slice | None) -> None:
+@all_ways
+def test_outputs_are_those_of_the_layers(way: str, bias: bool, rows: slice | None) -> None:
     linears = some_linears(bias)
-    projections = Projections(linears, packs, rows)
+    projections = Projections(linears, way != PLAIN, rows)
     for count in (1, 3, 8, 33, 200):
-        assert farthest(projections, linears, torch.randn(count, 24), rows or slice(None)) < 1e-5
+        states = projections.padded(torch.randn(count, 24))
+        assert farthest(projections, linears, states, rows or slice(None)) < 1e-5
+        with torch.inference_mode():
+            outputs = projections(states)
+            added = torch.randn_like(outputs)
+            assert (projections(states, added) - outputs - added).abs().max() < 1e-5
 
 
-@needs_packing
+class RootMeanSquare(nn.RMSNorm):
+    """As transformers names what it is made of."""
+
+    variance_epsilon = 0.1
+
+
 @pytest.mark.parametrize("bias", [True, False])
-def test_weights_take_in_the_factors_of_a_norm_and_an_order(bias: bool) -> None:
-    linears, norm, order = some_linears(bias), nn.RMSNorm(24, eps=0.1), torch.randperm(64)
-    projections = Projections(linears, True, norm=norm, order=order)
+@all_ways
+def test_a_norm_stands_before_layers(way: str, bias: bool) -> None:
+    packs = way != PLAIN
+    linears, norm = some_linears(bias), RootMeanSquare(24, eps=0.1)
+    order = torch.randperm(64) if packs else torch.arange(64)
+    projections = Projections(linears, packs, norm=Norm(norm), order=order if packs else None)
     for factor in (torch.randn(24), torch.randn(24)):
         with torch.no_grad():
             norm.weight.copy_(factor)
@@ -61,14 +74,31 @@ def test_weights_take_in_the_factors_of_a_norm_and_an_order(bias: bool) -> None:
             states = 3 * torch.randn(count, 24)
             normed = deepcopy(norm).double()(states.double())
             expected = torch.cat([deepcopy(linear).double()(normed) for linear in linears], 1)[:, order]
-            found = projections(evened(states, torch.tensor([0.1])))
-            assert (found - expected).abs().max() < 1e-5
+            with torch.inference_mode():
+                assert (projections(states) - expected).abs().max() < 1e-5
 
 
-@pytest.mark.parametrize("packs", BOTH_WAYS)
-def test_weights_that_change_are_seen(packs: bool) -> None:
-    linears, states = some_linears(True), torch.randn(5, 24)
-    projections = Projections(linears, packs)
+@pytest.mark.parametrize("activation", [nn.SiLU(), SiLUActivation(), nn.GELU()])
+@pytest.mark.parametrize("bias", [True, False])
+@all_ways
+def test_a_layer_is_a_gate_for_another(way: str, bias: bool, activation: nn.Module) -> None:
+    torch.manual_seed(0)
+    # One with whole panels, and one without.
+    for size in (32, 41):
+        linears, norm = [nn.Linear(24, size, bias=bias) for _ in range(2)], RootMeanSquare(24, eps=0.1)
+        projections = Projections(linears, way != PLAIN, norm=Norm(norm), gate=activation)
+        for count in (1, 4, 30):
+            states = projections.padded(5 * torch.randn(count, 24))
+            gate, up = (deepcopy(linear).double()(deepcopy(norm).double()(states.double())) for linear in linears)
+            with torch.inference_mode():
+                assert (projections.gated(states) - activation(gate) * up).abs().max() < 1e-5
+
+
+@all_ways
+def test_weights_that_change_are_seen(way: str) -> None:
+    linears = some_linears(True)
+    projections = Projections(linears, way != PLAIN)
+    states = projections.padded(torch.randn(5, 24))
     with torch.no_grad():
         linears[1].weight.mul_(3)
     assert farthest(projections, linears, states, slice(None)) < 1e-5
@@ -79,9 +109,9 @@ def test_weights_that_change_are_seen(packs: bool) -> None:
     assert farthest(projections, linears, states, slice(None)) < 1e-5
 
 
-@needs_packing
-def test_weights_that_are_replaced_again_and_again_are_seen() -> None:
-    linears, states = some_linears(True), torch.randn(5, 24)
+@packed_ways
+def test_weights_that_are_replaced_again_and_again_are_seen(way: str) -> None:
+    linears, states = some_linears(True), torch.randn(6, 24)
     projections = Projections(linears, packed=True)
     for _ in range(20):
         # Nothing holds the old ones but the layers, so that new ones may get their place in memory.
@@ -91,7 +121,8 @@ def test_weights_that_are_replaced_again_and_again_are_seen() -> None:
         assert farthest(projections, linears, states, slice(None)) < 1e-4
 
 
-def test_numbers_of_states_are_few_and_close() -> None:
+@pytest.mark.parametrize("way", [ONE_DNN], indirect=True)
+def test_numbers_of_states_are_few_and_close(way: str) -> None:
     for count in range(1, 5000):
         assert count <= rounded_up(count) <= max(4, count + 1, count * 17 / 16)
         assert rounded_up(rounded_up(count)) == rounded_up(count)
@@ -102,23 +133,31 @@ def test_numbers_of_states_are_few_and_close() -> None:
     assert torch.equal(padded(states)[:9], states) and not padded(states)[9:].any()
 
 
-def test_only_single_precision_on_a_cpu_is_packed(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("way", [OWN], indirect=True)
+def test_our_own_products_are_of_any_number_of_states(way: str) -> None:
+    states = torch.randn(9, 3)
+    assert [rounded_up(count) for count in range(100)] == list(range(100)) and padded(states) is states
+
+
+@all_ways
+def test_only_single_precision_on_a_cpu_is_packed(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
     weight = torch.zeros(2, 2)
     assert not can_pack([weight.double()]) and not can_pack([weight.bfloat16()])
     assert not can_pack([weight, weight.to("meta")])
     weights = [linear.weight for linear in some_linears(False)]
     monkeypatch.setattr(packed, "LARGEST_COPY", 4 * 24 * 64 - 1)
-    assert not can_pack(weights) and can_pack(weights[:2]) == PACKS
+    assert not can_pack(weights) and can_pack(weights[:2]) == (way != PLAIN)
 
 
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
-def test_a_matrix_is_multiplied_in_every_type(dtype: torch.dtype, bias: bool) -> None:
+@all_ways
+def test_a_matrix_is_multiplied_in_every_type(way: str, dtype: torch.dtype, bias: bool) -> None:
     torch.manual_seed(0)
     # Rows that do not stand one behind the other, as those of some tokens of a head.
     rows, added = torch.randn(300, 24, dtype=dtype)[::3], torch.randn(100, dtype=dtype) if bias else None
     multiply = multiplication(rows, added)
-    assert isinstance(multiply, PackedMatrix) == (PACKS and dtype == torch.float32)
+    assert isinstance(multiply, PackedMatrix) == (way != PLAIN and dtype == torch.float32)
     for count in (0, 1, 3, 8, 33, 200):
         states = torch.randn(count, 24, dtype=dtype)
         expected = states.double() @ rows.double().T + (0 if added is None else added.double())
@@ -152,13 +191,12 @@ def some_prompts() -> list[list[int]]:
 
 
 @pytest.mark.parametrize("how", SCORINGS)
-@pytest.mark.parametrize("packs", BOTH_WAYS)
-def test_scores_are_those_of_double_precision(packs: bool, how: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+@all_ways
+def test_scores_are_those_of_double_precision(way: str, how: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     # Several parts of the vocabulary, the last of them smaller, several chunks of states, and of rows several groups.
     monkeypatch.setattr(attention, "SLAB", 24)
     monkeypatch.setitem(attention.WORTH_GROUPS, "cpu", 0)
     monkeypatch.setattr(scoring, "CHUNK_STATES", 8)
-    monkeypatch.setattr(packed, "_has_products", lambda: packs)
     model, trie, prompts = a_model(), a_trie(), some_prompts()
     found = TrieSearch(model, trie, how).search(prompts, k=10)
     expected = TrieSearch(deepcopy(model).double(), trie, how).search(prompts, k=10)
@@ -168,7 +206,8 @@ def test_scores_are_those_of_double_precision(packs: bool, how: Any, monkeypatch
 
 
 @pytest.mark.parametrize("how", SCORINGS)
-def test_padding_and_batch_do_not_matter(how: Any) -> None:
+@all_ways
+def test_padding_and_batch_do_not_matter(way: str, how: Any) -> None:
     prompts = some_prompts()
     finder = TrieSearch(a_model(), a_trie(), how)
     together = finder.search(prompts, k=10)
@@ -180,9 +219,9 @@ def test_padding_and_batch_do_not_matter(how: Any) -> None:
             np.testing.assert_allclose(one.scores, two.scores, atol=1e-4)
 
 
-@needs_packing
 @pytest.mark.parametrize("how", SCORINGS)
-def test_a_search_follows_training(how: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+@all_ways
+def test_a_search_follows_training(way: str, how: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     # The root's children have their rows laid out for themselves, over the trie.
     monkeypatch.setattr(scoring, "WIDE", 2)
     model, trie = a_model(), Trie.from_sequences([[3, 4], [3, 5], [6, 7, 8], [9, 3]])
@@ -199,10 +238,17 @@ def test_a_search_follows_training(how: Any, monkeypatch: pytest.MonkeyPatch) ->
     assert after.scores.tolist() == anew.scores.tolist() != before.scores.tolist()
 
 
-def test_parts_of_the_vocabulary_make_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+@all_ways
+def test_parts_of_the_vocabulary_make_the_whole(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(attention, "SLAB", 24)
     decoder, states = TreeDecoder(a_model()), torch.randn(4, 32)
     assert decoder.head is not None and len(decoder.slabs) == 3
     with decoder.evaluating():
         parts = torch.cat([slab(states) for slab in decoder.slabs], dim=1)
         assert torch.allclose(parts, decoder.head(states), atol=1e-5)
+        found = [slab.summed(states) for slab in decoder.slabs]
+        assert [one is None for one in found] == [way != OWN] * 3
+        if way == OWN:
+            made, sums = zip(*filter(None, found), strict=True)
+            assert torch.equal(torch.cat(made, dim=1), parts)
+            assert torch.allclose(sum(sums).log(), decoder.head(states).logsumexp(1), atol=1e-5)

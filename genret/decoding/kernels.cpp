@@ -1,0 +1,272 @@
+// Products of states with a matrix of weights, for passes of a few dozen states.
+//
+// Weights come out of memory about as fast as a few dozen states are multiplied with them, so that neither may wait for
+// the other: while one part of the weights is multiplied, the next is fetched, a line at a time. Only vector types of
+// the compiler are used, no instructions of one processor.
+
+#include <cstdint>
+#include <cstring>
+#include <new>
+#include <omp.h>
+#include <utility>
+
+namespace {
+
+// What fits into the registers of a processor: the products of `kRows` states with `kColumns` rows of weights.
+#if defined(__AVX512F__)
+constexpr int kLanes = 16, kRows = 14;
+#elif defined(__AVX2__) && defined(__FMA__)
+constexpr int kLanes = 8, kRows = 6;
+#else
+constexpr int kLanes = 4, kRows = 6;
+#endif
+constexpr int kVectors = 2, kColumns = kLanes * kVectors;
+// Blocks of `kRows` states that stay in the second cache while all weights pass by.
+constexpr int64_t kBlocks = 16;
+constexpr int64_t kLine = 64;
+constexpr float kLog2E = 1.44269504088896f;
+
+typedef float Vector __attribute__((vector_size(4 * kLanes), aligned(4)));
+typedef int32_t Integers __attribute__((vector_size(4 * kLanes), aligned(4)));
+
+struct Tile {
+    Vector sum[kRows][kVectors];
+};
+
+inline Vector loaded(const float* place) {
+    Vector found;
+    std::memcpy(&found, place, sizeof found);
+    return found;
+}
+
+inline void store(float* place, Vector found) { std::memcpy(place, &found, sizeof found); }
+
+// 2^x, good to some 2e-7 of it. From 2^127.5 on it is infinite, and below 2^-126 it is that; what is not a number stays.
+inline Vector power_of_two(Vector x) {
+    // Adding a number of which the last digit is worth 1 rounds to whole numbers.
+    constexpr float rounding = 12582912.0f;
+    const Vector least = Vector{} - 126.0f, most = Vector{} + 128.0f;
+    x = x < least ? least : x;
+    x = x > most ? most : x;
+    const Vector whole = (x + rounding) - rounding;
+    const Vector z = (x - whole) * 0.693147180559945f;
+    Vector series = Vector{} + 1.0f / 720;
+    series = series * z + 1.0f / 120;
+    series = series * z + 1.0f / 24;
+    series = series * z + 1.0f / 6;
+    series = series * z + 0.5f;
+    series = series * z + 1.0f;
+    series = series * z + 1.0f;
+    const Integers exponent = __builtin_convertvector(whole, Integers) + 127;
+    const Integers bits = exponent << 23;
+    Vector scale;
+    std::memcpy(&scale, &bits, sizeof scale);
+    return series * scale;
+}
+
+// The products of `rows` states, feature by feature next to each other, with the rows of one panel.
+template <int rows>
+void multiply(const float* __restrict states, const float* __restrict panel, int64_t width, Tile& tile,
+              const char* __restrict ahead, int64_t step) {
+    Vector sum[rows][kVectors] = {};
+    for (int64_t feature = 0; feature < width; ++feature) {
+        Vector weights[kVectors];
+        for (int v = 0; v < kVectors; ++v) weights[v] = loaded(panel + feature * kColumns + v * kLanes);
+        __builtin_prefetch(ahead, 0, 2);
+        if (step > kLine) __builtin_prefetch(ahead + kLine, 0, 2);
+        ahead += step;
+        for (int row = 0; row < rows; ++row)
+            for (int v = 0; v < kVectors; ++v) sum[row][v] += weights[v] * states[feature * rows + row];
+    }
+    for (int row = 0; row < rows; ++row)
+        for (int v = 0; v < kVectors; ++v) tile.sum[row][v] = sum[row][v];
+}
+
+using Multiply = void (*)(const float*, const float*, int64_t, Tile&, const char*, int64_t);
+
+template <int... index>
+constexpr Multiply multiply_rows(int rows, std::integer_sequence<int, index...>) {
+    constexpr Multiply functions[] = {multiply<index + 1>...};
+    return functions[rows - 1];
+}
+
+// States in blocks of nearly as many each, at most `kRows`.
+struct Blocks {
+    int64_t rows, count;
+    explicit Blocks(int64_t rows) : rows(rows), count((rows + kRows - 1) / kRows) {}
+    int64_t first(int64_t block) const { return rows * block / count; }
+    int64_t size(int64_t block) const { return first(block + 1) - first(block); }
+};
+
+// x * sigmoid(x).
+inline Vector silu(Vector x) { return x / (1.0f + power_of_two(x * -kLog2E)); }
+
+// A thread's share of things that are counted from 0.
+struct Share {
+    int64_t begin, end;
+    Share(int64_t count, int64_t thread, int64_t threads)
+        : begin(count * thread / threads), end(count * (thread + 1) / threads) {}
+};
+
+// What RMSNorm multiplies a state with.
+float norm_factor(const float* state, int64_t width, float epsilon) {
+    Vector squares{};
+    int64_t feature = 0;
+    for (; feature + kLanes <= width; feature += kLanes) squares += loaded(state + feature) * loaded(state + feature);
+    float sum = 0;
+    for (int lane = 0; lane < kLanes; ++lane) sum += squares[lane];
+    for (; feature < width; ++feature) sum += state[feature] * state[feature];
+    return 1 / __builtin_sqrtf(sum / width + epsilon);
+}
+
+// Puts some features of a block's states next to each other, times a factor of each state.
+void lay_out(const float* group, int64_t width, const Blocks& blocks, int64_t block, Share features,
+             const float* factors, float* space) {
+    const int64_t first = blocks.first(block), rows = blocks.size(block);
+    float* place = space + first * width;
+    for (int64_t feature = features.begin; feature < features.end; ++feature)
+        for (int64_t row = 0; row < rows; ++row) {
+            const float value = group[(first + row) * width + feature];
+            place[feature * rows + row] = factors == nullptr ? value : value * factors[first + row];
+        }
+}
+
+// What all threads have summed up for a state.
+float total(const float* partial, int64_t threads, int64_t stride, int64_t row) {
+    double sum = 0;
+    for (int64_t thread = 0; thread < threads; ++thread)
+        for (int lane = 0; lane < kLanes; ++lane) sum += partial[thread * stride + row * kLanes + lane];
+    return static_cast<float>(sum);
+}
+
+struct Product {
+    const float* states;
+    int64_t width;
+    const float* panels;
+    const float* bias;
+    const float* added;
+    int64_t outputs;
+    float* out;
+    bool gated;
+
+    // How many outputs a panel makes of a state.
+    int64_t columns() const { return gated ? kLanes : kColumns; }
+    int64_t n_panels() const { return (outputs + columns() - 1) / columns(); }
+
+    // The products of a block's states with a panel's rows. Each block fetches its share of the next panel.
+    void multiply_block(const float* space, const Blocks& blocks, int64_t panel, int64_t block, Tile& tile) const {
+        const float* rows = panels + panel * width * kColumns;
+        const int64_t step = 4 * kColumns / blocks.count;
+        const char* ahead = reinterpret_cast<const char*>(rows + width * kColumns) + block * step * width;
+        multiply_rows(blocks.size(block), std::make_integer_sequence<int, kRows>{})(
+            space + blocks.first(block) * width, rows, width, tile, ahead, step);
+    }
+
+    // Puts the products of one panel where they belong, and adds up their exponentials.
+    void put(Tile& tile, int64_t panel, int64_t first, int64_t rows, float* sums) const {
+        const int64_t column = panel * columns(), left = outputs - column;
+        if (left < columns()) return put_part(tile, panel, first, rows, sums, left);
+        for (int64_t row = 0; row < rows; ++row) {
+            Vector* values = tile.sum[row];
+            float* place = out + (first + row) * outputs + column;
+            finish(values, panel);
+            for (int v = 0; v < columns() / kLanes; ++v) {
+                if (added != nullptr) values[v] += loaded(added + (place - out) + v * kLanes);
+                store(place + v * kLanes, values[v]);
+            }
+            if (sums != nullptr) add_powers(values, sums + row * kLanes);
+        }
+    }
+
+    // The same for the last panel, if it makes only `count` outputs.
+    void put_part(Tile& tile, int64_t panel, int64_t first, int64_t rows, float* sums, int64_t count) const {
+        for (int64_t row = 0; row < rows; ++row) {
+            const int64_t place = (first + row) * outputs + panel * columns();
+            finish(tile.sum[row], panel);
+            float values[kColumns];
+            std::memcpy(values, tile.sum[row], sizeof values);
+            for (int64_t i = 0; i < count; ++i) {
+                if (added != nullptr) values[i] += added[place + i];
+                out[place + i] = values[i];
+            }
+            for (int64_t i = count; i < kColumns; ++i) values[i] = -__builtin_inff();
+            const Vector all[kVectors] = {loaded(values), loaded(values + kLanes)};
+            if (sums != nullptr) add_powers(all, sums + row * kLanes);
+        }
+    }
+
+    // Biases, which have as many places as panels have columns, and the gate.
+    void finish(Vector* values, int64_t panel) const {
+        if (bias != nullptr)
+            for (int v = 0; v < kVectors; ++v) values[v] += loaded(bias + panel * kColumns + v * kLanes);
+        if (gated) values[0] = silu(values[0]) * values[1];
+    }
+
+    static void add_powers(const Vector* values, float* sums) {
+        Vector total = loaded(sums);
+        for (int v = 0; v < kVectors; ++v) total += power_of_two(values[v] * kLog2E);
+        store(sums, total);
+    }
+};
+
+}  // namespace
+
+extern "C" {
+
+// How many rows of weights stand next to each other, feature by feature, in a panel.
+int64_t genret_columns() { return kColumns; }
+
+// out[i][j] = sum over f of states[i][f] * weights[j][f], + bias[j], + added[i][j].
+//
+// `panels` holds the weights, kColumns rows of them after the other, each feature by feature; rows that are missing in
+// the last one are zeros. `bias` has a place for each of all these rows. If `gated`, the first half of a panel's rows
+// are those of a gate: out[i][j] is the product with row j of the other halves, times the silu of that with row j of
+// these. With a positive `epsilon` states are divided by the root of epsilon and the mean of their squares first.
+// `sums[i]` is the sum over j of exp(out[i][j]). `bias`, `added` and `sums` may be null. Gives 0,
+// or 1 if there is no memory.
+int32_t genret_product(const float* states, int64_t count, int64_t width, const float* panels, const float* bias,
+                       const float* added, int64_t outputs, float* out, int32_t gated, float epsilon, float* sums,
+                       int32_t threads) {
+    const Product product{states, width, panels, bias, added, outputs, out, gated != 0};
+    const int64_t most = count < kBlocks * kRows ? count : kBlocks * kRows;
+    const int64_t summed = sums == nullptr ? 0 : most * kLanes;
+    // States of a group of blocks, the factors of their norms, and the sums of each thread.
+    float* space = static_cast<float*>(__builtin_malloc(4 * (most * width + most + threads * summed + 1)));
+    if (space == nullptr) return 1;
+    float *factors = space + most * width, *partial = factors + most;
+#pragma omp parallel num_threads(threads)
+    {
+        const int64_t thread = omp_get_thread_num(), n_threads = omp_get_num_threads();
+        float* mine = summed ? partial + thread * summed : nullptr;
+        for (int64_t begin = 0; begin < count; begin += most) {
+            const Blocks blocks(count - begin < most ? count - begin : most);
+            const float* group = states + begin * width;
+            for (int64_t i = 0; i < summed; ++i) mine[i] = 0;
+            if (epsilon > 0) {
+                for (int64_t row = thread; row < blocks.rows; row += n_threads)
+                    factors[row] = norm_factor(group + row * width, width, epsilon);
+#pragma omp barrier
+            }
+            const Share features(width, thread, n_threads);
+            for (int64_t block = 0; block < blocks.count; ++block)
+                lay_out(group, width, blocks, block, features, epsilon > 0 ? factors : nullptr, space);
+#pragma omp barrier
+            const Share units(product.n_panels() * blocks.count, thread, n_threads);
+            for (int64_t unit = units.begin; unit < units.end; ++unit) {
+                const int64_t panel = unit / blocks.count, block = unit % blocks.count;
+                const int64_t first = blocks.first(block);
+                Tile tile;
+                product.multiply_block(space, blocks, panel, block, tile);
+                product.put(tile, panel, begin + first, blocks.size(block), summed ? mine + first * kLanes : nullptr);
+            }
+#pragma omp barrier
+            if (summed)
+                for (int64_t row = thread; row < blocks.rows; row += n_threads)
+                    sums[begin + row] = total(partial, n_threads, summed, row);
+#pragma omp barrier
+        }
+    }
+    __builtin_free(space);
+    return 0;
+}
+}

@@ -1,0 +1,239 @@
+"""Matrix products of our own on a CPU: C++ that is compiled once on each machine, for its processor.
+
+Torch's products wait for weights and multiply them one after the other; ours do both at a time, which takes two thirds
+of the time for a few dozen states. They run in the threads that torch runs in. Where there is no compiler, or it is not
+GCC, there are none. The environment variable `CXX` names another compiler; empty, it turns them off.
+"""
+
+import ctypes
+import hashlib
+import logging
+import os
+import platform
+import shutil
+import stat
+import subprocess
+import tempfile
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+SOURCE = Path(__file__).with_name("kernels.cpp")
+COMPILERS = ("c++", "g++")
+FLAGS = ("-std=c++17", "-O3", "-march=native", "-fno-exceptions", "-fno-rtti", "-fno-math-errno", "-fopenmp", "-fPIC")
+# What the compiler is given at most, in seconds; it takes about half of one.
+COMPILER_SECONDS = 120
+
+_LOGGER = logging.getLogger("genret")
+
+
+@dataclass(frozen=True)
+class Panels:
+    """A matrix, or two of them, as `Kernels.product` reads them.
+
+    Attributes:
+        rows: float32 `[panels, width, columns]`: a panel holds as many rows as there are columns, feature by feature;
+            what the last one lacks is zeros.
+        bias: float32 `[panels * columns]`, in the same order, or None.
+        outputs: How many outputs a state has.
+        gated: Whether the first half of a panel's columns are a gate for the others.
+    """
+
+    rows: Tensor
+    bias: Tensor | None
+    outputs: int
+    gated: bool
+
+
+class Kernels:
+    """The compiled products, see kernels.cpp."""
+
+    def __init__(self, library: ctypes.CDLL) -> None:
+        """Take the library.
+
+        Raises:
+            AttributeError: It lacks a function.
+        """
+        library.genret_columns.restype = ctypes.c_int64
+        self._columns: int = library.genret_columns()
+        self._product = library.genret_product
+        number, small, place = ctypes.c_int64, ctypes.c_int32, ctypes.c_void_p
+        self._product.restype = small
+        self._product.argtypes = [
+            *(place, number, number, place, place, place, number, place),
+            *(small, ctypes.c_float, place, small),
+        ]
+
+    def laid_out(self, rows: Tensor, bias: Tensor | None = None, gated: bool = False) -> Panels:
+        """Lay out a matrix.
+
+        Args:
+            rows: float32 `[out, width]`. Gated: those of the gate, and then as many others.
+            bias: float32 `[out]`, added to every product.
+            gated: Whether products with the first half of the rows become, by SiLU, the factors of the others.
+        """
+        parts = 2 if gated else 1
+        outputs = len(rows) // parts
+        columns = self._columns // parts
+        missing = -outputs % columns
+        apart = nn.functional.pad(rows.detach().view(parts, outputs, -1), (0, 0, 0, missing))
+        panels = apart.view(parts, -1, columns, rows.shape[1]).permute(1, 3, 0, 2)
+        added = None if bias is None else nn.functional.pad(bias.detach().view(parts, outputs), (0, missing))
+        return Panels(
+            panels.reshape(-1, rows.shape[1], self._columns).contiguous(),
+            None if added is None else added.view(parts, -1, columns).transpose(0, 1).flatten(),
+            outputs,
+            gated,
+        )
+
+    def product(
+        self,
+        states: Tensor,
+        panels: Panels,
+        added: Tensor | None = None,
+        epsilon: float = 0.0,
+        sums: Tensor | None = None,
+    ) -> Tensor:
+        """The products of all rows of a matrix with each of some states.
+
+        Args:
+            states: float32 `[states, width]` on the CPU.
+            panels: The matrix.
+            added: float32 `[states, outputs]`, added to the products.
+            epsilon: If positive, states are divided first by the root of it and of the mean of their squares (RMSNorm,
+                arXiv 1910.07467, equation 4, but for its factors).
+            sums: float32 `[states]`, contiguous: becomes the sum of the exponentials of each state's outputs, infinite
+                where one is beyond 88. Of hundreds of thousands of outputs it is good to some 1e-5 of it.
+
+        Returns:
+            float32 `[states, outputs]`.
+
+        Raises:
+            MemoryError: There is none for a copy of some states.
+        """
+        states = states.contiguous()
+        made = states.new_empty(states.shape[0], panels.outputs)
+        failed = self._product(
+            states.data_ptr(),
+            states.shape[0],
+            states.shape[1],
+            panels.rows.data_ptr(),
+            None if panels.bias is None else panels.bias.data_ptr(),
+            None if added is None else added.contiguous().data_ptr(),
+            panels.outputs,
+            made.data_ptr(),
+            panels.gated,
+            epsilon,
+            None if sums is None else sums.data_ptr(),
+            torch.get_num_threads(),
+        )
+        if failed:
+            raise MemoryError(f"no memory for a copy of {tuple(states.shape)} states")
+        return made
+
+
+@cache
+def kernels() -> Kernels | None:
+    """The products of this process, compiled now if this machine has not done so before; None without a compiler."""
+    compiler = _compiler()
+    if compiler is None:
+        return None
+    try:
+        found = Kernels(_library(compiler))
+    except (OSError, subprocess.SubprocessError, AttributeError) as error:
+        _LOGGER.warning("%s could not compile %s, products are torch's: %s", compiler, SOURCE.name, _reason(error))
+        return None
+    if not _multiplies(found):
+        _LOGGER.warning("%s compiles %s to something that multiplies wrongly, products are torch's", compiler, SOURCE)
+        return None
+    return found
+
+
+def _compiler() -> str | None:
+    chosen = os.environ.get("CXX")
+    names = COMPILERS if chosen is None else (chosen,)
+    return next(filter(None, map(shutil.which, names)), None)
+
+
+def _library(compiler: str) -> ctypes.CDLL:
+    """The compiled source, of a folder of the user's own where that can be kept."""
+    folder = _kept()
+    if folder is None:
+        with tempfile.TemporaryDirectory(prefix="genret-") as passing:
+            return ctypes.CDLL(str(_compiled(compiler, Path(passing))))
+    library = _compiled(compiler, folder)
+    try:
+        return ctypes.CDLL(str(library))
+    except OSError:
+        # What stands there is no library, or was made where other ones are.
+        library.unlink()
+        return ctypes.CDLL(str(_compiled(compiler, folder)))
+
+
+def _kept() -> Path | None:
+    """The folder for what is compiled; None where there is none that only this user can write to."""
+    try:
+        folder = Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()) / "genret"
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        found = folder.stat()
+    except (OSError, RuntimeError):  # the latter without a home
+        return None
+    others = found.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+    return folder if found.st_uid == os.getuid() and not others and os.access(folder, os.W_OK) else None
+
+
+def _compiled(compiler: str, folder: Path) -> Path:
+    """The library in the folder, made if it is not there; it appears there as a whole."""
+    library = folder / f"kernels-{_key(compiler)}.so"
+    if library.exists():
+        return library
+    with tempfile.TemporaryDirectory(dir=folder) as passing:
+        item, whole = Path(passing, "kernels.o"), Path(passing, "kernels.so")
+        _call(compiler, *FLAGS, "-c", str(SOURCE), "-o", str(item))
+        # Not linked with a library of threads: it finds torch's, which is loaded already. With one of its own there
+        # would be twice the threads, waiting for each other.
+        _call(compiler, "-shared", "-nostdlib", str(item), "-o", str(whole))
+        whole.replace(library)
+    return library
+
+
+def _call(*command: str) -> None:
+    subprocess.run(command, check=True, capture_output=True, text=True, timeout=COMPILER_SECONDS)
+
+
+def _key(compiler: str) -> str:
+    """What the library depends on: folders of users are shared by machines with other processors and compilers."""
+    binary = Path(compiler).resolve()
+    found = binary.stat()
+    parts = [SOURCE.read_text(encoding="utf-8"), *FLAGS, str(binary), str(found.st_size), str(found.st_mtime_ns)]
+    return hashlib.sha256("\n".join([*parts, _processor()]).encode()).hexdigest()[:24]
+
+
+def _processor() -> str:
+    """The kind of this processor, and what it can do."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return f"{platform.machine()} {platform.processor()}"
+    kinds = ("model name", "model\t", "flags", "CPU part", "Features")
+    return "\n".join(sorted({platform.machine(), *(line for line in lines if line.startswith(kinds))}))
+
+
+def _multiplies(found: Kernels) -> bool:
+    """Whether a few products are right, of more states than fit in one block and rows that fill no panel."""
+    random = torch.Generator().manual_seed(0)
+    states, rows = (torch.randn(count, 17, generator=random) for count in (15, 33))
+    sums = torch.empty(len(states))
+    made = found.product(states, found.laid_out(rows), sums=sums)
+    expected = states.double() @ rows.double().T
+    return torch.allclose(made.double(), expected, atol=1e-4) and torch.allclose(
+        sums.double().log(), expected.logsumexp(1), atol=1e-4
+    )
+
+
+def _reason(error: Exception) -> str:
+    said = getattr(error, "stderr", None)
+    return (said.strip().splitlines() or [str(error)])[-1] if isinstance(said, str) else str(error)

@@ -1,0 +1,5 @@
+"""Fixtures of the tests of decoding."""
+
+from ways import way
+
+__all__ = ["way"]

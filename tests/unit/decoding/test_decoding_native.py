@@ -1,0 +1,271 @@
+"""Our own products: the numbers of double precision, and what happens with compilers and folders of all kinds."""
+
+import logging
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from genret.decoding import native
+from genret.decoding.native import Kernels, kernels
+
+ANY = st.integers(0, 2**32 - 1)
+
+
+@pytest.fixture(scope="module")
+def own() -> Kernels:
+    """The products of this machine."""
+    found = kernels()
+    if found is None:
+        reason = "no GCC on this machine"
+        pytest.fail(reason) if os.environ.get("CI") == "true" else pytest.skip(reason)
+    return found
+
+
+@pytest.fixture
+def anew() -> Iterator[None]:
+    """Nothing is compiled in this process yet."""
+    kernels.cache_clear()
+    yield
+    kernels.cache_clear()
+
+
+@pytest.fixture
+def compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, own: Kernels, anew: None) -> Callable[..., Path]:
+    """Makes a compiler that runs shell commands before the real one, and a folder for what is kept.
+
+    It writes a line to the file that it gives at each call.
+    """
+
+    def make(before: str = "") -> Path:
+        real, calls, script = native._compiler(), tmp_path / "calls", tmp_path / "compiler"
+        script.write_text(f'#!/bin/sh\necho "$@" >> {calls}\n{before}\nexec {real} "$@"\n')
+        script.chmod(0o755)
+        monkeypatch.setenv("CXX", str(script))
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "kept"))
+        return calls
+
+    return make
+
+
+def expected(states: Tensor, rows: Tensor, bias: Tensor | None, gated: bool, epsilon: float) -> Tensor:
+    """The products in double precision."""
+    states = states.double()
+    if epsilon:
+        states = states / (states.square().mean(1, keepdim=True) + epsilon).sqrt()
+    products = states @ rows.double().T + (0 if bias is None else bias.double())
+    if not gated:
+        return products
+    gate, up = products.chunk(2, 1)
+    return gate * gate.sigmoid() * up
+
+
+@given(
+    count=st.integers(0, 60),
+    width=st.integers(1, 70),
+    outputs=st.integers(1, 80),
+    has_bias=st.booleans(),
+    gated=st.booleans(),
+    epsilon=st.sampled_from([0.0, 1e-6, 0.3]),
+    threads=st.sampled_from([1, 2, 3]),
+    seed=ANY,
+)
+def test_products_are_those_of_double_precision(
+    own: Kernels,
+    count: int,
+    width: int,
+    outputs: int,
+    has_bias: bool,
+    gated: bool,
+    epsilon: float,
+    threads: int,
+    seed: int,
+) -> None:
+    random = torch.Generator().manual_seed(seed)
+    n_rows = outputs * (2 if gated else 1)
+    states, rows = torch.randn(count, width, generator=random), torch.randn(n_rows, width, generator=random)
+    bias = torch.randn(n_rows, generator=random) if has_bias else None
+    added, sums = torch.randn(count, outputs, generator=random), torch.empty(count)
+    panels = own.laid_out(rows, bias, gated)
+    right = expected(states, rows, bias, gated, epsilon)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        plain = own.product(states, panels, epsilon=epsilon)
+        more = own.product(states, panels, added=added, epsilon=epsilon)
+        if not gated:
+            own.product(states, panels, epsilon=epsilon, sums=sums)
+    finally:
+        torch.set_num_threads(before)
+    torch.testing.assert_close(plain.double(), right, atol=2e-4, rtol=1e-5)
+    torch.testing.assert_close(more.double(), right + added, atol=2e-4, rtol=1e-5)
+    if not gated:
+        torch.testing.assert_close(sums.double().log(), right.logsumexp(1), atol=2e-4, rtol=1e-5)
+
+
+def test_many_states_are_multiplied_group_by_group(own: Kernels) -> None:
+    torch.manual_seed(0)
+    states, rows, sums = torch.randn(1000, 33), torch.randn(50, 33), torch.empty(1000)
+    panels = own.laid_out(rows)
+    for epsilon in (0.0, 0.1):
+        right = expected(states, rows, None, False, epsilon)
+        found = own.product(states, panels, epsilon=epsilon, sums=sums)
+        torch.testing.assert_close(found.double(), right, atol=1e-4, rtol=0)
+        torch.testing.assert_close(sums.double().log(), right.logsumexp(1), atol=1e-4, rtol=0)
+
+
+def test_threads_do_not_change_products(own: Kernels) -> None:
+    states, panels = torch.randn(31, 64), own.laid_out(torch.randn(300, 64))
+    before, found = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2, 5):
+            torch.set_num_threads(threads)
+            found.append(own.product(states, panels, epsilon=0.1))
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(found[0], found[1]) and torch.equal(found[0], found[2])
+
+
+def test_states_and_rows_need_not_be_contiguous(own: Kernels) -> None:
+    states, rows = torch.randn(24, 10).T, torch.randn(24, 40).T[::2]
+    torch.testing.assert_close(own.product(states, own.laid_out(rows)), states @ rows.T, atol=1e-4, rtol=0)
+
+
+def test_sums_tell_of_numbers_that_are_too_large_or_none(own: Kernels) -> None:
+    # One feature, so that logits are what stands here.
+    logits = torch.tensor([[0.0, 88.0], [0.0, 89.0], [-1e30, -1e30], [0.0, -torch.inf], [torch.inf, 0], [torch.nan, 0]])
+    for columns in (2, 40):
+        padded = torch.cat((logits, torch.full((6, columns - 2), -1000.0)), 1)
+        sums, one = torch.empty(6), torch.ones(1, 1)
+        for number, row in enumerate(padded):
+            own.product(one, own.laid_out(row[:, None]), sums=sums[number : number + 1])
+        assert sums[0].log() == pytest.approx(88) and sums[1] == torch.inf
+        assert 0 <= sums[2] < 1e-30 and sums[3] == pytest.approx(1)
+        assert not sums[4].isfinite() and sums[5].isnan()
+
+
+def test_gates_of_any_size_are_numbers(own: Kernels) -> None:
+    gate = torch.tensor([-1e30, -200.0, -88.0, -1.0, 0.0, 1.0, 88.0, 200.0, 1e30])
+    panels = own.laid_out(torch.cat((gate, torch.ones(9)))[:, None], gated=True)
+    found = own.product(torch.ones(1, 1), panels)[0]
+    torch.testing.assert_close(found, torch.nn.functional.silu(gate), atol=1e-30, rtol=1e-6)
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="these are names of x86 processors")
+@pytest.mark.parametrize("processor", ["x86-64", "x86-64-v3"])
+def test_processors_with_shorter_vectors_multiply_as_well(
+    compiler: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, processor: str
+) -> None:
+    flags = tuple(flag.replace("native", processor) for flag in native.FLAGS)
+    compiler()
+    monkeypatch.setattr(native, "FLAGS", flags)
+    own = kernels()
+    assert own is not None and own._columns == (8 if processor == "x86-64" else 16)
+    torch.manual_seed(0)
+    for count in (1, 6, 7, 100):
+        states, rows, bias = torch.randn(count, 33), torch.randn(70, 33), torch.randn(70)
+        for gated in (False, True):
+            found = own.product(states, own.laid_out(rows, bias, gated), epsilon=0.1)
+            torch.testing.assert_close(found.double(), expected(states, rows, bias, gated, 0.1), atol=1e-4, rtol=0)
+
+
+def in_another_process() -> None:
+    """Take the products, as a process that has none yet."""
+    command = "from genret.decoding.native import kernels; assert kernels() is not None"
+    subprocess.run([sys.executable, "-c", command], check=True)
+
+
+def test_what_was_compiled_is_kept_and_used_by_other_processes(compiler: Callable[..., Path], tmp_path: Path) -> None:
+    calls = compiler()
+    assert kernels() is not None
+    (kept,) = (tmp_path / "kept" / "genret").iterdir()
+    made, count = kept.stat(), len(calls.read_text().splitlines())
+    assert kept.suffix == ".so" and count == 2
+    in_another_process()
+    assert len(calls.read_text().splitlines()) == count and kept.stat().st_mtime_ns == made.st_mtime_ns
+
+
+def test_another_source_or_processor_is_compiled_anew(
+    compiler: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiler()
+    assert kernels() is not None
+    other = tmp_path / "other.cpp"
+    other.write_text(native.SOURCE.read_text() + "// changed\n")
+    for name, value in (("SOURCE", other), ("_processor", lambda: "another one")):
+        kernels.cache_clear()
+        monkeypatch.setattr(native, name, value)
+        assert kernels() is not None
+    assert len(list((tmp_path / "kept" / "genret").iterdir())) == 3
+
+
+def test_what_is_no_library_is_compiled_anew(compiler: Callable[..., Path], tmp_path: Path) -> None:
+    calls = compiler()
+    assert kernels() is not None
+    (kept,) = (tmp_path / "kept" / "genret").iterdir()
+    kept.unlink()
+    kept.write_text("not a library")
+    in_another_process()
+    assert len(calls.read_text().splitlines()) == 4 and kept.read_bytes().startswith(b"\x7fELF")
+
+
+@pytest.mark.parametrize("mode", [0o777, 0o770])
+def test_a_folder_that_others_can_write_to_is_not_used(
+    compiler: Callable[..., Path], tmp_path: Path, mode: int
+) -> None:
+    compiler()
+    folder = tmp_path / "kept" / "genret"
+    folder.mkdir(parents=True)
+    folder.chmod(mode)
+    assert kernels() is not None and not list(folder.iterdir())
+
+
+def test_where_nothing_can_be_kept_it_is_compiled_for_the_process(
+    compiler: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiler()
+    (tmp_path / "kept").write_text("a file")
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr("tempfile.tempdir", None)
+    assert kernels() is not None
+    assert not list(tmp_path.glob("genret-*"))
+
+
+def test_an_empty_name_turns_compiling_off(
+    anew: None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in ("", "/no/such/compiler"):
+        monkeypatch.setenv("CXX", name)
+        kernels.cache_clear()
+        assert kernels() is None and not caplog.records
+
+
+def test_a_compiler_that_fails_leaves_torchs_products(
+    compiler: Callable[..., Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    compiler("echo 'no such flag' >&2; exit 1")
+    with caplog.at_level(logging.WARNING):
+        assert kernels() is None
+    assert "kernels.cpp" in caplog.text and "no such flag" in caplog.text
+
+
+def test_products_that_are_wrong_are_not_used(
+    compiler: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    compiler()
+    wrong, plain = tmp_path / "kernels.cpp", "sum[row][v] += weights[v]"
+    source = native.SOURCE.read_text()
+    assert source.count(plain) == 1
+    wrong.write_text(source.replace(plain, "sum[row][v] -= weights[v]"))
+    monkeypatch.setattr(native, "SOURCE", wrong)
+    with caplog.at_level(logging.WARNING):
+        assert kernels() is None
+    assert "multiplies wrongly" in caplog.text
