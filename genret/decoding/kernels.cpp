@@ -24,6 +24,8 @@ constexpr int kVectors = 2, kColumns = kLanes * kVectors;
 // Blocks of `kRows` states that stay in the second cache while all weights pass by.
 constexpr int64_t kBlocks = 16;
 constexpr int64_t kLine = 64;
+// Numbers of which so many take longer than to wake other threads.
+constexpr int64_t kWorthThreads = 1 << 15;
 constexpr float kLog2E = 1.44269504088896f;
 
 typedef float Vector __attribute__((vector_size(4 * kLanes), aligned(4)));
@@ -139,6 +141,22 @@ float total(const float* partial, int64_t threads, int64_t stride, int64_t row) 
     return static_cast<float>(sum);
 }
 
+// Rotary position embedding of the first outputs, head by head of `size` of them: half a panel's columns are turned with
+// the other half. Of each position the table holds cosines, and then sines, `size / 2` each.
+struct Rotation {
+    const float* table;
+    const int64_t* positions;
+    int64_t size, turned;
+
+    void turn(Vector* values, int64_t row, int64_t column) const {
+        const float* cosines = table + positions[row] * size + column % size / 2;
+        const Vector cosine = loaded(cosines), sine = loaded(cosines + size / 2);
+        const Vector left = values[0], right = values[1];
+        values[0] = left * cosine - right * sine;
+        values[1] = right * cosine + left * sine;
+    }
+};
+
 struct Product {
     const float* states;
     int64_t width;
@@ -148,6 +166,7 @@ struct Product {
     int64_t outputs;
     float* out;
     bool gated;
+    Rotation rotation;
 
     // How many outputs a panel makes of a state.
     int64_t columns() const { return gated ? kLanes : kColumns; }
@@ -170,6 +189,7 @@ struct Product {
             Vector* values = tile.sum[row];
             float* place = out + (first + row) * outputs + column;
             finish(values, panel);
+            if (column < rotation.turned) rotation.turn(values, first + row, column);
             for (int v = 0; v < columns() / kLanes; ++v) {
                 if (added != nullptr) values[v] += loaded(added + (place - out) + v * kLanes);
                 store(place + v * kLanes, values[v]);
@@ -222,12 +242,13 @@ int64_t genret_columns() { return kColumns; }
 // the last one are zeros. `bias` has a place for each of all these rows. If `gated`, the first half of a panel's rows
 // are those of a gate: out[i][j] is the product with row j of the other halves, times the silu of that with row j of
 // these. With a positive `epsilon` states are divided by the root of epsilon and the mean of their squares first.
-// `sums[i]` is the sum over j of exp(out[i][j]). `bias`, `added` and `sums` may be null. Gives 0,
-// or 1 if there is no memory.
+// The first `turned` outputs, if any, are turned as `Rotation` has it, state i as of `positions[i]`; `size` is a multiple
+// of kColumns. `sums[i]` is the sum over j of exp(out[i][j]). `bias`, `added` and `sums` may be null. Gives 0, or 1 if
+// there is no memory.
 int32_t genret_product(const float* states, int64_t count, int64_t width, const float* panels, const float* bias,
                        const float* added, int64_t outputs, float* out, int32_t gated, float epsilon, float* sums,
-                       int32_t threads) {
-    const Product product{states, width, panels, bias, added, outputs, out, gated != 0};
+                       const float* table, const int64_t* positions, int64_t size, int64_t turned, int32_t threads) {
+    const Product product{states, width, panels, bias, added, outputs, out, gated != 0, {table, positions, size, turned}};
     const int64_t most = count < kBlocks * kRows ? count : kBlocks * kRows;
     const int64_t summed = sums == nullptr ? 0 : most * kLanes;
     // States of a group of blocks, the factors of their norms, and the sums of each thread.
@@ -268,5 +289,17 @@ int32_t genret_product(const float* states, int64_t count, int64_t width, const 
     }
     __builtin_free(space);
     return 0;
+}
+
+// out[i][f] = states[i][f] * factors[f], by the root of epsilon and the mean of the squares of states[i].
+void genret_norm(const float* states, int64_t count, int64_t width, const float* factors, float epsilon, float* out,
+                 int32_t threads) {
+#pragma omp parallel for num_threads(threads) if (count * width > kWorthThreads)
+    for (int64_t row = 0; row < count; ++row) {
+        const float* state = states + row * width;
+        const float factor = norm_factor(state, width, epsilon);
+        for (int64_t feature = 0; feature < width; ++feature)
+            out[row * width + feature] = state[feature] * factor * factors[feature];
+    }
 }
 }

@@ -48,6 +48,21 @@ class Panels:
     gated: bool
 
 
+@dataclass(frozen=True)
+class Turns:
+    """Rotary position embedding of some states' first outputs (arXiv 2104.09864, equation 34).
+
+    Attributes:
+        table: float32 `[positions, head_dim]`, cosines and then sines, half as many as a head has features each.
+        positions: int64 `[states]`.
+        turned: How many outputs, whole heads in the order of `Kernels.head_order`.
+    """
+
+    table: Tensor
+    positions: Tensor
+    turned: int
+
+
 class Kernels:
     """The compiled products, see kernels.cpp."""
 
@@ -64,8 +79,22 @@ class Kernels:
         self._product.restype = small
         self._product.argtypes = [
             *(place, number, number, place, place, place, number, place),
-            *(small, ctypes.c_float, place, small),
+            *(small, ctypes.c_float, place, place, place, number, number, small),
         ]
+        self._norm = library.genret_norm
+        self._norm.restype = None
+        self._norm.argtypes = [place, number, number, place, ctypes.c_float, place, small]
+
+    def turns(self, size: int) -> bool:
+        """Whether heads of this size can be turned by `product`."""
+        return size % self._columns == 0
+
+    def head_order(self, size: int) -> Tensor:
+        """In which order `product` turns the features of a head: int64 `[size]`.
+
+        Those that are turned with each other stand in the two halves of a panel.
+        """
+        return torch.arange(size).view(2, -1, self._columns // 2).transpose(0, 1).flatten()
 
     def laid_out(self, rows: Tensor, bias: Tensor | None = None, gated: bool = False) -> Panels:
         """Lay out a matrix.
@@ -96,6 +125,7 @@ class Kernels:
         added: Tensor | None = None,
         epsilon: float = 0.0,
         sums: Tensor | None = None,
+        turns: Turns | None = None,
     ) -> Tensor:
         """The products of all rows of a matrix with each of some states.
 
@@ -107,6 +137,8 @@ class Kernels:
                 arXiv 1910.07467, equation 4, but for its factors).
             sums: float32 `[states]`, contiguous: becomes the sum of the exponentials of each state's outputs, infinite
                 where one is beyond 88. Of hundreds of thousands of outputs it is good to some 1e-5 of it.
+
+            turns: Turns outputs, if they have no gate.
 
         Returns:
             float32 `[states, outputs]`.
@@ -128,11 +160,25 @@ class Kernels:
             panels.gated,
             epsilon,
             None if sums is None else sums.data_ptr(),
+            *((None, None, 1, 0) if turns is None else _pointers(turns)),
             torch.get_num_threads(),
         )
         if failed:
             raise MemoryError(f"no memory for a copy of {tuple(states.shape)} states")
         return made
+
+    def normed(self, states: Tensor, factors: Tensor, epsilon: float) -> Tensor:
+        """RMSNorm of float32 states `[states, width]` with factors `[width]` (arXiv 1910.07467, equation 4)."""
+        states, factors = states.contiguous(), factors.contiguous()
+        made = torch.empty_like(states)
+        self._norm(
+            states.data_ptr(), *states.shape, factors.data_ptr(), epsilon, made.data_ptr(), torch.get_num_threads()
+        )
+        return made
+
+
+def _pointers(turns: Turns) -> tuple[int, int, int, int]:
+    return turns.table.data_ptr(), turns.positions.data_ptr(), turns.table.shape[1], turns.turned
 
 
 @cache

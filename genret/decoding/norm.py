@@ -5,6 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from genret.decoding.native import kernels
+
 
 class Norm:
     """RMSNorm in 32 bits whatever the model's type (arXiv 1910.07467, equation 4).
@@ -30,6 +32,9 @@ class Norm:
             # One kernel, which rounds once where the model's own norm rounds twice.
             return nn.functional.rms_norm(states, width, norm.weight, self.epsilon)
         if states.dtype == torch.float32:
+            own = kernels()
+            if own is not None:
+                return own.normed(states, norm.weight, self.epsilon)
             return self.evened(states).mul_(norm.weight)
         normed = nn.functional.rms_norm(states.float(), width, eps=self.epsilon)
         scaled: Tensor = norm.weight * normed.to(states.dtype)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers.activations import SiLUActivation
 
 from genret.decoding.limits import LARGEST_COPY
-from genret.decoding.native import kernels
+from genret.decoding.native import Turns, kernels
 from genret.decoding.norm import Norm
 
 # oneDNN compiles a product for each number of states, in about 0.5 ms and 0.3 MB. Numbers are rounded up to a multiple
@@ -103,16 +103,20 @@ class PackedMatrix:
         """The products of all rows with each of some states: float32 `[states, out]` for `[states, width]`."""
         return self.product(padded(states))[: states.shape[0]]
 
-    def product(self, states: Tensor, added: Tensor | None = None, norm: Norm | None = None) -> Tensor:
+    def product(
+        self, states: Tensor, added: Tensor | None = None, norm: Norm | None = None, turns: Turns | None = None
+    ) -> Tensor:
         """The same for states that are `padded` already.
 
         Args:
             states: float32 `[states, width]`.
             added: float32 `[states, out]`, added to the products.
             norm: Whose `evened` states are multiplied in their place.
+            turns: Turns products, if they are our own.
         """
         if self._kernels is not None:
-            return self._kernels.product(states, self._panels, added, 0.0 if norm is None else norm.epsilon)
+            epsilon = 0.0 if norm is None else norm.epsilon
+            return self._kernels.product(states, self._panels, added, epsilon, turns=turns)
         reading = states if norm is None else norm.evened(states)
         products: Tensor = torch.ops.mkldnn._linear_pointwise(reading, self._laid_out, self._bias, "none", [], "")
         return products if added is None else products.add_(added)
@@ -210,15 +214,16 @@ class Projections:
         if packed:
             self._pack()
 
-    def __call__(self, states: Tensor, added: Tensor | None = None) -> Tensor:
+    def __call__(self, states: Tensor, added: Tensor | None = None, turns: Turns | None = None) -> Tensor:
         """The outputs of all layers side by side, in the order that was asked for where weights are laid out.
 
         Args:
             states: `[states, width]`, before the norm if there is one; `padded` for weights that are laid out.
             added: `[states, out]`, added to them.
+            turns: Turns outputs, where products are our own.
         """
         if self._packed is not None:
-            return self._packed.product(states, added, self._norm)
+            return self._packed.product(states, added, self._norm, turns)
         found = self._apart(states)
         outputs = found[0] if len(found) == 1 else torch.cat(found, -1)
         return outputs if added is None else outputs.add_(added)

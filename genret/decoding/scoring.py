@@ -420,7 +420,11 @@ class _Taken:
             here = ((token >= begin) & (token < self._end)).nonzero()[0]
             owner, token = owner[here], token[here] - begin
         if len(owner):
-            self.logit[here] = self._factor * _numpy(logits[tensor(owner), tensor(token)])
+            if logits.device.type == "cpu":  # where numpy's indexing takes a fraction of torch's
+                self.logit[here] = logits.numpy()[owner, token]
+            else:
+                self.logit[here] = _numpy(logits[tensor(owner), tensor(token)])
+            self.logit[here] *= self._factor
         if len(wanted.at_root):
             children = self._scorer.root_parts[len(self._of_root)]
             if len(wanted.at_root) < len(logits):
