@@ -4,8 +4,9 @@ A pass of a single query reads a few dozen tokens: too few for the weights to co
 that to be all. Products that do not fetch the next weights while they multiply, such as torch's, take both together.
 """
 
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 from unittest import mock
@@ -17,21 +18,22 @@ from decoding_parts.data import keyword_identifiers, prompts, random_model, shap
 from decoding_parts.settings import Settings
 from decoding_parts.tables import Table
 from decoding_parts.timing import interleave
-from genret.decoding import packed
+from genret.decoding.native import kernels
 from genret.decoding.packed import PackedMatrix, can_pack, padded
 from genret.decoding.search import TrieSearch
 from genret.decoding.trie import Trie
 
 NOTE = """\
 Beam search over the vocabulary, eight queries one after the other, in ms a query by the median of the repeats; all
-sides take turns. "passes": a query, on average; "states": a pass, on average, padded. "products": the search's own
-products with its weights, those of the output layer among them, once more and with nothing between them. "reading":
-the bytes of the weights of all these products by the rate at which a sum reads a tensor as large as the weights of a
-pass; "multiplying": their operations by the rate of one product of 2,048 states with a laid-out matrix of 2,048
-rows. "oneDNN": products of as many states with random matrices of the same shapes, laid out for oneDNN, which torch
-uses; without norms, gates and sums of exponentials, which are among those of the search where they are its own, and
-with as many states as oneDNN's are compiled for. "generate by products": how many times as fast as `generate` a search
-would be that does nothing but these products."""
+sides take turns. "search by oneDNN": the same search with torch's products, norms and attention, as where there is no
+compiler; "times": by "search". "passes": a query, on average; "states": a pass, on average, padded. "products": the
+search's own products with its weights, those of the output layer among them, once more and with nothing between them.
+"reading": the bytes of the weights of all these products by the rate at which a sum reads a tensor as large as the
+weights of a pass; "multiplying": their operations by the rate of one product of 2,048 states with a laid-out matrix of
+2,048 rows. "oneDNN": products of as many states with random matrices of the same shapes, laid out for oneDNN, which
+torch uses; without norms, gates and sums of exponentials, which are among those of the search where they are its own,
+and with as many states as oneDNN's are compiled for. "generate by products": how many times as fast as `generate` a
+search would be that does nothing but these products."""
 
 LARGE, SMALL = (12, 768), (2, 256)
 COUNT = 5_000
@@ -81,12 +83,20 @@ def add_row(table: Table, vocabulary: int, search: TrieSearch, generate: Generat
     def find() -> list[Any]:
         return [result for query in queries for result in search.search([query], k=WIDTH, beam=WIDTH)]
 
+    with without_kernels():
+        plain = TrieSearch(search.decoder.model, search.trie, "vocabulary")
+
+    def find_plainly() -> list[Any]:
+        with without_kernels():
+            return [result for query in queries for result in plain.search([query], k=WIDTH, beam=WIDTH)]
+
     calls, passes = recorded(search, find)
     read, operations = work(calls)
     of_pass, square = torch.ones(read // passes // 4), torch.ones(ROWS, ROWS)
     laid_out = PackedMatrix(square)
     sides: dict[str, Callable[[], Any]] = {
         "search": find,
+        "by oneDNN": find_plainly,
         "generate": lambda: [generate.search([query]) for query in queries],
         "products": lambda: repeat(calls),
         "oneDNN": one_dnn(calls),
@@ -102,6 +112,8 @@ def add_row(table: Table, vocabulary: int, search: TrieSearch, generate: Generat
         passes=passes / QUERIES,
         states=sum(len(call.states) for call in calls if call.matrix is calls[0].matrix) / passes,
         search_ms=1000 * median["search"] / QUERIES,
+        search_by_oneDNN_ms=1000 * median["by oneDNN"] / QUERIES,
+        times=median["by oneDNN"] / median["search"],
         products_ms=1000 * median["products"] / QUERIES,
         oneDNN_ms=1000 * median["oneDNN"] / QUERIES,
         reading_ms=1000 * reading / QUERIES,
@@ -111,6 +123,15 @@ def add_row(table: Table, vocabulary: int, search: TrieSearch, generate: Generat
         generate_by_products=median["generate"] / median["products"],
         repeats=len(runs["search"].seconds),
     )
+
+
+@contextmanager
+def without_kernels() -> Iterator[None]:
+    """What is made meanwhile, and used, has no products of our own."""
+    with mock.patch.dict(os.environ, {"CXX": ""}):
+        kernels.cache_clear()
+        yield
+    kernels.cache_clear()
 
 
 def recorded(search: TrieSearch, find: Callable[[], Any]) -> tuple[list[Call], int]:
@@ -147,7 +168,7 @@ def repeat(calls: Sequence[Call]) -> None:
 def one_dnn(calls: Sequence[Call]) -> Callable[[], None]:
     """What makes as large products by oneDNN."""
     shapes = {id(call.matrix): (call.rows, call.states.shape[1]) for call in calls}
-    with mock.patch.object(packed, "kernels", lambda: None):
+    with without_kernels():
         matrices = {key: PackedMatrix(torch.randn(shape)) for key, shape in shapes.items()}
         states = [padded(call.states) for call in calls]
 

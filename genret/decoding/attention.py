@@ -23,10 +23,11 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import AttentionInterface
 
-from genret.decoding.arrays import Ints, ranges
+from genret.decoding.arrays import IntArray, Ints, ranges
 from genret.decoding.bare import BareDecoder, is_bare
 from genret.decoding.cache import LayerCache, Pass, RowGroup
 from genret.decoding.limits import longest_sequence
+from genret.decoding.native import Tree, kernels
 from genret.decoding.packed import Projections, can_pack, keeps_parameters, precise_linear
 from genret.errors import InputError
 
@@ -54,6 +55,8 @@ OTHER_COLUMN_STEP = 8
 # Where a row of the cache holds more appended tokens than these, the columns that a pass sees are gathered if they and
 # the prompt's are no more than half of all: best-first search leaves most of what it read behind.
 FEW_APPENDED = 256
+# Prompts of so many tokens at most are read with our own attention, which makes scores of later tokens too.
+LONG_PROMPT = 512
 LAYER_TYPES = {"full_attention", "sliding_attention"}
 
 Mask = npt.NDArray[np.bool_]
@@ -103,6 +106,7 @@ class TreeDecoder:
     Attributes:
         head: The output layer, or None.
         bare: The decoder as plain operations, where it is of a shape that allows it, or None.
+        own_attention: Whether our own attention can be its.
         dtype: Of the model.
         device: Of the model.
         vocabulary_size: Tokens that the model can both read and predict.
@@ -138,6 +142,7 @@ class TreeDecoder:
             if self.head is not None:
                 self.vocabulary_size = min(self.vocabulary_size, self.head.out_features)
                 self.bare = BareDecoder(self.decoder) if is_bare(self.decoder) else None
+            self.own_attention = self._fits_own_attention()
             self._check_tree()
 
     @cached_property
@@ -245,6 +250,10 @@ class TreeDecoder:
         shown = self.tensor(visible)[:, None]
         return torch.zeros_like(shown, dtype=self.dtype).masked_fill_(~shown, -torch.inf)
 
+    def _fits_own_attention(self) -> bool:
+        own = kernels() if self.device.type == "cpu" and self.dtype == torch.float32 else None
+        return own is not None and self.bare is not None and own.fits(self.bare.head_dim)
+
     def _find_head(self) -> nn.Linear | None:
         """The output layer, if nothing happens to states before it and nothing to logits after it.
 
@@ -334,20 +343,24 @@ class _Tokens:
         place: Among the tokens of their row in this pass.
         column: In the cache.
         position: In their sequence.
-        seen: `[tokens, depth]`, columns of its identifier's tokens up to each, or their places among the columns that
-            are looked at; None in prompts, where all before it in its row are seen.
+        depth: Its place in its identifier, after what all of them share; -1 in prompts.
+        seen: int32 `[tokens, depths]`, columns of its identifier's tokens up to each, by their places in it, -1 for
+            none; for groups of rows their places among the columns that are looked at. None in prompts, where all
+            before it in its row are seen.
     """
 
     row: Ints
     place: Ints
     column: Ints
     position: Ints
-    seen: Ints | None
+    depth: Ints
+    seen: IntArray | None
 
     def among(self, members: Ints) -> "_Tokens":
         """Some of them."""
+        row, place, column = self.row[members], self.place[members], self.column[members]
         seen = None if self.seen is None else self.seen[members]
-        return _Tokens(self.row[members], self.place[members], self.column[members], self.position[members], seen)
+        return _Tokens(row, place, column, self.position[members], self.depth[members], seen)
 
 
 class TreeSession:
@@ -364,7 +377,7 @@ class TreeSession:
         """
         self.decoder = decoder
         # Position of each query's first identifier token.
-        self.lengths = totals - n_prefix
+        self.lengths, self._n_prefix = totals - n_prefix, n_prefix
         self._layers = [LayerCache() for _ in decoder.windows]
         # By row of the cache; a query's row changes when others leave the batch.
         self._prompt = self._used = totals
@@ -378,7 +391,7 @@ class TreeSession:
         """Read the prompts, which stand one after the other in `ids`; states `[len(wanted), width]` of those wanted."""
         row = np.repeat(np.arange(len(self._prompt)), self._prompt)
         place = ranges(np.zeros_like(self._prompt), self._prompt)
-        return self._pass(ids, _Tokens(row, place, place, place, None), wanted)
+        return self._pass(ids, _Tokens(row, place, place, place, np.full_like(place, -1), None), wanted)
 
     def append(
         self,
@@ -415,10 +428,9 @@ class TreeSession:
         column = self._used[row] + place
         paths[run, depth] = column
         self._used = self._used + in_row
-        path = paths[run, : int(depth.max()) + 1]
-        own = (np.arange(path.shape[1]) <= depth[:, None]) & (path >= 0)
-        seen = np.where(own, path, column[:, None])
-        return self._pass(tokens, _Tokens(row, place, column, self.lengths[query][run] + depth, seen), wanted)
+        path, after = paths[run, self._n_prefix : int(depth.max()) + 1], depth - self._n_prefix
+        seen = np.where(np.arange(path.shape[1]) <= after[:, None], path, np.int32(-1))
+        return self._pass(tokens, _Tokens(row, place, column, self.lengths[query][run] + depth, after, seen), wanted)
 
     def _pass(self, ids: Ints, tokens: _Tokens, wanted: Ints | None) -> torch.Tensor:
         columns, rows = int(self._used.max()), len(self._prompt)
@@ -429,7 +441,13 @@ class TreeSession:
             missing = room - self._positions.shape[1]
             self._positions = np.pad(self._positions, ((0, 0), (0, missing))) if missing else self._positions
             self._positions[tokens.row, tokens.column] = tokens.position
-        groups = self._groups(np.bincount(tokens.row, minlength=rows))
+        in_row = np.bincount(tokens.row, minlength=rows)
+        slots = tensor(tokens.row * room + tokens.column)
+        if self._has_own_attention(tokens, columns):
+            tree = self._tree(tokens, in_row, slots)
+            current = Pass(self._layers, self.decoder.windows, rows, room, slots, (), None, tree)
+            return self.decoder.forward(ids, tokens.position, current, wanted)
+        groups = self._groups(in_row)
         members: list[Ints | None] = [None]
         order = None
         if len(groups) > 1:
@@ -440,11 +458,30 @@ class TreeSession:
             windows=self.decoder.windows,
             rows=rows,
             room=room,
-            slots=tensor(tokens.row * room + tokens.column),
+            slots=slots,
             groups=[self._group(tokens, group, member) for group, member in zip(groups, members, strict=True)],
             order=order,
         )
         return self.decoder.forward(ids, tokens.position, current, wanted)
+
+    def _has_own_attention(self, tokens: _Tokens, columns: int) -> bool:
+        """Whether our own attention is worth it: it makes scores of all `columns`, for long prompts too many."""
+        if not self.decoder.own_attention:
+            return False
+        prompt = int(self._prompt.max())
+        return prompt <= LONG_PROMPT if tokens.seen is None else columns - prompt <= FEW_APPENDED
+
+    def _tree(self, tokens: _Tokens, in_row: Ints, slots: torch.Tensor) -> Tree:
+        """What tokens see, of which so many are in each row."""
+        tensor, seen = self.decoder.tensor, tokens.seen
+        return Tree(
+            begin=tensor(np.concatenate(([0], np.cumsum(in_row)))),
+            used=tensor(self._used),
+            slots=slots,
+            first=tensor(tokens.place + 1 if seen is None else self._prompt[tokens.row]),
+            depth=tensor(tokens.depth),
+            seen=tensor(np.empty((len(tokens.row), 0), dtype=np.int32) if seen is None else seen),
+        )
 
     def _groups(self, width: Ints) -> list[Ints]:
         """All rows; or, if worth it, groups of those with tokens, about as many each, from how many tokens each has."""
@@ -459,6 +496,9 @@ class TreeSession:
         """Some rows, and which of the tokens are theirs; None for all."""
         if members is not None:
             tokens = tokens.among(members)
+        if tokens.seen is not None:
+            # There is always something to see: the token itself.
+            tokens = replace(tokens, seen=np.where(tokens.seen < 0, tokens.column[:, None], tokens.seen))
         everything = len(rows) == len(self._prompt)
         row = tokens.row if everything else np.searchsorted(rows, tokens.row)
         width, tensor = int(tokens.place.max()) + 1, self.decoder.tensor
@@ -485,7 +525,7 @@ class TreeSession:
         # Causal attention looks at as many as there are places.
         return used if tokens.seen is None else self._rounded(used)
 
-    def _looked_at(self, tokens: _Tokens, rows: Ints, row: Ints) -> tuple[Ints | None, Ints | None]:
+    def _looked_at(self, tokens: _Tokens, rows: Ints, row: Ints) -> tuple[Ints | None, IntArray | None]:
         """The columns `[rows, columns]` that a group's tokens look at, prompts first; `tokens.seen` as places there.
 
         None for all columns, where gathering would not leave out half of them; then places are columns.

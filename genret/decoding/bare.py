@@ -28,7 +28,11 @@ _LAYERS = {LlamaModel: LlamaDecoderLayer, MistralModel: MistralDecoderLayer, Qwe
 
 
 class BareDecoder:
-    """A decoder's weights, and its forward pass."""
+    """A decoder's weights, and its forward pass.
+
+    Attributes:
+        head_dim: Features of a head of attention.
+    """
 
     def __init__(self, decoder: Any) -> None:
         """Take a decoder of which `is_bare` is true; its weights are copied only where that makes them faster."""
@@ -36,7 +40,7 @@ class BareDecoder:
         modules = [module for layer in decoder.layers for module in layer.modules()]
         self._packed = can_pack([module.weight for module in modules if type(module) is nn.Linear])
         self._layers = [_Layer(layer, number, self._packed) for number, layer in enumerate(decoder.layers)]
-        first = self._layers[0]
+        first, self.head_dim = self._layers[0], int(decoder.layers[0].self_attn.head_dim)
         self._rotations = Rotations(decoder.rotary_emb, first.order, first.turned)
         self._norm = Norm(decoder.norm)
 

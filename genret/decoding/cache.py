@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import nn
 
+from genret.decoding.native import Tree, kernels
+
 
 class LayerCache:
     """Keys and values of one layer, `[rows, room, heads, head_dim]`: appending writes in place."""
@@ -16,13 +18,16 @@ class LayerCache:
     def __init__(self) -> None:
         self.keys = self.values = torch.empty(0)
 
-    def write(self, states: tuple[torch.Tensor, torch.Tensor], slots: torch.Tensor, rows: int, room: int) -> None:
-        """Put states `[tokens, heads, head_dim]` into slots, row * room + column."""
+    def make_room(self, states: tuple[torch.Tensor, torch.Tensor], rows: int, room: int) -> None:
+        """Have room for states `[tokens, heads, head_dim]` in so many rows and columns."""
         if self.keys.numel() == 0:
             # Not uninitialised memory: a weight of 0 times NaN is NaN.
             self.keys, self.values = (state.new_zeros(rows, room, *state.shape[1:]) for state in states)
         elif self.keys.shape[1] < room:
             self.keys, self.values = (_widened(buffer, room) for buffer in (self.keys, self.values))
+
+    def write(self, states: tuple[torch.Tensor, torch.Tensor], slots: torch.Tensor) -> None:
+        """Put states `[tokens, heads, head_dim]` into slots, row * room + column."""
         for buffer, state in zip((self.keys, self.values), states, strict=True):
             buffer.flatten(0, 1).index_copy_(0, slots, state)
 
@@ -121,8 +126,9 @@ class Pass:
         rows: Rows of the cache.
         room: Columns that it has room for.
         slots: int64 `[tokens]`, row * room + column of each token.
-        groups: All rows that have tokens, and perhaps others.
+        groups: All rows that have tokens, and perhaps others; none where there is a tree.
         order: int64 `[tokens]`, where each token is among those of all groups; None where there is one group.
+        tree: For our own attention: what the tokens see.
     """
 
     layers: Sequence[LayerCache]
@@ -132,6 +138,7 @@ class Pass:
     slots: torch.Tensor
     groups: Sequence[RowGroup]
     order: torch.Tensor | None
+    tree: Tree | None = None
 
     def attend(
         self,
@@ -156,7 +163,13 @@ class Pass:
             `[tokens, heads, head_dim]`.
         """
         layer = self.layers[number]
-        layer.write((key, value), self.slots, self.rows, self.room)
+        layer.make_room((key, value), self.rows, self.room)
+        if self.tree is not None:
+            own = kernels()
+            assert own is not None and scaling is not None and softcap is None
+            cache = layer.keys, layer.values
+            return own.attention((query, key, value), cache, self.tree, self.windows[number], scaling)
+        layer.write((key, value), self.slots)
         parts = [group.attend(query, layer, self.windows[number], scaling, softcap) for group in self.groups]
         return parts[0] if self.order is None else torch.cat(parts).index_select(0, self.order)
 

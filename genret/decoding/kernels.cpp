@@ -24,6 +24,8 @@ constexpr int kVectors = 2, kColumns = kLanes * kVectors;
 // Blocks of `kRows` states that stay in the second cache while all weights pass by.
 constexpr int64_t kBlocks = 16;
 constexpr int64_t kLine = 64;
+// Keys that are laid out at a time, about.
+constexpr int64_t kLaidOut = 1 << 20;
 // Numbers of which so many take longer than to wake other threads.
 constexpr int64_t kWorthThreads = 1 << 15;
 constexpr float kLog2E = 1.44269504088896f;
@@ -66,14 +68,15 @@ inline Vector power_of_two(Vector x) {
     return series * scale;
 }
 
-// The products of `rows` states, feature by feature next to each other, with the rows of one panel.
+// The products of `rows` states, feature by feature next to each other, with the rows of one panel, of which features are
+// `stride` apart. Meanwhile fetches what is `ahead`, `step` bytes a feature.
 template <int rows>
-void multiply(const float* __restrict states, const float* __restrict panel, int64_t width, Tile& tile,
+void multiply(const float* __restrict states, const float* __restrict panel, int64_t stride, int64_t width, Tile& tile,
               const char* __restrict ahead, int64_t step) {
     Vector sum[rows][kVectors] = {};
     for (int64_t feature = 0; feature < width; ++feature) {
         Vector weights[kVectors];
-        for (int v = 0; v < kVectors; ++v) weights[v] = loaded(panel + feature * kColumns + v * kLanes);
+        for (int v = 0; v < kVectors; ++v) weights[v] = loaded(panel + feature * stride + v * kLanes);
         __builtin_prefetch(ahead, 0, 2);
         if (step > kLine) __builtin_prefetch(ahead + kLine, 0, 2);
         ahead += step;
@@ -84,13 +87,15 @@ void multiply(const float* __restrict states, const float* __restrict panel, int
         for (int v = 0; v < kVectors; ++v) tile.sum[row][v] = sum[row][v];
 }
 
-using Multiply = void (*)(const float*, const float*, int64_t, Tile&, const char*, int64_t);
+using Multiply = void (*)(const float*, const float*, int64_t, int64_t, Tile&, const char*, int64_t);
 
 template <int... index>
-constexpr Multiply multiply_rows(int rows, std::integer_sequence<int, index...>) {
+constexpr Multiply function_for(int64_t rows, std::integer_sequence<int, index...>) {
     constexpr Multiply functions[] = {multiply<index + 1>...};
     return functions[rows - 1];
 }
+
+constexpr Multiply multiply_rows(int64_t rows) { return function_for(rows, std::make_integer_sequence<int, kRows>{}); }
 
 // States in blocks of nearly as many each, at most `kRows`.
 struct Blocks {
@@ -177,8 +182,7 @@ struct Product {
         const float* rows = panels + panel * width * kColumns;
         const int64_t step = 4 * kColumns / blocks.count;
         const char* ahead = reinterpret_cast<const char*>(rows + width * kColumns) + block * step * width;
-        multiply_rows(blocks.size(block), std::make_integer_sequence<int, kRows>{})(
-            space + blocks.first(block) * width, rows, width, tile, ahead, step);
+        multiply_rows(blocks.size(block))(space + blocks.first(block) * width, rows, kColumns, width, tile, ahead, step);
     }
 
     // Puts the products of one panel where they belong, and adds up their exponentials.
@@ -226,6 +230,130 @@ struct Product {
         Vector total = loaded(sums);
         for (int v = 0; v < kVectors; ++v) total += power_of_two(values[v] * kLog2E);
         store(sums, total);
+    }
+};
+
+// Attention of tokens to their rows of the cache: of its row each sees the first columns, and some of the others.
+struct Attention {
+    const float *query, *key, *value;
+    int64_t stride, heads, shared, size;
+    float *keys, *values;
+    int64_t room;
+    const int64_t *begin, *used, *slots, *first, *depth;
+    const int32_t* seen;
+    int64_t longest, window;
+    float scaling;
+    float* out;
+
+    // Between two columns of a row.
+    int64_t column_size() const { return heads / shared * size; }
+    int64_t queries(int64_t row) const { return (begin[row + 1] - begin[row]) * shared; }
+    int64_t n_panels(int64_t row) const { return (used[row] + kColumns - 1) / kColumns; }
+
+    // Puts keys and values of a token where its row has a column for it.
+    void write(int64_t token) const {
+        const int64_t place = slots[token] * column_size(), bytes = 4 * column_size();
+        std::memcpy(keys + place, key + token * stride, bytes);
+        std::memcpy(values + place, value + token * stride, bytes);
+    }
+
+    // Lays out the keys of some columns, for one head, as a panel.
+    void lay_out_keys(int64_t row, int64_t head, int64_t panel, float* space) const {
+        const int64_t left = used[row] - panel * kColumns, count = left < kColumns ? left : kColumns;
+        const float* place = keys + (row * room + panel * kColumns) * column_size() + head * size;
+        for (int64_t feature = 0; feature < size; ++feature) {
+            for (int64_t column = 0; column < count; ++column)
+                space[feature * kColumns + column] = place[column * column_size() + feature];
+            for (int64_t column = count; column < kColumns; ++column) space[feature * kColumns + column] = 0;
+        }
+    }
+
+    // Turns a query's scores of all columns into weights, `rows` apart, and gives the factor that makes them add up to 1.
+    float weigh(int64_t token, float* scores, float* weights, int64_t rows, float* listed) const {
+        // How far back the token may look, among the first columns and among the last tokens of its own path.
+        const int64_t place = depth[token], position = first[token] + (place < 0 ? -1 : place);
+        const int64_t back = position + 1 - window, begin = back > 0 ? back : 0, end = first[token];
+        const int32_t* columns = seen + token * longest;
+        int64_t count = 0;
+        float most = -__builtin_inff();
+        for (int64_t j = place + 1 > window ? place + 1 - window : 0; j <= place; ++j)
+            if (columns[j] >= 0) listed[count++] = scores[columns[j]];
+        for (int64_t i = 0; i < count; ++i) most = listed[i] > most ? listed[i] : most;
+        for (int64_t column = begin; column < end; ++column) most = scores[column] > most ? scores[column] : most;
+        Vector sum{};
+        if (begin < end) {
+            for (int lane = 0; lane < kLanes; ++lane) scores[end + lane] = -__builtin_inff();
+            for (int64_t column = begin; column < end; column += kLanes) {
+                const Vector power = exponential(loaded(scores + column), most);
+                sum += power;
+                store(scores + column, power);
+            }
+            for (int64_t column = begin; column < end; ++column) weights[column * rows] = scores[column];
+        }
+        for (int lane = 0; lane < kLanes; ++lane) listed[count + lane] = -__builtin_inff();
+        for (int64_t i = 0; i < count; i += kLanes) {
+            const Vector power = exponential(loaded(listed + i), most);
+            sum += power;
+            store(listed + i, power);
+        }
+        count = 0;
+        for (int64_t j = place + 1 > window ? place + 1 - window : 0; j <= place; ++j)
+            if (columns[j] >= 0) weights[columns[j] * rows] = listed[count++];
+        float total = 0;
+        for (int lane = 0; lane < kLanes; ++lane) total += sum[lane];
+        return 1 / total;
+    }
+
+    static Vector exponential(Vector x, float most) {
+        const Vector power = power_of_two((x - most) * kLog2E);
+        // What is not seen weighs nothing, not next to nothing.
+        return x == Vector{} - __builtin_inff() ? Vector{} : power;
+    }
+
+    // Numbers that `mix` needs room for.
+    int64_t space(int64_t columns) const {
+        const int64_t padded = columns + 2 * kColumns;
+        return kRows * size + kRows * padded + kRows * padded + longest + 2 * kLanes;
+    }
+
+    // What a block of queries of one row and head makes of the cache.
+    void mix(int64_t row, int64_t head, int64_t first_query, int64_t rows, const float* laid_out, float* space) const {
+        const int64_t padded = (n_panels(row) + 1) * kColumns;
+        float *asking = space, *scores = asking + kRows * size, *weights = scores + kRows * padded;
+        float* listed = weights + kRows * padded;
+        for (int64_t i = 0; i < rows; ++i) {
+            const float* found = asked(row, head, first_query + i);
+            for (int64_t feature = 0; feature < size; ++feature) asking[feature * rows + i] = found[feature] * scaling;
+        }
+        Tile tile;
+        for (int64_t panel = 0; panel < n_panels(row); ++panel) {
+            const float* place = laid_out + panel * size * kColumns;
+            multiply_rows(rows)(asking, place, kColumns, size, tile, reinterpret_cast<const char*>(place), 0);
+            for (int64_t i = 0; i < rows; ++i)
+                for (int v = 0; v < kVectors; ++v)
+                    store(scores + i * padded + panel * kColumns + v * kLanes, tile.sum[i][v]);
+        }
+        float factors[kRows];
+        std::memset(weights, 0, 4 * used[row] * rows);
+        for (int64_t i = 0; i < rows; ++i) {
+            const int64_t token = begin[row] + (first_query + i) / shared;
+            factors[i] = weigh(token, scores + i * padded, weights + i, rows, listed);
+        }
+        for (int64_t part = 0; part < size; part += kColumns) {
+            const float* place = values + row * room * column_size() + head * size + part;
+            multiply_rows(rows)(weights, place, column_size(), used[row], tile, reinterpret_cast<const char*>(place), 0);
+            for (int64_t i = 0; i < rows; ++i)
+                for (int v = 0; v < kVectors; ++v)
+                    store(mixed(row, head, first_query + i) + part + v * kLanes, tile.sum[i][v] * factors[i]);
+        }
+    }
+
+    // Queries of a row that share a head of keys: token by token all of their heads.
+    const float* asked(int64_t row, int64_t head, int64_t number) const {
+        return query + (begin[row] + number / shared) * stride + (head * shared + number % shared) * size;
+    }
+    float* mixed(int64_t row, int64_t head, int64_t number) const {
+        return out + ((begin[row] + number / shared) * heads + head * shared + number % shared) * size;
     }
 };
 
@@ -301,5 +429,63 @@ void genret_norm(const float* states, int64_t count, int64_t width, const float*
         for (int64_t feature = 0; feature < width; ++feature)
             out[row * width + feature] = state[feature] * factor * factors[feature];
     }
+}
+
+// Puts the keys and values of tokens into the cache, and attends to it.
+//
+// Tokens stand row by row, those of a row from begin[row] on; `stride` numbers lie between two of them in `query`
+// [tokens, heads, size], `key` and `value` [tokens, heads / shared, size], which go to the columns `slots` (row * room +
+// column) of `keys` and `values` [rows, room, heads / shared, size]. A row has `used` columns. Of its row a token sees the
+// `first` columns, which are its first positions, and those that stand in `seen` [tokens, longest] up to its own place,
+// `depth`, which are the positions after these; -1 among them is none. It sees no further back than `window` positions.
+// `size` is a multiple of kColumns. Gives 0, or 1 if there is no memory.
+int32_t genret_attention(const float* query, const float* key, const float* value, int64_t stride, int64_t heads,
+                         int64_t shared, int64_t size, float* keys, float* values, int64_t rows, int64_t room,
+                         const int64_t* begin, const int64_t* used, const int64_t* slots, const int64_t* first,
+                         const int64_t* depth, const int32_t* seen, int64_t longest, int64_t window, float scaling,
+                         float* out, int32_t threads) {
+    const Attention attention{query, key,   value, stride, heads, shared, size,    keys,   values,  room,
+                              begin, used,  slots, first,  depth, seen,   longest, window, scaling, out};
+    const int64_t n_heads = heads / shared;
+    int64_t columns = 0;
+    for (int64_t row = 0; row < rows; ++row) columns = used[row] > columns ? used[row] : columns;
+    const int64_t panels = (columns + kColumns - 1) / kColumns, of_pair = panels * size * kColumns;
+    // Rows and heads whose keys are laid out at a time.
+    int64_t most = kLaidOut / (of_pair + 1) + 1;
+    most = most < rows * n_heads ? most : rows * n_heads;
+    const int64_t of_thread = attention.space(panels * kColumns);
+    float* space = static_cast<float*>(__builtin_malloc(4 * (most * of_pair + threads * of_thread + 1)));
+    if (space == nullptr) return 1;
+#pragma omp parallel num_threads(threads)
+    {
+        const int64_t thread = omp_get_thread_num(), n_threads = omp_get_num_threads();
+        float* mine = space + most * of_pair + thread * of_thread;
+        const Share tokens(begin[rows], thread, n_threads);
+        for (int64_t token = tokens.begin; token < tokens.end; ++token) attention.write(token);
+        for (int64_t pair = 0; pair < rows * n_heads; pair += most) {
+            const int64_t end = pair + most < rows * n_heads ? pair + most : rows * n_heads;
+#pragma omp barrier
+            const Share units((end - pair) * panels, thread, n_threads);
+            for (int64_t unit = units.begin; unit < units.end; ++unit) {
+                const int64_t row = (pair + unit / panels) / n_heads, head = (pair + unit / panels) % n_heads;
+                if (attention.queries(row) > 0 && unit % panels < attention.n_panels(row))
+                    attention.lay_out_keys(row, head, unit % panels, space + unit * size * kColumns);
+            }
+#pragma omp barrier
+            int64_t count = 0;
+            for (int64_t i = pair; i < end; ++i) count += Blocks(attention.queries(i / n_heads)).count;
+            const Share share(count, thread, n_threads);
+            int64_t number = 0;
+            for (int64_t i = pair; i < end && number < share.end; ++i) {
+                const Blocks blocks(attention.queries(i / n_heads));
+                for (int64_t block = 0; block < blocks.count; ++block, ++number)
+                    if (number >= share.begin && number < share.end)
+                        attention.mix(i / n_heads, i % n_heads, blocks.first(block), blocks.size(block),
+                                      space + (i - pair) * of_pair, mine);
+            }
+        }
+    }
+    __builtin_free(space);
+    return 0;
 }
 }

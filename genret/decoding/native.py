@@ -13,6 +13,7 @@ import platform
 import shutil
 import stat
 import subprocess
+import sys
 import tempfile
 from dataclasses import dataclass
 from functools import cache
@@ -63,6 +64,27 @@ class Turns:
     turned: int
 
 
+@dataclass(frozen=True)
+class Tree:
+    """What the tokens of a pass see of a cache, row by row of it.
+
+    Attributes:
+        begin: int64 `[rows + 1]`, where the tokens of each row begin.
+        used: int64 `[rows]`, how many columns of each hold something, with this pass.
+        slots: int64 `[tokens]`, row * room + column of each token.
+        first: int64 `[tokens]`, how many columns from the first on each sees: those of its prompt.
+        depth: int64 `[tokens]`, its place on the path that follows; -1 in a prompt.
+        seen: int32 `[tokens, depth]`, the columns of the tokens on that path, its own among them; -1 for none.
+    """
+
+    begin: Tensor
+    used: Tensor
+    slots: Tensor
+    first: Tensor
+    depth: Tensor
+    seen: Tensor
+
+
 class Kernels:
     """The compiled products, see kernels.cpp."""
 
@@ -81,12 +103,18 @@ class Kernels:
             *(place, number, number, place, place, place, number, place),
             *(small, ctypes.c_float, place, place, place, number, number, small),
         ]
+        self._attention = library.genret_attention
+        self._attention.restype = small
+        self._attention.argtypes = [
+            *(place, place, place, number, number, number, number, place, place, number, number),
+            *(place, place, place, place, place, place, number, number, ctypes.c_float, place, small),
+        ]
         self._norm = library.genret_norm
         self._norm.restype = None
         self._norm.argtypes = [place, number, number, place, ctypes.c_float, place, small]
 
-    def turns(self, size: int) -> bool:
-        """Whether heads of this size can be turned by `product`."""
+    def fits(self, size: int) -> bool:
+        """Whether heads of this size can be turned by `product`, and be attended with."""
         return size % self._columns == 0
 
     def head_order(self, size: int) -> Tensor:
@@ -146,7 +174,8 @@ class Kernels:
         Raises:
             MemoryError: There is none for a copy of some states.
         """
-        states = states.contiguous()
+        # What is not contiguous must live as long as the call.
+        states, added = states.contiguous(), None if added is None else added.contiguous()
         made = states.new_empty(states.shape[0], panels.outputs)
         failed = self._product(
             states.data_ptr(),
@@ -154,7 +183,7 @@ class Kernels:
             states.shape[1],
             panels.rows.data_ptr(),
             None if panels.bias is None else panels.bias.data_ptr(),
-            None if added is None else added.contiguous().data_ptr(),
+            None if added is None else added.data_ptr(),
             panels.outputs,
             made.data_ptr(),
             panels.gated,
@@ -174,6 +203,59 @@ class Kernels:
         self._norm(
             states.data_ptr(), *states.shape, factors.data_ptr(), epsilon, made.data_ptr(), torch.get_num_threads()
         )
+        return made
+
+    def attention(
+        self,
+        states: tuple[Tensor, Tensor, Tensor],
+        cache: tuple[Tensor, Tensor],
+        tree: Tree,
+        window: int | None,
+        scaling: float,
+    ) -> Tensor:
+        """Put keys and values of a pass into the cache, and attend to it: softmax over what each token sees.
+
+        Args:
+            states: float32 queries `[tokens, heads, head_dim]`, keys and values `[tokens, key_heads, head_dim]`, row by
+                row of the cache, as parts of one product: each token as far from the next in all three.
+            cache: float32 keys and values `[rows, room, key_heads, head_dim]`, written to.
+            tree: What the tokens see.
+            window: How far back, in positions; None for all the way.
+            scaling: Factor of the scores.
+
+        Returns:
+            float32 `[tokens, heads, head_dim]`.
+
+        Raises:
+            MemoryError: There is none for a copy of some keys.
+        """
+        query, key = states[:2]
+        keys, values = cache
+        made = query.new_empty(query.shape)
+        failed = self._attention(
+            *(part.data_ptr() for part in states),
+            query.stride(0),
+            query.shape[1],
+            query.shape[1] // key.shape[1],
+            query.shape[2],
+            keys.data_ptr(),
+            values.data_ptr(),
+            keys.shape[0],
+            keys.shape[1],
+            tree.begin.data_ptr(),
+            tree.used.data_ptr(),
+            tree.slots.data_ptr(),
+            tree.first.data_ptr(),
+            tree.depth.data_ptr(),
+            tree.seen.data_ptr(),
+            tree.seen.shape[1],
+            sys.maxsize if window is None else window,
+            scaling,
+            made.data_ptr(),
+            torch.get_num_threads(),
+        )
+        if failed:
+            raise MemoryError(f"no memory for a copy of some of {tuple(keys.shape)} keys")
         return made
 
 

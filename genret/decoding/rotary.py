@@ -22,7 +22,7 @@ def order_for(packed: bool, size: int) -> Order:
     own = kernels()
     if not packed:
         return "halves"
-    return "panels" if own is not None and own.turns(size) else "pairs"
+    return "panels" if own is not None and own.fits(size) else "pairs"
 
 
 def places(order: Order, heads: Sequence[int], size: int) -> Tensor | None:

@@ -2,7 +2,9 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from copy import deepcopy
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -11,9 +13,12 @@ from peft import LoraConfig, get_peft_model
 from torch import nn
 from torch.nn.utils import parametrize
 from transformers import AutoModelForCausalLM, Gemma2Config, LlamaConfig, MistralConfig, Qwen2Config
+from ways import OWN, all_ways
 
+from genret.decoding import attention
 from genret.decoding.attention import TreeDecoder
 from genret.decoding.bare import is_bare
+from genret.decoding.native import Kernels
 from genret.decoding.search import TrieSearch
 from genret.decoding.trie import Trie
 
@@ -80,6 +85,54 @@ def test_it_finds_what_the_modules_find(name: str, how: Any) -> None:
     for found, expected in pairs:
         assert found.indices.tolist() == expected.indices.tolist()
         assert found.scores == pytest.approx(expected.scores, abs=1e-5)
+
+
+def with_larger_heads(name: str) -> Any:
+    """A model in single precision, with heads that our own attention takes."""
+    config = deepcopy(CONFIGS[name])
+    config.head_dim = 32
+    return build(config, torch.float32)
+
+
+@pytest.mark.parametrize("mode", ["beam", "exact"])
+@pytest.mark.parametrize("how", ["trie", "vocabulary"])
+@pytest.mark.parametrize("name", CONFIGS)
+@all_ways
+def test_single_precision_finds_what_the_modules_find_in_double(way: str, name: str, how: Any, mode: Any) -> None:
+    model, trie = with_larger_heads(name), Trie.from_sequences([[12, 13, *tokens] for tokens in identifiers()])
+    prompts = [np.random.default_rng(length).integers(3, 64, size=length).tolist() for length in (1, 4, 12, 22)]
+    single, double = TrieSearch(model, trie, how), deepcopy(model).double()
+    with hooked(double):
+        modules = TrieSearch(double, trie, how)
+    assert single.decoder.own_attention == (way == OWN) and not modules.decoder.own_attention
+    with mock.patch.object(Kernels, "attention", autospec=True, side_effect=Kernels.attention) as called:
+        found = single.search(prompts, k=8, mode=mode)
+    assert (called.call_count > 0) == (way == OWN)
+    for one, expected in zip(found, modules.search(prompts, k=8, mode=mode), strict=True):
+        assert one.indices.tolist() == expected.indices.tolist()
+        assert one.scores == pytest.approx(expected.scores, abs=1e-4)
+
+
+@pytest.mark.parametrize("way", [OWN], indirect=True)
+@pytest.mark.parametrize("name", ["llama", "mistral with a window"])
+def test_passes_may_change_between_both_kinds_of_attention(
+    way: str, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, trie = with_larger_heads(name), Trie.from_sequences(identifiers())
+    prompts = [np.random.default_rng(length).integers(3, 64, size=length).tolist() for length in (1, 4, 12)]
+    finder = TrieSearch(model, trie, "vocabulary")
+    expected = finder.search(prompts, k=8, mode="exact")
+    for prompt, appended in ((12, 30), (11, 30), (11, 1 << 20)):
+        # Prompts, or what comes after some passes, or both go another way.
+        monkeypatch.setattr(attention, "LONG_PROMPT", prompt)
+        monkeypatch.setattr(attention, "FEW_APPENDED", appended)
+        forward = mock.Mock(side_effect=finder.decoder.forward)
+        with mock.patch.object(finder.decoder, "forward", forward):
+            found = finder.search(prompts, k=8, mode="exact")
+        assert {call.args[2].tree is None for call in forward.call_args_list} == {True, False}
+        for one, other in zip(found, expected, strict=True):
+            assert one.indices.tolist() == other.indices.tolist()
+            assert one.scores == pytest.approx(other.scores, abs=1e-4)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])

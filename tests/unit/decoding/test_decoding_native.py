@@ -6,8 +6,10 @@ import platform
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -15,7 +17,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from genret.decoding import native
-from genret.decoding.native import Kernels, kernels
+from genret.decoding.native import Kernels, Tree, Turns, kernels
 
 ANY = st.integers(0, 2**32 - 1)
 
@@ -159,6 +161,150 @@ def test_gates_of_any_size_are_numbers(own: Kernels) -> None:
     torch.testing.assert_close(found, torch.nn.functional.silu(gate), atol=1e-30, rtol=1e-6)
 
 
+def test_norms_are_those_of_double_precision(own: Kernels) -> None:
+    torch.manual_seed(0)
+    for count, width in ((1, 1), (3, 33), (200, 300)):
+        states, factors = 3 * torch.randn(width, count).T, torch.randn(width)
+        right = torch.nn.functional.rms_norm(states.double(), (width,), factors.double(), 0.1)
+        torch.testing.assert_close(own.normed(states, factors, 0.1).double(), right, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("size", [32, 64, 96])
+def test_products_are_turned(own: Kernels, size: int) -> None:
+    torch.manual_seed(0)
+    # Two heads that are turned, and one that is not.
+    count, states, rows = 20, torch.randn(20, 12), torch.randn(3 * size, 12)
+    positions, angles = torch.randint(0, 50, (count,)), torch.rand(50, size // 2) * 6
+    table = torch.cat((angles.cos(), angles.sin()), 1)
+    heads = (states.double() @ rows.double().T).unflatten(1, (3, size))
+    left, right = heads[:, :2].chunk(2, -1)
+    cosine, sine = angles[positions].double().cos()[:, None], angles[positions].double().sin()[:, None]
+    turned = torch.cat((left * cosine - right * sine, right * cosine + left * sine), -1)
+    order = own.head_order(size)
+    assert own.fits(size) and sorted(order.tolist()) == list(range(size))
+    ordered = rows.unflatten(0, (3, size))
+    ordered = torch.cat((ordered[:2, order].flatten(0, 1), ordered[2]))
+    found = own.product(states, own.laid_out(ordered), turns=Turns(table, positions, 2 * size)).unflatten(1, (3, size))
+    torch.testing.assert_close(found[:, :2].double(), turned[..., order], atol=1e-4, rtol=0)
+    torch.testing.assert_close(found[:, 2].double(), heads[:, 2], atol=1e-4, rtol=0)
+
+
+@dataclass
+class Situation:
+    """A cache, and the tokens of a pass."""
+
+    states: tuple[Tensor, Tensor, Tensor]
+    cache: tuple[Tensor, Tensor]
+    tree: Tree
+    row: Tensor
+
+
+def a_situation(
+    seed: int, rows: int, heads: int, shared: int, size: int, prompts: bool, most: int = 12, empty: bool = True
+) -> Situation:
+    """Rows of different lengths, tokens with paths through what was appended before and in this pass."""
+    random = np.random.default_rng(seed)
+    prompt = random.integers(1, most, rows)
+    before = np.zeros(rows, int) if prompts else random.integers(0, most, rows)
+    count = prompt if prompts else random.integers(0 if empty else 1, most, rows)
+    used = count if prompts else prompt + before + count
+    row, place = np.repeat(np.arange(rows), count), np.concatenate([np.arange(some) for some in count])
+    column = place if prompts else (prompt + before)[row] + place
+    depth = np.full(len(row), -1) if prompts else random.integers(0, 6, len(row))
+    seen = np.full((len(row), max(depth.max(initial=-1) + 1, 0)), -1, np.int32)
+    for token, last in enumerate(depth):
+        if last >= 0:
+            # Some places of the path are part of the prompt, as those that all identifiers share.
+            earlier = np.arange(prompt[row[token]], column[token])
+            known = min(last, len(earlier), random.integers(0, 6))
+            seen[token, last - known : last] = np.sort(random.permutation(earlier)[:known])
+            seen[token, last] = column[token]
+    room, keyed = int(used.max()) + 3, heads // shared
+    product = torch.from_numpy(random.standard_normal((len(row), heads + 2 * keyed, size), np.float32))
+    cache = torch.from_numpy(random.standard_normal((2, rows, room, keyed, size), np.float32))
+    first = place + 1 if prompts else prompt[row]
+    arrays = [np.concatenate(([0], np.cumsum(count))), used, row * room + column, first, depth]
+    tree = Tree(*(torch.from_numpy(array.astype(np.int64)) for array in arrays), torch.from_numpy(seen))
+    parts = product[:, :heads], product[:, heads : heads + keyed], product[:, heads + keyed :]
+    return Situation(parts, (cache[0], cache[1]), tree, torch.from_numpy(row))
+
+
+def attended(case: Situation, window: int | None, scaling: float) -> Tensor:
+    """Attention in double precision, token by token, after keys and values were written."""
+    query, key, value = (part.double() for part in case.states)
+    keys, values = (part.double().clone() for part in case.cache)
+    for buffer, part in ((keys, key), (values, value)):
+        buffer.flatten(0, 1)[case.tree.slots] = part
+    made = torch.empty_like(query)
+    for token, row in enumerate(case.row.tolist()):
+        first, depth = int(case.tree.first[token]), int(case.tree.depth[token])
+        # Columns by their positions; the last of them is the token's own.
+        columns = [*range(first), *case.tree.seen[token, : depth + 1].tolist()]
+        near = columns if window is None else columns[max(0, len(columns) - window) :]
+        near = [column for column in near if column >= 0]
+        for head in range(query.shape[1]):
+            shared = head * keys.shape[2] // query.shape[1]
+            scores = keys[row, near, shared] @ query[token, head] * scaling
+            made[token, head] = scores.softmax(0) @ values[row, near, shared]
+    return made
+
+
+@given(
+    seed=ANY,
+    rows=st.integers(1, 4),
+    heads=st.sampled_from([(1, 1), (2, 1), (4, 2), (6, 3)]),
+    size=st.sampled_from([32, 64]),
+    prompts=st.booleans(),
+    window=st.sampled_from([None, 1, 4]),
+    threads=st.sampled_from([1, 2, 3]),
+)
+def test_attention_is_that_of_double_precision(
+    own: Kernels,
+    seed: int,
+    rows: int,
+    heads: tuple[int, int],
+    size: int,
+    prompts: bool,
+    window: int | None,
+    threads: int,
+) -> None:
+    case = a_situation(seed, rows, *heads, size, prompts)
+    expected = attended(case, window, 0.3)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        found = own.attention(case.states, case.cache, case.tree, window, 0.3)
+    finally:
+        torch.set_num_threads(before)
+    torch.testing.assert_close(found.double(), expected, atol=1e-4, rtol=0)
+    for buffer, part in zip(case.cache, case.states[1:], strict=True):
+        assert torch.equal(buffer.flatten(0, 1)[case.tree.slots], part)
+
+
+@pytest.mark.parametrize("prompts", [True, False])
+def test_keys_of_many_rows_are_laid_out_some_at_a_time(own: Kernels, prompts: bool) -> None:
+    # More rows and heads with more columns than are laid out at once, and heads with more queries than a block.
+    case = a_situation(0, 40, 4, 2, 64, prompts, most=250, empty=False)
+    used = case.tree.used.max().item()
+    assert 40 * 2 * -(-used // 32) * 32 * 64 > 1 << 20
+    some = torch.arange(0, len(case.row), 37)
+    expected = attended(case, None, 0.2)[some]
+    found = own.attention(case.states, case.cache, case.tree, None, 0.2)[some]
+    torch.testing.assert_close(found.double(), expected, atol=1e-4, rtol=0)
+
+
+def test_what_is_not_seen_weighs_nothing(own: Kernels) -> None:
+    case = a_situation(3, 2, 2, 1, 32, False, empty=False)
+    keys, values = case.cache
+    plain = own.attention(case.states, (keys.clone(), values.clone()), case.tree, None, 1.0)
+    # Columns that nobody has used, and those of scores that are next to nothing beside others.
+    for row, used in enumerate(case.tree.used.tolist()):
+        keys[row, used:], values[row, used:] = torch.nan, torch.nan
+    assert torch.equal(own.attention(case.states, case.cache, case.tree, None, 1.0), plain)
+    huge = own.attention(case.states, case.cache, case.tree, None, 1e4)
+    torch.testing.assert_close(huge.double(), attended(case, None, 1e4), atol=1e-3, rtol=0)
+
+
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="these are names of x86 processors")
 @pytest.mark.parametrize("processor", ["x86-64", "x86-64-v3"])
 def test_processors_with_shorter_vectors_multiply_as_well(
@@ -175,6 +321,11 @@ def test_processors_with_shorter_vectors_multiply_as_well(
         for gated in (False, True):
             found = own.product(states, own.laid_out(rows, bias, gated), epsilon=0.1)
             torch.testing.assert_close(found.double(), expected(states, rows, bias, gated, 0.1), atol=1e-4, rtol=0)
+    for prompts in (True, False):
+        case = a_situation(1, 3, 4, 2, 32, prompts, most=40)
+        right = attended(case, None, 0.2)
+        found = own.attention(case.states, case.cache, case.tree, None, 0.2)
+        torch.testing.assert_close(found.double(), right, atol=1e-4, rtol=0)
 
 
 def in_another_process() -> None:

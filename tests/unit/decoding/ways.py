@@ -1,6 +1,7 @@
 """How products with weights are made: tests run in each way that this machine has."""
 
 import os
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -14,18 +15,22 @@ HAVE = {OWN: kernels() is not None, ONE_DNN: packed._has_one_dnn(), PLAIN: True}
 
 
 @pytest.fixture
-def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """Only this way of making products is there."""
     chosen: str = request.param
     if not HAVE[chosen]:
         reason = f"no {chosen} products on this machine"
         pytest.fail(reason) if os.environ.get("CI") == "true" else pytest.skip(reason)
     if chosen != OWN:
-        monkeypatch.setattr(packed, "kernels", lambda: None)
+        monkeypatch.setenv("CXX", "")
+        kernels.cache_clear()
     if chosen == PLAIN:
         monkeypatch.setattr(packed, "_has_one_dnn", lambda: False)
     assert packed.can_pack([torch.zeros(2, 2)]) == (chosen != PLAIN)
-    return chosen
+    yield chosen
+    if chosen != OWN:
+        monkeypatch.undo()
+        kernels.cache_clear()
 
 
 packed_ways = pytest.mark.parametrize("way", [OWN, ONE_DNN], indirect=True)
