@@ -236,7 +236,7 @@ struct Product {
 // Attention of tokens to their rows of the cache: of its row each sees the first columns, and some of the others.
 struct Attention {
     const float *query, *key, *value;
-    int64_t stride, heads, shared, size;
+    int64_t stride, value_stride, heads, shared, size;
     float *keys, *values;
     int64_t room;
     const int64_t *begin, *used, *slots, *first, *depth;
@@ -254,7 +254,7 @@ struct Attention {
     void write(int64_t token) const {
         const int64_t place = slots[token] * column_size(), bytes = 4 * column_size();
         std::memcpy(keys + place, key + token * stride, bytes);
-        std::memcpy(values + place, value + token * stride, bytes);
+        std::memcpy(values + place, value + token * value_stride, bytes);
     }
 
     // Lays out the keys of some columns, for one head, as a panel.
@@ -369,7 +369,7 @@ int64_t genret_columns() { return kColumns; }
 // `panels` holds the weights, kColumns rows of them after the other, each feature by feature; rows that are missing in
 // the last one are zeros. `bias` has a place for each of all these rows. If `gated`, the first half of a panel's rows
 // are those of a gate: out[i][j] is the product with row j of the other halves, times the silu of that with row j of
-// these. With a positive `epsilon` states are divided by the root of epsilon and the mean of their squares first.
+// these. With an `epsilon` that is not negative states are divided by the root of epsilon and the mean of their squares first.
 // The first `turned` outputs, if any, are turned as `Rotation` has it, state i as of `positions[i]`; `size` is a multiple
 // of kColumns. `sums[i]` is the sum over j of exp(out[i][j]). `bias`, `added` and `sums` may be null. Gives 0, or 1 if
 // there is no memory.
@@ -391,14 +391,14 @@ int32_t genret_product(const float* states, int64_t count, int64_t width, const 
             const Blocks blocks(count - begin < most ? count - begin : most);
             const float* group = states + begin * width;
             for (int64_t i = 0; i < summed; ++i) mine[i] = 0;
-            if (epsilon > 0) {
+            if (epsilon >= 0) {
                 for (int64_t row = thread; row < blocks.rows; row += n_threads)
                     factors[row] = norm_factor(group + row * width, width, epsilon);
 #pragma omp barrier
             }
             const Share features(width, thread, n_threads);
             for (int64_t block = 0; block < blocks.count; ++block)
-                lay_out(group, width, blocks, block, features, epsilon > 0 ? factors : nullptr, space);
+                lay_out(group, width, blocks, block, features, epsilon >= 0 ? factors : nullptr, space);
 #pragma omp barrier
             const Share units(product.n_panels() * blocks.count, thread, n_threads);
             for (int64_t unit = units.begin; unit < units.end; ++unit) {
@@ -434,18 +434,19 @@ void genret_norm(const float* states, int64_t count, int64_t width, const float*
 // Puts the keys and values of tokens into the cache, and attends to it.
 //
 // Tokens stand row by row, those of a row from begin[row] on; `stride` numbers lie between two of them in `query`
-// [tokens, heads, size], `key` and `value` [tokens, heads / shared, size], which go to the columns `slots` (row * room +
+// [tokens, heads, size] and `key` [tokens, heads / shared, size], `value_stride` in `value`, which is like `key`. Keys and
+// values go to the columns `slots` (row * room +
 // column) of `keys` and `values` [rows, room, heads / shared, size]. A row has `used` columns. Of its row a token sees the
 // `first` columns, which are its first positions, and those that stand in `seen` [tokens, longest] up to its own place,
 // `depth`, which are the positions after these; -1 among them is none. It sees no further back than `window` positions.
 // `size` is a multiple of kColumns. Gives 0, or 1 if there is no memory.
-int32_t genret_attention(const float* query, const float* key, const float* value, int64_t stride, int64_t heads,
-                         int64_t shared, int64_t size, float* keys, float* values, int64_t rows, int64_t room,
+int32_t genret_attention(const float* query, const float* key, const float* value, int64_t stride,
+                         int64_t value_stride, int64_t heads, int64_t shared, int64_t size, float* keys, float* values, int64_t rows, int64_t room,
                          const int64_t* begin, const int64_t* used, const int64_t* slots, const int64_t* first,
                          const int64_t* depth, const int32_t* seen, int64_t longest, int64_t window, float scaling,
                          float* out, int32_t threads) {
-    const Attention attention{query, key,   value, stride, heads, shared, size,    keys,   values,  room,
-                              begin, used,  slots, first,  depth, seen,   longest, window, scaling, out};
+    const Attention attention{query, key,   value, stride, value_stride, heads, shared,  size,   keys,    values, room,
+                              begin, used,  slots, first,  depth,        seen,  longest, window, scaling, out};
     const int64_t n_heads = heads / shared;
     int64_t columns = 0;
     for (int64_t row = 0; row < rows; ++row) columns = used[row] > columns ? used[row] : columns;

@@ -106,7 +106,7 @@ class Kernels:
         self._attention = library.genret_attention
         self._attention.restype = small
         self._attention.argtypes = [
-            *(place, place, place, number, number, number, number, place, place, number, number),
+            *(place, place, place, number, number, number, number, number, place, place, number, number),
             *(place, place, place, place, place, place, number, number, ctypes.c_float, place, small),
         ]
         self._norm = library.genret_norm
@@ -151,7 +151,7 @@ class Kernels:
         states: Tensor,
         panels: Panels,
         added: Tensor | None = None,
-        epsilon: float = 0.0,
+        epsilon: float | None = None,
         sums: Tensor | None = None,
         turns: Turns | None = None,
     ) -> Tensor:
@@ -161,19 +161,21 @@ class Kernels:
             states: float32 `[states, width]` on the CPU.
             panels: The matrix.
             added: float32 `[states, outputs]`, added to the products.
-            epsilon: If positive, states are divided first by the root of it and of the mean of their squares (RMSNorm,
-                arXiv 1910.07467, equation 4, but for its factors).
-            sums: float32 `[states]`, contiguous: becomes the sum of the exponentials of each state's outputs, infinite
-                where one is beyond 88. Of hundreds of thousands of outputs it is good to some 1e-5 of it.
-
+            epsilon: If there is one, states are divided first by the root of it and of the mean of their squares
+                (RMSNorm, arXiv 1910.07467, equation 4, but for its factors).
+            sums: float32 `[states]`, contiguous, if there is no gate: becomes the sum of the exponentials of each
+                state's outputs, infinite where one is beyond 88. Of hundreds of thousands of outputs it is good to some
+                1e-5 of it.
             turns: Turns outputs, if they have no gate.
 
         Returns:
             float32 `[states, outputs]`.
 
         Raises:
+            TypeError: Numbers of another type.
             MemoryError: There is none for a copy of some states.
         """
+        _check_types(*(part for part in (states, added, sums) if part is not None))
         # What is not contiguous must live as long as the call.
         states, added = states.contiguous(), None if added is None else added.contiguous()
         made = states.new_empty(states.shape[0], panels.outputs)
@@ -187,7 +189,7 @@ class Kernels:
             panels.outputs,
             made.data_ptr(),
             panels.gated,
-            epsilon,
+            -1.0 if epsilon is None else epsilon,
             None if sums is None else sums.data_ptr(),
             *((None, None, 1, 0) if turns is None else _pointers(turns)),
             torch.get_num_threads(),
@@ -197,7 +199,12 @@ class Kernels:
         return made
 
     def normed(self, states: Tensor, factors: Tensor, epsilon: float) -> Tensor:
-        """RMSNorm of float32 states `[states, width]` with factors `[width]` (arXiv 1910.07467, equation 4)."""
+        """RMSNorm of float32 states `[states, width]` with factors `[width]` (arXiv 1910.07467, equation 4).
+
+        Raises:
+            TypeError: Numbers of another type.
+        """
+        _check_types(states, factors)
         states, factors = states.contiguous(), factors.contiguous()
         made = torch.empty_like(states)
         self._norm(
@@ -217,7 +224,7 @@ class Kernels:
 
         Args:
             states: float32 queries `[tokens, heads, head_dim]`, keys and values `[tokens, key_heads, head_dim]`, row by
-                row of the cache, as parts of one product: each token as far from the next in all three.
+                row of the cache: parts of products, of which queries and keys are parts of the same.
             cache: float32 keys and values `[rows, room, key_heads, head_dim]`, written to.
             tree: What the tokens see.
             window: How far back, in positions; None for all the way.
@@ -227,14 +234,17 @@ class Kernels:
             float32 `[tokens, heads, head_dim]`.
 
         Raises:
+            TypeError: Numbers of another type.
             MemoryError: There is none for a copy of some keys.
         """
-        query, key = states[:2]
+        _check_types(*states, *cache)
+        query, key, value = states
         keys, values = cache
         made = query.new_empty(query.shape)
         failed = self._attention(
             *(part.data_ptr() for part in states),
             query.stride(0),
+            value.stride(0),
             query.shape[1],
             query.shape[1] // key.shape[1],
             query.shape[2],
@@ -257,6 +267,13 @@ class Kernels:
         if failed:
             raise MemoryError(f"no memory for a copy of some of {tuple(keys.shape)} keys")
         return made
+
+
+def _check_types(*tensors: Tensor) -> None:
+    """What the kernels read and write is of this type, whatever a model is made of."""
+    for tensor in tensors:
+        if tensor.dtype != torch.float32:
+            raise TypeError(f"expected numbers in single precision, found {tensor.dtype}")
 
 
 def _pointers(turns: Turns) -> tuple[int, int, int, int]:
@@ -289,28 +306,33 @@ def _compiler() -> str | None:
 def _library(compiler: str) -> ctypes.CDLL:
     """The compiled source, of a folder of the user's own where that can be kept."""
     folder = _kept()
-    if folder is None:
-        with tempfile.TemporaryDirectory(prefix="genret-") as passing:
-            return ctypes.CDLL(str(_compiled(compiler, Path(passing))))
-    library = _compiled(compiler, folder)
-    try:
-        return ctypes.CDLL(str(library))
-    except OSError:
-        # What stands there is no library, or was made where other ones are.
-        library.unlink()
-        return ctypes.CDLL(str(_compiled(compiler, folder)))
+    if folder is not None:
+        library = _compiled(compiler, folder)
+        try:
+            if _is_own(library):
+                return ctypes.CDLL(str(library))
+        except OSError:
+            # No library, or one that was made where others are: it will be made anew.
+            library.unlink(missing_ok=True)
+    with tempfile.TemporaryDirectory(prefix="genret-", ignore_cleanup_errors=True) as passing:
+        return ctypes.CDLL(str(_compiled(compiler, Path(passing))))
 
 
 def _kept() -> Path | None:
     """The folder for what is compiled; None where there is none that only this user can write to."""
     try:
-        folder = Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()) / "genret"
+        folder = Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()) / "genret-kernels"
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        found = folder.stat()
+        usable = _is_own(folder) and os.access(folder, os.W_OK)
     except (OSError, RuntimeError):  # the latter without a home
         return None
-    others = found.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
-    return folder if found.st_uid == os.getuid() and not others and os.access(folder, os.W_OK) else None
+    return folder if usable else None
+
+
+def _is_own(path: Path) -> bool:
+    """Whether only this user can write there; of the folders above that is taken for granted."""
+    found = path.stat()
+    return found.st_uid == os.getuid() and not found.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
 
 
 def _compiled(compiler: str, folder: Path) -> Path:
@@ -329,7 +351,7 @@ def _compiled(compiler: str, folder: Path) -> Path:
 
 
 def _call(*command: str) -> None:
-    subprocess.run(command, check=True, capture_output=True, text=True, timeout=COMPILER_SECONDS)
+    subprocess.run(command, check=True, capture_output=True, text=True, errors="replace", timeout=COMPILER_SECONDS)
 
 
 def _key(compiler: str) -> str:
@@ -343,7 +365,7 @@ def _key(compiler: str) -> str:
 def _processor() -> str:
     """The kind of this processor, and what it can do."""
     try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         return f"{platform.machine()} {platform.processor()}"
     kinds = ("model name", "model\t", "flags", "CPU part", "Features")
@@ -352,9 +374,10 @@ def _processor() -> str:
 
 def _multiplies(found: Kernels) -> bool:
     """Whether a few products are right, of more states than fit in one block and rows that fill no panel."""
-    random = torch.Generator().manual_seed(0)
-    states, rows = (torch.randn(count, 17, generator=random) for count in (15, 33))
-    sums = torch.empty(len(states))
+    # Whatever torch's defaults are.
+    random = torch.Generator("cpu").manual_seed(0)
+    states, rows = (torch.randn(count, 17, generator=random, dtype=torch.float32, device="cpu") for count in (15, 33))
+    sums = states.new_empty(len(states))
     made = found.product(states, found.laid_out(rows), sums=sums)
     expected = states.double() @ rows.double().T
     return torch.allclose(made.double(), expected, atol=1e-4) and torch.allclose(

@@ -33,7 +33,7 @@ class Norm:
             return nn.functional.rms_norm(states, width, norm.weight, self.epsilon)
         if states.dtype == torch.float32:
             own = kernels()
-            if own is not None:
+            if own is not None and norm.weight.dtype == torch.float32:
                 return own.normed(states, norm.weight, self.epsilon)
             return self.evened(states).mul_(norm.weight)
         normed = nn.functional.rms_norm(states.float(), width, eps=self.epsilon)

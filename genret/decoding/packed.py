@@ -115,7 +115,7 @@ class PackedMatrix:
             turns: Turns products, if they are our own.
         """
         if self._kernels is not None:
-            epsilon = 0.0 if norm is None else norm.epsilon
+            epsilon = None if norm is None else norm.epsilon
             return self._kernels.product(states, self._panels, added, epsilon, turns=turns)
         reading = states if norm is None else norm.evened(states)
         products: Tensor = torch.ops.mkldnn._linear_pointwise(reading, self._laid_out, self._bias, "none", [], "")

@@ -19,9 +19,9 @@ in pairs, what these are multiplied with as complex numbers, `[tokens, 1, head_d
 
 def order_for(packed: bool, size: int) -> Order:
     """The order for heads of a size, whose weights are laid out or are not."""
-    own = kernels()
     if not packed:
         return "halves"
+    own = kernels()
     return "panels" if own is not None and own.fits(size) else "pairs"
 
 

@@ -15,12 +15,13 @@ from torch.nn.utils import parametrize
 from transformers import AutoModelForCausalLM, Gemma2Config, LlamaConfig, MistralConfig, Qwen2Config
 from ways import OWN, all_ways
 
-from genret.decoding import attention
+from genret.decoding import attention, packed
 from genret.decoding.attention import TreeDecoder
 from genret.decoding.bare import is_bare
 from genret.decoding.native import Kernels
 from genret.decoding.search import TrieSearch
 from genret.decoding.trie import Trie
+from genret.errors import InputError
 
 SHAPE = {
     "vocab_size": 64,
@@ -111,6 +112,35 @@ def test_single_precision_finds_what_the_modules_find_in_double(way: str, name: 
     for one, expected in zip(found, modules.search(prompts, k=8, mode=mode), strict=True):
         assert one.indices.tolist() == expected.indices.tolist()
         assert one.scores == pytest.approx(expected.scores, abs=1e-4)
+
+
+@pytest.mark.parametrize("way", [OWN], indirect=True)
+@pytest.mark.parametrize("name", CONFIGS)
+def test_models_that_are_too_large_to_be_laid_out_have_our_own_attention(
+    way: str, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(packed, "LARGEST_COPY", 0)
+    model, trie = with_larger_heads(name), Trie.from_sequences(identifiers())
+    prompts = [np.random.default_rng(length).integers(3, 64, size=length).tolist() for length in (1, 4, 12)]
+    finder, double = TrieSearch(model, trie, "vocabulary"), TrieSearch(deepcopy(model).double(), trie, "vocabulary")
+    assert finder.decoder.own_attention and not packed.can_pack([model.lm_head.weight])
+    for one, expected in zip(finder.search(prompts, k=8), double.search(prompts, k=8), strict=True):
+        assert one.indices.tolist() == expected.indices.tolist()
+        assert one.scores == pytest.approx(expected.scores, abs=1e-4)
+
+
+@pytest.mark.parametrize("way", [OWN], indirect=True)
+def test_parts_of_other_types_are_refused_or_heeded(way: str) -> None:
+    trie = Trie.from_sequences(identifiers())
+    model = with_larger_heads("llama")
+    model.model.embed_tokens.bfloat16()
+    with pytest.raises(InputError, match="expected numbers in single precision"):
+        TrieSearch(model, trie, "vocabulary")
+    model = with_larger_heads("llama")
+    model.model.norm.weight = nn.Parameter(model.model.norm.weight.detach().bfloat16())
+    finder, double = TrieSearch(model, trie, "vocabulary"), TrieSearch(deepcopy(model).double(), trie, "vocabulary")
+    one, other = (some.search([[3, 4, 5]], k=8)[0] for some in (finder, double))
+    assert one.indices.tolist() == other.indices.tolist() and one.scores == pytest.approx(other.scores, abs=1e-4)
 
 
 @pytest.mark.parametrize("way", [OWN], indirect=True)

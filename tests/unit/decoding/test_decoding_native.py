@@ -58,10 +58,10 @@ def compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, own: Kernels, anew
     return make
 
 
-def expected(states: Tensor, rows: Tensor, bias: Tensor | None, gated: bool, epsilon: float) -> Tensor:
+def expected(states: Tensor, rows: Tensor, bias: Tensor | None, gated: bool, epsilon: float | None) -> Tensor:
     """The products in double precision."""
     states = states.double()
-    if epsilon:
+    if epsilon is not None:
         states = states / (states.square().mean(1, keepdim=True) + epsilon).sqrt()
     products = states @ rows.double().T + (0 if bias is None else bias.double())
     if not gated:
@@ -76,7 +76,7 @@ def expected(states: Tensor, rows: Tensor, bias: Tensor | None, gated: bool, eps
     outputs=st.integers(1, 80),
     has_bias=st.booleans(),
     gated=st.booleans(),
-    epsilon=st.sampled_from([0.0, 1e-6, 0.3]),
+    epsilon=st.sampled_from([None, 1e-6, 0.3]),
     threads=st.sampled_from([1, 2, 3]),
     seed=ANY,
 )
@@ -87,7 +87,7 @@ def test_products_are_those_of_double_precision(
     outputs: int,
     has_bias: bool,
     gated: bool,
-    epsilon: float,
+    epsilon: float | None,
     threads: int,
     seed: int,
 ) -> None:
@@ -117,7 +117,7 @@ def test_many_states_are_multiplied_group_by_group(own: Kernels) -> None:
     torch.manual_seed(0)
     states, rows, sums = torch.randn(1000, 33), torch.randn(50, 33), torch.empty(1000)
     panels = own.laid_out(rows)
-    for epsilon in (0.0, 0.1):
+    for epsilon in (None, 0.0, 0.1):
         right = expected(states, rows, None, False, epsilon)
         found = own.product(states, panels, epsilon=epsilon, sums=sums)
         torch.testing.assert_close(found.double(), right, atol=1e-4, rtol=0)
@@ -138,7 +138,9 @@ def test_threads_do_not_change_products(own: Kernels) -> None:
 
 def test_states_and_rows_need_not_be_contiguous(own: Kernels) -> None:
     states, rows = torch.randn(24, 10).T, torch.randn(24, 40).T[::2]
-    torch.testing.assert_close(own.product(states, own.laid_out(rows)), states @ rows.T, atol=1e-4, rtol=0)
+    added = torch.randn(20, 10).T
+    found = own.product(states, own.laid_out(rows), added)
+    torch.testing.assert_close(found, states @ rows.T + added, atol=1e-4, rtol=0)
 
 
 def test_sums_tell_of_numbers_that_are_too_large_or_none(own: Kernels) -> None:
@@ -337,7 +339,7 @@ def in_another_process() -> None:
 def test_what_was_compiled_is_kept_and_used_by_other_processes(compiler: Callable[..., Path], tmp_path: Path) -> None:
     calls = compiler()
     assert kernels() is not None
-    (kept,) = (tmp_path / "kept" / "genret").iterdir()
+    (kept,) = (tmp_path / "kept" / "genret-kernels").iterdir()
     made, count = kept.stat(), len(calls.read_text().splitlines())
     assert kept.suffix == ".so" and count == 2
     in_another_process()
@@ -355,17 +357,19 @@ def test_another_source_or_processor_is_compiled_anew(
         kernels.cache_clear()
         monkeypatch.setattr(native, name, value)
         assert kernels() is not None
-    assert len(list((tmp_path / "kept" / "genret").iterdir())) == 3
+    assert len(list((tmp_path / "kept" / "genret-kernels").iterdir())) == 3
 
 
 def test_what_is_no_library_is_compiled_anew(compiler: Callable[..., Path], tmp_path: Path) -> None:
     calls = compiler()
     assert kernels() is not None
-    (kept,) = (tmp_path / "kept" / "genret").iterdir()
+    (kept,) = (tmp_path / "kept" / "genret-kernels").iterdir()
     kept.unlink()
     kept.write_text("not a library")
     in_another_process()
-    assert len(calls.read_text().splitlines()) == 4 and kept.read_bytes().startswith(b"\x7fELF")
+    assert len(calls.read_text().splitlines()) == 4 and not kept.exists()
+    in_another_process()
+    assert len(calls.read_text().splitlines()) == 6 and kept.read_bytes().startswith(b"\x7fELF")
 
 
 @pytest.mark.parametrize("mode", [0o777, 0o770])
@@ -373,10 +377,44 @@ def test_a_folder_that_others_can_write_to_is_not_used(
     compiler: Callable[..., Path], tmp_path: Path, mode: int
 ) -> None:
     compiler()
-    folder = tmp_path / "kept" / "genret"
+    folder = tmp_path / "kept" / "genret-kernels"
     folder.mkdir(parents=True)
     folder.chmod(mode)
     assert kernels() is not None and not list(folder.iterdir())
+
+
+def test_a_library_that_others_can_write_to_is_not_used(compiler: Callable[..., Path], tmp_path: Path) -> None:
+    calls = compiler()
+    in_another_process()
+    (kept,) = (tmp_path / "kept" / "genret-kernels").iterdir()
+    kept.chmod(0o777)
+    in_another_process()
+    assert len(calls.read_text().splitlines()) == 4
+
+
+@pytest.mark.parametrize("default", [torch.float64, torch.bfloat16])
+def test_defaults_of_torch_do_not_matter(anew: None, own: Kernels, default: torch.dtype) -> None:
+    torch.set_default_dtype(default)
+    try:
+        with torch.device("meta"):
+            assert kernels() is not None
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+def test_other_types_are_refused(own: Kernels) -> None:
+    states, panels = torch.randn(3, 4), own.laid_out(torch.randn(5, 4))
+    case = a_situation(0, 2, 2, 1, 32, False, empty=False)
+    for dtype in (torch.float64, torch.bfloat16):
+        with pytest.raises(TypeError, match=str(dtype)):
+            own.product(states.to(dtype), panels)
+        with pytest.raises(TypeError, match=str(dtype)):
+            own.product(states, panels, added=torch.zeros(3, 5, dtype=dtype))
+        with pytest.raises(TypeError, match=str(dtype)):
+            own.normed(states, torch.ones(4, dtype=dtype), 0.1)
+        query, key, value = case.states
+        with pytest.raises(TypeError, match=str(dtype)):
+            own.attention((query, key, value.to(dtype)), case.cache, case.tree, None, 1.0)
 
 
 def test_where_nothing_can_be_kept_it_is_compiled_for_the_process(
