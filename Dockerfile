@@ -8,7 +8,8 @@ FROM python:3.11-slim-bookworm
 ARG EXTRAS=s3,vllm,deepspeed
 ARG TORCH_INDEX=https://pypi.org/simple
 
-# wget: with it KubeRay asks a pod whether it is well. g++: DeepSpeed and Triton compile on the machine that runs them.
+# wget: with it KubeRay asks a pod whether it is well. g++: DeepSpeed,
+# Triton and the search compile on the machine that runs them.
 RUN apt-get update \
     && apt-get install --yes --no-install-recommends g++ wget \
     && rm -rf /var/lib/apt/lists/* \

@@ -40,9 +40,9 @@ from genret.decoding.trie import Trie
 SHARES_NOTE = """\
 Where the time of a search goes: "decoder" is the model's layers, "output layer" its products with states: of all tokens
 of the vocabulary, or of those that the trie allows; both together are the model's forward passes. "log-probabilities"
-are made of what they gave: sums of exponentials, for the most part. "outside" is everything else: trie, masks,
-hypotheses, pruning. "beyond forward": the last two together. Medians over the repeats, after a search to warm up, in ms
-for the whole and in % of it."""
+are made of what they gave; sums of exponentials are among them where products do not make them. "outside" is everything
+else: trie, masks, hypotheses, pruning. "beyond forward": the last two together. Medians over the repeats, after a
+search to warm up, in ms for the whole and in % of it."""
 FLOOR_NOTE = """\
 The whole search beside a replay of the necessary forward passes on the bare model, with no search at all: the prompts'
 own, and one for each depth at which some open hypothesis has a choice, of the tokens that a search token by token must

@@ -13,9 +13,10 @@ from genret.decoding.search import TrieSearch
 def passes_alone(search: TrieSearch, find: Callable[[], Any]) -> Callable[[], list[torch.Tensor]]:
     """Search once, and make a function that repeats what the model did.
 
-    It has the same tokens, masks and places in the cache, the same packed weights, and under vocabulary scoring the
-    same products of the output layer with the states that were scored, but not the log-probabilities made of them;
-    under trie scoring no output layer at all. It returns the states of each pass.
+    It has the same tokens, each of which sees the same, the same packed weights, and under vocabulary scoring the same
+    products of the output layer with the states that were scored, with sums of exponentials where those products make
+    them, but not the log-probabilities made of them; under trie scoring no output layer at all. It returns the
+    states of each pass.
 
     Args:
         search: A search whose model's output layer is a linear one.
@@ -50,9 +51,12 @@ def passes_alone(search: TrieSearch, find: Callable[[], Any]) -> Callable[[], li
                 states.append(forward(*arguments))
                 if search.scorer.over_vocabulary:
                     for some in asked.split(CHUNK_STATES):
-                        for slab in search.decoder.slabs:
+                        slabs = search.decoder.slabs
+                        reading = slabs[0].padded(some)
+                        for slab in slabs:
+                            # Sums of exponentials are made in the same go where products are our own.
                             if slab.summed(some) is None:
-                                slab(slab.padded(some))
+                                slab(reading)
         return states
 
     return repeat

@@ -26,14 +26,14 @@ from genret.decoding.trie import Trie
 NOTE = """\
 Beam search over the vocabulary, eight queries one after the other, in ms a query by the median of the repeats; all
 sides take turns. "search by oneDNN": the same search with torch's products, norms and attention, as where there is no
-compiler; "times": by "search". "passes": a query, on average; "states": a pass, on average, padded. "products": the
-search's own products with its weights, those of the output layer among them, once more and with nothing between them.
-"reading": the bytes of the weights of all these products by the rate at which a sum reads a tensor as large as the
-weights of a pass; "multiplying": their operations by the rate of one product of 2,048 states with a laid-out matrix of
-2,048 rows. "oneDNN": products of as many states with random matrices of the same shapes, laid out for oneDNN, which
-torch uses; without norms, gates and sums of exponentials, which are among those of the search where they are its own,
-and with as many states as oneDNN's are compiled for. "generate by products": how many times as fast as `generate` a
-search would be that does nothing but these products."""
+compiler; "times": by "search". "passes": a query, on average; "states": a pass, on average. "products": the search's
+own products with its weights, those of the output layer among them, once more and with nothing between them. "reading":
+the bytes of the weights of all these products by the rate at which a sum reads a tensor as large as the weights of a
+pass; "multiplying": their operations by the rate of one product of 2,048 states with a laid-out matrix of 2,048 rows.
+"oneDNN": products of as many states with random matrices of the same shapes, laid out for oneDNN, which torch uses;
+without norms, turning, gates, what is added and sums of exponentials, which the search's own products make, and with as
+many states as oneDNN's are compiled for. "generate by products": how many times as fast as `generate` a search would be
+that does nothing but these products."""
 
 LARGE, SMALL = (12, 768), (2, 256)
 COUNT = 5_000
@@ -62,9 +62,11 @@ class Call:
 
 
 def run(settings: Settings) -> list[Table]:
-    """Measure both vocabularies, where this build of torch has products of weights that are laid out."""
-    if not can_pack([torch.ones(2, 2)]):
-        print("weights: not measured, this build of torch lays no weights out")
+    """Measure both vocabularies, where this build of torch has oneDNN's products."""
+    with without_kernels():
+        has_one_dnn = can_pack([torch.ones(2, 2)])
+    if not has_one_dnn:
+        print("weights: not measured, this build of torch has no products of oneDNN to compare with")
         return []
     layers, hidden = SMALL if settings.quick else LARGE
     table = Table("Weights, one query at a time", f"{NOTE} Model {layers} x {hidden}, {COUNT:,} identifiers.")
@@ -130,8 +132,11 @@ def without_kernels() -> Iterator[None]:
     """What is made meanwhile, and used, has no products of our own."""
     with mock.patch.dict(os.environ, {"CXX": ""}):
         kernels.cache_clear()
-        yield
-    kernels.cache_clear()
+        try:
+            yield
+        finally:
+            kernels.cache_clear()
+    kernels()
 
 
 def recorded(search: TrieSearch, find: Callable[[], Any]) -> tuple[list[Call], int]:

@@ -1,6 +1,6 @@
 """Tree attention: a prompt is in the cache once, and hypotheses are appended to the same sequence.
 
-Every appended token sees the prompt, its own ancestors and itself, by a mask, and has its own position. So
+Every appended token sees the prompt, its own ancestors and itself, and has its own position. So
 nothing in the cache is copied or reordered when hypotheses branch (the technique of SpecInfer, arXiv
 2305.09781).
 
@@ -52,7 +52,8 @@ OTHER_WORTH_GROUPS = 1 << 24
 # Masks have rows of a multiple of this many columns: CUDA's attention would copy others to such rows in every layer.
 COLUMN_STEP = {"cpu": 1}
 OTHER_COLUMN_STEP = 8
-# Where a row of the cache holds more appended tokens than these, the columns that a pass sees are gathered if they and
+# Our own attention makes scores of all columns. Where a row of the cache holds more appended tokens than these, torch's
+# takes its place, and the columns that a pass sees are gathered if they and
 # the prompt's are no more than half of all: best-first search leaves most of what it read behind.
 FEW_APPENDED = 256
 # Prompts of so many tokens at most are read with our own attention, which makes scores of later tokens too.
@@ -97,7 +98,7 @@ AttentionInterface.register(TREE_ATTENTION, _tree_attention)
 
 
 class TreeDecoder:
-    """A causal language model seen as: tokens under an ancestor mask in, states out, and a head on states.
+    """A causal language model seen as: tokens that see their ancestors in, states out, and a head on states.
 
     States are the decoder's last hidden states where `head(states)` are the model's logits. Where a model
     does more to its logits (softcapping, scaling), or its head is not a plain linear layer, `head` is None
@@ -106,7 +107,6 @@ class TreeDecoder:
     Attributes:
         head: The output layer, or None.
         bare: The decoder as plain operations, where it is of a shape that allows it, or None.
-        own_attention: Whether our own attention can be its.
         dtype: Of the model.
         device: Of the model.
         vocabulary_size: Tokens that the model can both read and predict.
@@ -142,7 +142,6 @@ class TreeDecoder:
             if self.head is not None:
                 self.vocabulary_size = min(self.vocabulary_size, self.head.out_features)
                 self.bare = BareDecoder(self.decoder) if is_bare(self.decoder) else None
-            self.own_attention = self._fits_own_attention()
             self._check_tree()
 
     @cached_property
@@ -151,7 +150,7 @@ class TreeDecoder:
         assert self.head is not None
         count = -(-self.head.out_features // SLAB) if self.device.type == "cpu" else 1
         size = -(-self.head.out_features // count)
-        packed = keeps_parameters(self.head) and can_pack([self.head.weight])
+        packed = keeps_parameters(self.head) and can_pack(list(self.head.parameters()))
         return [
             Projections([self.head], packed, slice(at, at + size), multiply=precise_linear)
             for at in range(0, size * count, size)
@@ -193,7 +192,7 @@ class TreeDecoder:
     ) -> tuple["TreeSession", torch.Tensor]:
         """Put prompts, and tokens that follow all of them, into a cache.
 
-        This pass is plain causal attention: no mask is needed, so that the fastest attention kernel serves it.
+        This pass is plain causal attention: no mask is needed, so that torch's fastest attention serves long prompts.
 
         Args:
             prompts: Token ids, at least one a prompt.
@@ -250,7 +249,9 @@ class TreeDecoder:
         shown = self.tensor(visible)[:, None]
         return torch.zeros_like(shown, dtype=self.dtype).masked_fill_(~shown, -torch.inf)
 
-    def _fits_own_attention(self) -> bool:
+    @property
+    def own_attention(self) -> bool:
+        """Whether our own attention can be its."""
         own = kernels() if self.device.type == "cpu" and self.dtype == torch.float32 else None
         return own is not None and self.bare is not None and own.fits(self.bare.head_dim)
 

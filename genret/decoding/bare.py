@@ -37,8 +37,7 @@ class BareDecoder:
     def __init__(self, decoder: Any) -> None:
         """Take a decoder of which `is_bare` is true; its weights are copied only where that makes them faster."""
         self._embedding = decoder.embed_tokens
-        modules = [module for layer in decoder.layers for module in layer.modules()]
-        self._packed = can_pack([module.weight for module in modules if type(module) is nn.Linear])
+        self._packed = can_pack([parameter for layer in decoder.layers for parameter in layer.parameters()])
         self._layers = [_Layer(layer, number, self._packed) for number, layer in enumerate(decoder.layers)]
         first, self.head_dim = self._layers[0], int(decoder.layers[0].self_attn.head_dim)
         self._rotations = Rotations(decoder.rotary_emb, first.order, first.turned)

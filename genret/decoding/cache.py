@@ -1,6 +1,6 @@
 """The key-value cache of a batch, a row a query, and the attention of a pass to it.
 
-Of a row every token sees what a mask shows it, so that hypotheses of a query stand side by side in its row.
+Of a row every token sees its own part, so that hypotheses of a query stand side by side in its row.
 """
 
 from collections.abc import Mapping, Sequence

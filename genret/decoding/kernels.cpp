@@ -1,4 +1,4 @@
-// Products of states with a matrix of weights, for passes of a few dozen states.
+// Products of states with a matrix of weights, norms, and attention, for passes of a few dozen states.
 //
 // Weights come out of memory about as fast as a few dozen states are multiplied with them, so that neither may wait for
 // the other: while one part of the weights is multiplied, the next is fetched, a line at a time. Only vector types of
@@ -6,7 +6,6 @@
 
 #include <cstdint>
 #include <cstring>
-#include <new>
 #include <omp.h>
 #include <utility>
 
@@ -45,7 +44,8 @@ inline Vector loaded(const float* place) {
 
 inline void store(float* place, Vector found) { std::memcpy(place, &found, sizeof found); }
 
-// 2^x, good to some 2e-7 of it. From 2^127.5 on it is infinite, and below 2^-126 it is that; what is not a number stays.
+// 2^x, good to some 2e-7 of it. From x = 127.5 on it is infinite, and below -126 it is that of -126; what is not a
+// number stays.
 inline Vector power_of_two(Vector x) {
     // Adding a number of which the last digit is worth 1 rounds to whole numbers.
     constexpr float rounding = 12582912.0f;
@@ -68,8 +68,8 @@ inline Vector power_of_two(Vector x) {
     return series * scale;
 }
 
-// The products of `rows` states, feature by feature next to each other, with the rows of one panel, of which features are
-// `stride` apart. Meanwhile fetches what is `ahead`, `step` bytes a feature.
+// The products of `rows` states, feature by feature next to each other, with the rows of one panel, of which features
+// are `stride` apart. Meanwhile fetches what is `ahead`, `step` bytes a feature.
 template <int rows>
 void multiply(const float* __restrict states, const float* __restrict panel, int64_t stride, int64_t width, Tile& tile,
               const char* __restrict ahead, int64_t step) {
@@ -146,8 +146,8 @@ float total(const float* partial, int64_t threads, int64_t stride, int64_t row) 
     return static_cast<float>(sum);
 }
 
-// Rotary position embedding of the first outputs, head by head of `size` of them: half a panel's columns are turned with
-// the other half. Of each position the table holds cosines, and then sines, `size / 2` each.
+// Rotary position embedding of the first outputs, head by head of `size` of them: half a panel's columns are turned
+// with the other half. Of each position the table holds cosines, and then sines, `size / 2` each.
 struct Rotation {
     const float* table;
     const int64_t* positions;
@@ -182,7 +182,8 @@ struct Product {
         const float* rows = panels + panel * width * kColumns;
         const int64_t step = 4 * kColumns / blocks.count;
         const char* ahead = reinterpret_cast<const char*>(rows + width * kColumns) + block * step * width;
-        multiply_rows(blocks.size(block))(space + blocks.first(block) * width, rows, kColumns, width, tile, ahead, step);
+        const float* laid_out = space + blocks.first(block) * width;
+        multiply_rows(blocks.size(block))(laid_out, rows, kColumns, width, tile, ahead, step);
     }
 
     // Puts the products of one panel where they belong, and adds up their exponentials.
@@ -268,7 +269,8 @@ struct Attention {
         }
     }
 
-    // Turns a query's scores of all columns into weights, `rows` apart, and gives the factor that makes them add up to 1.
+    // Turns a query's scores of all columns into weights, `rows` apart, and gives the factor that makes them add up to
+    // 1.
     float weigh(int64_t token, float* scores, float* weights, int64_t rows, float* listed) const {
         // How far back the token may look, among the first columns and among the last tokens of its own path.
         const int64_t place = depth[token], position = first[token] + (place < 0 ? -1 : place);
@@ -310,6 +312,9 @@ struct Attention {
         return x == Vector{} - __builtin_inff() ? Vector{} : power;
     }
 
+    // What is read now needs no fetching.
+    static const char* nothing_ahead(const float* place) { return reinterpret_cast<const char*>(place); }
+
     // Numbers that `mix` needs room for.
     int64_t space(int64_t columns) const {
         const int64_t padded = columns + 2 * kColumns;
@@ -328,7 +333,7 @@ struct Attention {
         Tile tile;
         for (int64_t panel = 0; panel < n_panels(row); ++panel) {
             const float* place = laid_out + panel * size * kColumns;
-            multiply_rows(rows)(asking, place, kColumns, size, tile, reinterpret_cast<const char*>(place), 0);
+            multiply_rows(rows)(asking, place, kColumns, size, tile, nothing_ahead(place), 0);
             for (int64_t i = 0; i < rows; ++i)
                 for (int v = 0; v < kVectors; ++v)
                     store(scores + i * padded + panel * kColumns + v * kLanes, tile.sum[i][v]);
@@ -341,7 +346,7 @@ struct Attention {
         }
         for (int64_t part = 0; part < size; part += kColumns) {
             const float* place = values + row * room * column_size() + head * size + part;
-            multiply_rows(rows)(weights, place, column_size(), used[row], tile, reinterpret_cast<const char*>(place), 0);
+            multiply_rows(rows)(weights, place, column_size(), used[row], tile, nothing_ahead(place), 0);
             for (int64_t i = 0; i < rows; ++i)
                 for (int v = 0; v < kVectors; ++v)
                     store(mixed(row, head, first_query + i) + part + v * kLanes, tile.sum[i][v] * factors[i]);
@@ -366,17 +371,18 @@ int64_t genret_columns() { return kColumns; }
 
 // out[i][j] = sum over f of states[i][f] * weights[j][f], + bias[j], + added[i][j].
 //
-// `panels` holds the weights, kColumns rows of them after the other, each feature by feature; rows that are missing in
-// the last one are zeros. `bias` has a place for each of all these rows. If `gated`, the first half of a panel's rows
-// are those of a gate: out[i][j] is the product with row j of the other halves, times the silu of that with row j of
-// these. With an `epsilon` that is not negative states are divided by the root of epsilon and the mean of their squares first.
-// The first `turned` outputs, if any, are turned as `Rotation` has it, state i as of `positions[i]`; `size` is a multiple
-// of kColumns. `sums[i]` is the sum over j of exp(out[i][j]). `bias`, `added` and `sums` may be null. Gives 0, or 1 if
-// there is no memory.
+// `panels` holds the weights, kColumns rows of them after the other, each feature by feature; rows that are missing
+// in the last one are zeros. `bias` has a place for each of all these rows. If `gated`, the first half of a panel's
+// rows are those of a gate: out[i][j] is the product with row j of the other halves, times the silu of that with row
+// j of these. With an `epsilon` that is not negative states are divided by the root of epsilon and the mean of their
+// squares first. The first `turned` outputs, if any, are turned as `Rotation` has it, state i as of `positions[i]`;
+// `size` is a multiple of kColumns. `sums[i]` is the sum over j of exp(out[i][j]). `bias`, `added` and `sums` may be
+// null. Gives 0, or 1 if there is no memory.
 int32_t genret_product(const float* states, int64_t count, int64_t width, const float* panels, const float* bias,
                        const float* added, int64_t outputs, float* out, int32_t gated, float epsilon, float* sums,
                        const float* table, const int64_t* positions, int64_t size, int64_t turned, int32_t threads) {
-    const Product product{states, width, panels, bias, added, outputs, out, gated != 0, {table, positions, size, turned}};
+    const Rotation rotation{table, positions, size, turned};
+    const Product product{states, width, panels, bias, added, outputs, out, gated != 0, rotation};
     const int64_t most = count < kBlocks * kRows ? count : kBlocks * kRows;
     const int64_t summed = sums == nullptr ? 0 : most * kLanes;
     // States of a group of blocks, the factors of their norms, and the sums of each thread.
@@ -434,14 +440,15 @@ void genret_norm(const float* states, int64_t count, int64_t width, const float*
 // Puts the keys and values of tokens into the cache, and attends to it.
 //
 // Tokens stand row by row, those of a row from begin[row] on; `stride` numbers lie between two of them in `query`
-// [tokens, heads, size] and `key` [tokens, heads / shared, size], `value_stride` in `value`, which is like `key`. Keys and
-// values go to the columns `slots` (row * room +
-// column) of `keys` and `values` [rows, room, heads / shared, size]. A row has `used` columns. Of its row a token sees the
-// `first` columns, which are its first positions, and those that stand in `seen` [tokens, longest] up to its own place,
-// `depth`, which are the positions after these; -1 among them is none. It sees no further back than `window` positions.
-// `size` is a multiple of kColumns. Gives 0, or 1 if there is no memory.
+// [tokens, heads, size] and `key` [tokens, heads / shared, size], `value_stride` in `value`, which is like `key`.
+// Keys and values go to the columns `slots` (row * room + column) of `keys` and `values` [rows, room, heads /
+// shared, size]. A row has `used` columns. Of its row a token sees the `first` columns, which are its first
+// positions, and those that stand in `seen` [tokens, longest] up to its own place, `depth`, which are the positions
+// after these; -1 among them is none. It sees no further back than `window` positions. `size` is a multiple of
+// kColumns. Gives 0, or 1 if there is no memory.
 int32_t genret_attention(const float* query, const float* key, const float* value, int64_t stride,
-                         int64_t value_stride, int64_t heads, int64_t shared, int64_t size, float* keys, float* values, int64_t rows, int64_t room,
+                         int64_t value_stride, int64_t heads, int64_t shared, int64_t size, float* keys, float* values,
+                         int64_t rows, int64_t room,
                          const int64_t* begin, const int64_t* used, const int64_t* slots, const int64_t* first,
                          const int64_t* depth, const int32_t* seen, int64_t longest, int64_t window, float scaling,
                          float* out, int32_t threads) {

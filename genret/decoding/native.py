@@ -1,8 +1,9 @@
-"""Matrix products of our own on a CPU: C++ that is compiled once on each machine, for its processor.
+"""Products, norms and attention of our own on a CPU: C++ that is compiled once on each machine, for its processor.
 
-Torch's products wait for weights and multiply them one after the other; ours do both at a time, which takes two thirds
-of the time for a few dozen states. They run in the threads that torch runs in. Where there is no compiler, or it is not
-GCC, there are none. The environment variable `CXX` names another compiler; empty, it turns them off.
+Torch's products wait for weights and multiply them one after the other; ours do both at a time (`python
+benchmarks/decoding.py --part weights` compares them). They run in the threads that torch runs in. Where there is no
+compiler, or it is not GCC, there are none. The environment variable `CXX` names another compiler; empty, it turns them
+off.
 """
 
 import ctypes
@@ -25,7 +26,7 @@ from torch import Tensor, nn
 SOURCE = Path(__file__).with_name("kernels.cpp")
 COMPILERS = ("c++", "g++")
 FLAGS = ("-std=c++17", "-O3", "-march=native", "-fno-exceptions", "-fno-rtti", "-fno-math-errno", "-fopenmp", "-fPIC")
-# What the compiler is given at most, in seconds; it takes about half of one.
+# What the compiler is given at most, in seconds; it takes about one.
 COMPILER_SECONDS = 120
 
 _LOGGER = logging.getLogger("genret")
@@ -72,7 +73,8 @@ class Tree:
         begin: int64 `[rows + 1]`, where the tokens of each row begin.
         used: int64 `[rows]`, how many columns of each hold something, with this pass.
         slots: int64 `[tokens]`, row * room + column of each token.
-        first: int64 `[tokens]`, how many columns from the first on each sees: those of its prompt.
+        first: int64 `[tokens]`, how many columns from the first on each sees: those of its prompt, in a prompt those up
+            to its own.
         depth: int64 `[tokens]`, its place on the path that follows; -1 in a prompt.
         seen: int32 `[tokens, depth]`, the columns of the tokens on that path, its own among them; -1 for none.
     """
@@ -86,7 +88,7 @@ class Tree:
 
 
 class Kernels:
-    """The compiled products, see kernels.cpp."""
+    """The compiled functions, see kernels.cpp."""
 
     def __init__(self, library: ctypes.CDLL) -> None:
         """Take the library.
@@ -131,7 +133,11 @@ class Kernels:
             rows: float32 `[out, width]`. Gated: those of the gate, and then as many others.
             bias: float32 `[out]`, added to every product.
             gated: Whether products with the first half of the rows become, by SiLU, the factors of the others.
+
+        Raises:
+            TypeError: Numbers of another type.
         """
+        _check_types(*(part for part in (rows, bias) if part is not None))
         parts = 2 if gated else 1
         outputs = len(rows) // parts
         columns = self._columns // parts
@@ -175,7 +181,8 @@ class Kernels:
             TypeError: Numbers of another type.
             MemoryError: There is none for a copy of some states.
         """
-        _check_types(*(part for part in (states, added, sums) if part is not None))
+        table = None if turns is None else turns.table
+        _check_types(*(part for part in (states, added, sums, table) if part is not None))
         # What is not contiguous must live as long as the call.
         states, added = states.contiguous(), None if added is None else added.contiguous()
         made = states.new_empty(states.shape[0], panels.outputs)
@@ -224,7 +231,7 @@ class Kernels:
 
         Args:
             states: float32 queries `[tokens, heads, head_dim]`, keys and values `[tokens, key_heads, head_dim]`, row by
-                row of the cache: parts of products, of which queries and keys are parts of the same.
+                row of the cache, heads side by side: queries and keys are parts of one product.
             cache: float32 keys and values `[rows, room, key_heads, head_dim]`, written to.
             tree: What the tokens see.
             window: How far back, in positions; None for all the way.
@@ -235,11 +242,16 @@ class Kernels:
 
         Raises:
             TypeError: Numbers of another type.
+            ValueError: Numbers that stand in another order.
             MemoryError: There is none for a copy of some keys.
         """
         _check_types(*states, *cache)
         query, key, value = states
         keys, values = cache
+        if query.shape[0] and (
+            query.stride() != key.stride() or any(part.stride()[1:] != (query.shape[2], 1) for part in (query, value))
+        ):
+            raise ValueError("expected queries and keys of one product, and the features of heads side by side")
         made = query.new_empty(query.shape)
         failed = self._attention(
             *(part.data_ptr() for part in states),
@@ -346,6 +358,8 @@ def _compiled(compiler: str, folder: Path) -> Path:
         # Not linked with a library of threads: it finds torch's, which is loaded already. With one of its own there
         # would be twice the threads, waiting for each other.
         _call(compiler, "-shared", "-nostdlib", str(item), "-o", str(whole))
+        # Whatever the process's mask is, only the user's own.
+        whole.chmod(0o700)
         whole.replace(library)
     return library
 

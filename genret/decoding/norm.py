@@ -22,7 +22,8 @@ class Norm:
 
     def factors(self) -> Tensor:
         """Of each feature, `[width]`."""
-        weight: Tensor = self._norm.weight
+        # A module's attributes are looked up through Python, which takes several times as long.
+        weight: Tensor = self._norm._parameters["weight"]
         return weight
 
     def scaled(self, states: Tensor) -> Tensor:

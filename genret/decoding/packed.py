@@ -49,7 +49,7 @@ def _has_one_dnn() -> bool:
 
 def gates(activation: Any) -> bool:
     """Whether products can have this activation of a gate among them: SiLU, in our own."""
-    return isinstance(activation, (nn.SiLU, SiLUActivation)) and kernels() is not None
+    return type(activation) in (nn.SiLU, SiLUActivation) and kernels() is not None
 
 
 def rounded_up(count: int) -> int:
@@ -100,7 +100,10 @@ class PackedMatrix:
             self._bias = None if bias is None else bias.detach()
 
     def __call__(self, states: Tensor) -> Tensor:
-        """The products of all rows with each of some states: float32 `[states, out]` for `[states, width]`."""
+        """The products of all rows with each of some states: float32 `[states, out]` for `[states, width]`.
+
+        Half as many where they are gated.
+        """
         return self.product(padded(states))[: states.shape[0]]
 
     def product(
@@ -134,7 +137,11 @@ class PackedMatrix:
 
 def multiplication(rows: Tensor, bias: Tensor | None = None) -> Callable[[Tensor], Tensor]:
     """What multiplies states with a matrix `[out, width]` that will not change: laid out, where that is possible."""
-    return PackedMatrix(rows, bias) if can_pack([rows]) else partial(precise_linear, weight=rows, bias=bias)
+    return (
+        PackedMatrix(rows, bias)
+        if can_pack([rows] if bias is None else [rows, bias])
+        else partial(precise_linear, weight=rows, bias=bias)
+    )
 
 
 def precise_linear(states: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -229,7 +236,10 @@ class Projections:
         return outputs if added is None else outputs.add_(added)
 
     def gated(self, states: Tensor) -> Tensor:
-        """The outputs of the second of two layers, times the activations of those of the first (the gate)."""
+        """The outputs of the second of two layers, times the activations of those of the first (the gate).
+
+        `[states, out of one]` for states `[states, width]` as `__call__` takes them.
+        """
         if self._packed is not None and gates(self._gate):
             return self._packed.product(states, norm=self._norm)
         assert self._gate is not None

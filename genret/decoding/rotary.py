@@ -14,7 +14,8 @@ as complex numbers; or where our own product turns it while it makes it."""
 
 Rotation: TypeAlias = Turns | tuple[Tensor, ...]
 """In halves, what queries and keys are multiplied with, and with their halves exchanged, `[tokens, 1, head_dim]` each;
-in pairs, what these are multiplied with as complex numbers, `[tokens, 1, head_dim / 2]`."""
+in pairs, what these are multiplied with as complex numbers, `[tokens, 1, head_dim / 2]`; in panels, what our own
+product takes."""
 
 
 def order_for(packed: bool, size: int) -> Order:

@@ -420,7 +420,7 @@ class _Taken:
             here = ((token >= begin) & (token < self._end)).nonzero()[0]
             owner, token = owner[here], token[here] - begin
         if len(owner):
-            if logits.device.type == "cpu":  # where numpy's indexing takes a fraction of torch's
+            if logits.device.type == "cpu":  # where numpy's indexing takes less time than torch's
                 self.logit[here] = logits.numpy()[owner, token]
             else:
                 self.logit[here] = _numpy(logits[tensor(owner), tensor(token)])

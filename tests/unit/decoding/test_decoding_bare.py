@@ -181,7 +181,8 @@ def test_its_states_are_those_of_the_model(name: str, dtype: torch.dtype) -> Non
 
 @pytest.mark.parametrize("is_bare", [True, False])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-def test_states_that_are_not_wanted_change_no_others(dtype: torch.dtype, is_bare: bool) -> None:
+@all_ways
+def test_states_that_are_not_wanted_change_no_others(way: str, dtype: torch.dtype, is_bare: bool) -> None:
     decoder = TreeDecoder(build(CONFIGS["mistral"], dtype))
     decoder.bare = decoder.bare if is_bare else None
     query, start, length, tokens = np.zeros(2, np.int64), np.zeros(2, np.int64), np.array([4, 3]), np.arange(10, 17)
@@ -224,7 +225,8 @@ def test_trained_weights_are_seen() -> None:
 
 
 @pytest.mark.parametrize("name", ["input_layernorm", "post_attention_layernorm"])
-def test_factors_of_norms_that_change_are_seen(name: str) -> None:
+@all_ways
+def test_factors_of_norms_that_change_are_seen(way: str, name: str) -> None:
     model, trie = build(CONFIGS["llama"], torch.float32), Trie.from_sequences(identifiers())
     kept = TrieSearch(model, trie, "vocabulary")
     before = kept.search([[3, 4]], k=8)[0]
@@ -236,7 +238,8 @@ def test_factors_of_norms_that_change_are_seen(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["weight", "bias"])
-def test_what_is_made_of_other_weights_is_read_each_time(name: str) -> None:
+@all_ways
+def test_what_is_made_of_other_weights_is_read_each_time(way: str, name: str) -> None:
     normed = build(CONFIGS["llama"], torch.float32)
     parametrize.register_parametrization(normed.get_decoder().norm, "weight", nn.Identity())
     assert not is_bare(normed.get_decoder())

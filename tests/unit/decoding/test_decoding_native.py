@@ -156,6 +156,14 @@ def test_sums_tell_of_numbers_that_are_too_large_or_none(own: Kernels) -> None:
         assert not sums[4].isfinite() and sums[5].isnan()
 
 
+def test_sums_of_many_outputs_are_good_to_some_hundred_thousandths(own: Kernels) -> None:
+    torch.manual_seed(0)
+    states, rows, sums = torch.randn(2, 8), torch.randn(300_000, 8), torch.empty(2)
+    own.product(states, own.laid_out(rows), sums=sums)
+    expected = (states.double() @ rows.double().T).exp().sum(1)
+    torch.testing.assert_close(sums.double(), expected, atol=0, rtol=3e-5)
+
+
 def test_gates_of_any_size_are_numbers(own: Kernels) -> None:
     gate = torch.tensor([-1e30, -200.0, -88.0, -1.0, 0.0, 1.0, 88.0, 200.0, 1e30])
     panels = own.laid_out(torch.cat((gate, torch.ones(9)))[:, None], gated=True)
@@ -183,7 +191,7 @@ def test_products_are_turned(own: Kernels, size: int) -> None:
     cosine, sine = angles[positions].double().cos()[:, None], angles[positions].double().sin()[:, None]
     turned = torch.cat((left * cosine - right * sine, right * cosine + left * sine), -1)
     order = own.head_order(size)
-    assert own.fits(size) and sorted(order.tolist()) == list(range(size))
+    assert own.fits(size) and not own.fits(size + 8) and sorted(order.tolist()) == list(range(size))
     ordered = rows.unflatten(0, (3, size))
     ordered = torch.cat((ordered[:2, order].flatten(0, 1), ordered[2]))
     found = own.product(states, own.laid_out(ordered), turns=Turns(table, positions, 2 * size)).unflatten(1, (3, size))
@@ -383,6 +391,18 @@ def test_a_folder_that_others_can_write_to_is_not_used(
     assert kernels() is not None and not list(folder.iterdir())
 
 
+def test_the_mask_of_the_process_does_not_matter(compiler: Callable[..., Path], tmp_path: Path) -> None:
+    calls = compiler()
+    before = os.umask(0o002)
+    try:
+        in_another_process()
+        in_another_process()
+    finally:
+        os.umask(before)
+    folder = tmp_path / "kept" / "genret-kernels"
+    assert len(calls.read_text().splitlines()) == 2 and folder.stat().st_mode & 0o777 == 0o700
+
+
 def test_a_library_that_others_can_write_to_is_not_used(compiler: Callable[..., Path], tmp_path: Path) -> None:
     calls = compiler()
     in_another_process()
@@ -411,10 +431,23 @@ def test_other_types_are_refused(own: Kernels) -> None:
         with pytest.raises(TypeError, match=str(dtype)):
             own.product(states, panels, added=torch.zeros(3, 5, dtype=dtype))
         with pytest.raises(TypeError, match=str(dtype)):
+            own.laid_out(torch.ones(2, 2), torch.ones(2, dtype=dtype))
+        turns = Turns(torch.ones(9, 32, dtype=dtype), torch.zeros(3, dtype=torch.int64), 32)
+        with pytest.raises(TypeError, match=str(dtype)):
+            own.product(states, own.laid_out(torch.randn(32, 4)), turns=turns)
+        with pytest.raises(TypeError, match=str(dtype)):
             own.normed(states, torch.ones(4, dtype=dtype), 0.1)
         query, key, value = case.states
         with pytest.raises(TypeError, match=str(dtype)):
             own.attention((query, key, value.to(dtype)), case.cache, case.tree, None, 1.0)
+
+
+def test_parts_of_several_products_are_refused(own: Kernels) -> None:
+    case = a_situation(0, 2, 2, 1, 32, False, empty=False)
+    query, key, value = case.states
+    for wrong in ((query.contiguous(), key, value), (query, key, value.transpose(1, 2).contiguous().transpose(1, 2))):
+        with pytest.raises(ValueError, match="one product"):
+            own.attention(wrong, case.cache, case.tree, None, 1.0)
 
 
 def test_where_nothing_can_be_kept_it_is_compiled_for_the_process(

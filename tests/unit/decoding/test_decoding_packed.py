@@ -45,7 +45,7 @@ def test_outputs_are_those_of_the_layers(way: str, bias: bool, rows: slice | Non
     linears = some_linears(bias)
     projections = Projections(linears, way != PLAIN, rows)
     for count in (1, 3, 8, 33, 200):
-        states = projections.padded(torch.randn(count, 24))
+        states = torch.randn(count, 24)
         assert farthest(projections, linears, states, rows or slice(None)) < 1e-5
         with torch.inference_mode():
             outputs = projections(states)
@@ -78,7 +78,14 @@ def test_a_norm_stands_before_layers(way: str, bias: bool) -> None:
                 assert (projections(states) - expected).abs().max() < 1e-5
 
 
-@pytest.mark.parametrize("activation", [nn.SiLU(), SiLUActivation(), nn.GELU()])
+class Doubled(nn.SiLU):
+    """Not what it is made of."""
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        return 2 * super().forward(input)
+
+
+@pytest.mark.parametrize("activation", [nn.SiLU(), SiLUActivation(), nn.GELU(), Doubled()])
 @pytest.mark.parametrize("bias", [True, False])
 @all_ways
 def test_a_layer_is_a_gate_for_another(way: str, bias: bool, activation: nn.Module) -> None:
@@ -96,9 +103,8 @@ def test_a_layer_is_a_gate_for_another(way: str, bias: bool, activation: nn.Modu
 
 @all_ways
 def test_weights_that_change_are_seen(way: str) -> None:
-    linears = some_linears(True)
+    linears, states = some_linears(True), torch.randn(5, 24)
     projections = Projections(linears, way != PLAIN)
-    states = projections.padded(torch.randn(5, 24))
     with torch.no_grad():
         linears[1].weight.mul_(3)
     assert farthest(projections, linears, states, slice(None)) < 1e-5
@@ -111,7 +117,7 @@ def test_weights_that_change_are_seen(way: str) -> None:
 
 @packed_ways
 def test_weights_that_are_replaced_again_and_again_are_seen(way: str) -> None:
-    linears, states = some_linears(True), torch.randn(6, 24)
+    linears, states = some_linears(True), torch.randn(5, 24)
     projections = Projections(linears, packed=True)
     for _ in range(20):
         # Nothing holds the old ones but the layers, so that new ones may get their place in memory.
