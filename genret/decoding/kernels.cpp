@@ -29,20 +29,17 @@ constexpr int64_t kLaidOut = 1 << 20;
 constexpr int64_t kWorthThreads = 1 << 15;
 constexpr float kLog2E = 1.44269504088896f;
 
-typedef float Vector __attribute__((vector_size(4 * kLanes), aligned(4)));
-typedef int32_t Integers __attribute__((vector_size(4 * kLanes), aligned(4)));
+// Anywhere among other numbers.
+typedef float Vector __attribute__((vector_size(4 * kLanes), aligned(4), may_alias));
+typedef int32_t Integers __attribute__((vector_size(4 * kLanes), aligned(4), may_alias));
 
 struct Tile {
     Vector sum[kRows][kVectors];
 };
 
-inline Vector loaded(const float* place) {
-    Vector found;
-    std::memcpy(&found, place, sizeof found);
-    return found;
-}
+inline Vector loaded(const float* place) { return *reinterpret_cast<const Vector*>(place); }
 
-inline void store(float* place, Vector found) { std::memcpy(place, &found, sizeof found); }
+inline void store(float* place, Vector found) { *reinterpret_cast<Vector*>(place) = found; }
 
 // 2^x, good to some 2e-7 of it. From x = 127.5 on it is infinite, and below -126 it is that of -126; what is not a
 // number stays.
@@ -73,17 +70,23 @@ inline Vector power_of_two(Vector x) {
 template <int rows>
 void multiply(const float* __restrict states, const float* __restrict panel, int64_t stride, int64_t width, Tile& tile,
               const char* __restrict ahead, int64_t step) {
+    // Unrolled early, so that all of this stays in registers.
     Vector sum[rows][kVectors] = {};
     for (int64_t feature = 0; feature < width; ++feature) {
         Vector weights[kVectors];
+#pragma GCC unroll 2
         for (int v = 0; v < kVectors; ++v) weights[v] = loaded(panel + feature * stride + v * kLanes);
         __builtin_prefetch(ahead, 0, 2);
         if (step > kLine) __builtin_prefetch(ahead + kLine, 0, 2);
         ahead += step;
+#pragma GCC unroll 16
         for (int row = 0; row < rows; ++row)
+#pragma GCC unroll 2
             for (int v = 0; v < kVectors; ++v) sum[row][v] += weights[v] * states[feature * rows + row];
     }
+#pragma GCC unroll 16
     for (int row = 0; row < rows; ++row)
+#pragma GCC unroll 2
         for (int v = 0; v < kVectors; ++v) tile.sum[row][v] = sum[row][v];
 }
 
