@@ -53,8 +53,8 @@ OTHER_WORTH_GROUPS = 1 << 24
 COLUMN_STEP = {"cpu": 1}
 OTHER_COLUMN_STEP = 8
 # Our own attention makes scores of all columns. Where a row of the cache holds more appended tokens than these, torch's
-# takes its place, and the columns that a pass sees are gathered if they and
-# the prompt's are no more than half of all: best-first search leaves most of what it read behind.
+# takes its place, and the columns that a pass sees are gathered if they and the prompt's are no more than half of all:
+# best-first search leaves most of what it read behind.
 FEW_APPENDED = 256
 # Prompts of so many tokens at most are read with our own attention, which makes scores of later tokens too.
 LONG_PROMPT = 512
